@@ -1,0 +1,1 @@
+"""Build time: PyTorch stages, their export to ONNX, and the model repository."""

@@ -1,0 +1,1 @@
+"""How the base voice was made: corpus, training, evaluation."""
