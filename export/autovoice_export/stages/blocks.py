@@ -1,0 +1,88 @@
+"""Causal building blocks that carry their past in one flat state tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class StateReader:
+    """Cuts a flat state [B, S] into the pieces its blocks ask for, in order.
+
+    The writer side is a plain list that the stage concatenates: a block reads as many values as it
+    writes, so both sides stay in step without any table of offsets.
+    """
+
+    def __init__(self, state: Tensor) -> None:
+        self._state = state
+        self._position = 0
+
+    def take(self, size: int) -> Tensor:
+        """Returns the next ``size`` values of every batch item, [B, size]."""
+        piece = self._state[:, self._position : self._position + size]
+        self._position += size
+        return piece
+
+
+class GatedBlock(nn.Module):
+    """Gated dilated causal convolution with a residual connection (van den Oord et al. 2016, WaveNet).
+
+    Args:
+        channels: width C.
+        dilation: frames between the three taps; the block looks ``2 * dilation`` frames back.
+        condition: size of a per-utterance condition added before the gate, or 0 for none.
+    """
+
+    KERNEL = 3
+
+    def __init__(self, channels: int, dilation: int, condition: int = 0) -> None:
+        super().__init__()
+        self.context = (self.KERNEL - 1) * dilation
+        self.channels = channels
+        self.state_size = self.context * channels
+        self.convolution = nn.Conv1d(channels, 2 * channels, self.KERNEL, dilation=dilation)
+        self.condition = nn.Linear(condition, 2 * channels) if condition else None
+        self.output = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, past: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Filters one chunk.
+
+        Args:
+            x: [B, C, F].
+            past: the last ``context`` frames of this block's input, flattened, [B, C * context].
+            condition: [B, condition], when the block was built with one.
+
+        Returns:
+            The output [B, C, F] and the new past [B, C * context].
+        """
+        padded = torch.cat([past.reshape(-1, self.channels, self.context), x], dim=2)
+        hidden = self.convolution(padded)
+        if self.condition is not None and condition is not None:
+            hidden = hidden + self.condition(condition).unsqueeze(2)
+        signal, gate = hidden.chunk(2, dim=1)
+        x = x + self.output(torch.tanh(signal) * torch.sigmoid(gate))
+        return x, padded[:, :, -self.context :].reshape(-1, self.state_size)
+
+
+def mel_points(count: int, low_hz: float, high_hz: float) -> Tensor:
+    """Frequencies in Hz that are evenly spaced on the HTK mel scale, [count], float64."""
+    low, high = (2595.0 * torch.log10(1.0 + torch.tensor(hz, dtype=torch.float64) / 700.0) for hz in (low_hz, high_hz))
+    mels = low + (high - low) * torch.arange(count, dtype=torch.float64) / (count - 1)
+    return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+
+
+def mel_filterbank(bands: int, low_hz: float, high_hz: float, fft_size: int, sample_rate: int) -> Tensor:
+    """Triangular mel filters of unit peak (HTK), [fft_size // 2 + 1, bands], float32."""
+    edges = mel_points(bands + 2, low_hz, high_hz)
+    bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64).unsqueeze(1) * sample_rate / fft_size
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0.0).to(torch.float32)
+
+
+def real_dft(size: int) -> Tensor:
+    """Matrix of the real DFT: [size, 2 * (size // 2 + 1)], cosines then negative sines, float32."""
+    n = torch.arange(size, dtype=torch.float64).unsqueeze(1)
+    k = torch.arange(size // 2 + 1, dtype=torch.float64)
+    angle = 2.0 * torch.pi * torch.remainder(n * k, size) / size
+    return torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1).to(torch.float32)

@@ -1,0 +1,132 @@
+"""Synthesizer: content, pitch and a voice to audio, by a filtered pulse train and filtered noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from autovoice_export.stages.blocks import GatedBlock, StateReader
+from autovoice_plugins.geometry import BANDS, FILTER_FLOOR, HOP, SOURCE_STATE_SIZE, SYNTH_STATE_SIZE
+from autovoice_plugins.harmonic_source.torch_op import harmonic_source
+from autovoice_plugins.spectral_synth.torch_op import spectral_synth
+
+EMBEDDING_SIZE = 256
+NOISE_BLOCKS = 256
+NOISE_SEED = 20240229
+# 1 / e^30 is far below the filters' floor: an unvoiced frame has no harmonics at all.
+UNVOICED_ATTENUATION = 30.0
+
+
+@dataclass(frozen=True)
+class SynthesizerConfig:
+    """Shape of the synthesizer.
+
+    Attributes:
+        content_size: width of CONTENT.
+        channels: width of the gated blocks.
+        dilations: one block each.
+        condition_size: width of the projected speaker embedding that every block sees.
+    """
+
+    content_size: int = 96
+    channels: int = 192
+    dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4))
+    condition_size: int = 128
+
+
+def noise_table() -> Tensor:
+    """Unit-variance Gaussian noise, [256, 240]: 2.56 s, the same on every machine.
+
+    Drawn in NumPy's legacy generator, whose stream is frozen, because TensorRT ignores the seed of a
+    random op and because chunking must not change the noise.
+    """
+    import numpy as np
+
+    values = np.random.RandomState(NOISE_SEED).standard_normal((NOISE_BLOCKS, HOP))  # noqa: NPY002
+    return torch.from_numpy(values.astype(np.float32))
+
+
+class Synthesizer(nn.Module):
+    """Gated causal convolutions predict a harmonic and a noise filter per frame.
+
+    The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
+    noise model; Serra & Smith 1990, differentiable form Engel et al. 2020). The loudness of the source
+    is added to both filters, so that level passes through and silence stays silent.
+    """
+
+    def __init__(self, config: SynthesizerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SynthesizerConfig()
+        self.register_buffer("noise", noise_table(), persistent=False)
+        self.embedding = nn.Sequential(
+            nn.Linear(EMBEDDING_SIZE, config.condition_size), nn.SiLU(),
+            nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
+        )  # fmt: skip
+        self.input = nn.Conv1d(config.content_size + 3, config.channels, 1)
+        self.blocks = nn.ModuleList(
+            GatedBlock(config.channels, dilation, config.condition_size) for dilation in config.dilations
+        )
+        self.hidden = nn.Conv1d(config.channels, config.channels, 1)
+        self.output = nn.Conv1d(config.channels, 2 * BANDS, 1)
+        nn.init.normal_(self.output.weight, std=0.01)
+        with torch.no_grad():
+            self.output.bias.copy_(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
+        self.filter_state = 1 + SOURCE_STATE_SIZE + SYNTH_STATE_SIZE
+        self.state_size = self.filter_state + sum(block.state_size for block in self.blocks)
+
+    def filters(
+        self, content: Tensor, loudness: Tensor, f0: Tensor, periodicity: Tensor, embedding: Tensor, state: StateReader
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Log-magnitude filters [B, F, 80] of harmonics and noise, and the new states of the blocks."""
+        voiced = (f0 > 0).to(f0.dtype)
+        octave = voiced * torch.log2(f0.clamp(min=1.0) / 200.0)
+        pitch = torch.stack([octave, voiced, periodicity], dim=2)
+        x = self.input(torch.cat([content, pitch], dim=2).transpose(1, 2))
+        condition = self.embedding(embedding * (EMBEDDING_SIZE**0.5))
+        states = []
+        for block in self.blocks:
+            x, past = block(x, state.take(block.state_size), condition)
+            states.append(past)
+        x = self.output(torch.nn.functional.silu(self.hidden(x))).transpose(1, 2) + loudness.unsqueeze(2)
+        harmonic, noise = x.chunk(2, dim=2)
+        harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
+        return harmonic.clamp(min=FILTER_FLOOR), noise.clamp(min=FILTER_FLOOR), states
+
+    def forward(
+        self,
+        content: Tensor,
+        loudness: Tensor,
+        f0: Tensor,
+        periodicity: Tensor,
+        embedding: Tensor,
+        pitch_shift: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Synthesises one chunk.
+
+        Args:
+            content: CONTENT [B, F, C].
+            loudness: LOUDNESS [B, F], natural log of RMS.
+            f0: F0 [B, F] in Hz, 0 = unvoiced.
+            periodicity: PERIODICITY [B, F] in [0, 1].
+            embedding: EMBEDDING [B, 256], unit length.
+            pitch_shift: PITCH_SHIFT [B, 1] in semitones.
+            state: STATE_IN [B, state_size], zeros at the start.
+
+        Returns:
+            AUDIO [B, 240 F] in [-1, 1], which is 600 samples late, and STATE_OUT.
+        """
+        reader = StateReader(state)
+        position = reader.take(1)
+        f0 = f0 * torch.exp2(pitch_shift / 12.0)
+        excitation, source_state = harmonic_source(f0, reader.take(SOURCE_STATE_SIZE))
+        rows = torch.remainder(position + torch.arange(f0.shape[1], device=f0.device), NOISE_BLOCKS)
+        noise = self.noise[rows.to(torch.int64)].reshape(f0.shape[0], -1)
+        synth_past = reader.take(SYNTH_STATE_SIZE)
+        harmonic, hiss, states = self.filters(content, loudness, f0, periodicity, embedding, reader)
+        audio, synth_state = spectral_synth(excitation, noise, harmonic, hiss, synth_past)
+        position = torch.remainder(position + f0.shape[1], NOISE_BLOCKS)
+        state = torch.cat([position, source_state, synth_state, *states], dim=1)
+        return audio.clamp(-1.0, 1.0), state
