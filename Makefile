@@ -1,0 +1,113 @@
+# Every task of the repository as one command. `make help` lists them.
+# Nothing outside .venv is touched, except that as root on Debian or Ubuntu the missing system packages are installed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# pytest processes; each imports torch, so memory rather than cores sets the sensible number.
+WORKERS ?= 2
+# Passed on to the command behind corpus, train, evaluate, export and bench.
+ARGS ?=
+
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+
+APT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get)
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+# Fails with one line that names what is missing where this is not root on Debian or Ubuntu.
+define INSTALL_VOICES
+missing=$$(sed 's/#.*//' training/voices.txt | xargs -n 1 | while read -r package; do \
+    dpkg-query -W -f '$${Status}\n' "$$package" 2>/dev/null | grep -q ' installed$$' || echo "$$package"; done | xargs); \
+if [ -n "$$missing" ] && [ -z "$(APT)" ]; then \
+    echo "speech synthesisers not installed: $$missing; as root on Debian or Ubuntu: make voices" >&2; false; \
+elif [ -n "$$missing" ]; then \
+    echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
+endef
+
+.PHONY: help demo test voices corpus train evaluate export bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: $(VENV)/.demo ## convert the shipped sample into two voices; writes demo_output/
+	@$(BIN)/python demo/demo.py
+
+test: $(VENV)/.dev ## ruff, mypy and all tests
+	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+voices: ## install the speech synthesisers that make the corpus (needs root)
+	@$(INSTALL_VOICES)
+
+corpus: $(VENV)/.train voices ## render the training corpus into data/
+	@$(BIN)/python -m autovoice_training.corpus $(ARGS)
+
+train: $(VENV)/.train ## train the base voice, resuming where it stopped
+	@$(BIN)/python -m autovoice_training.train $(ARGS)
+
+evaluate: $(VENV)/.train ## measure the base voice on speakers never trained on
+	@$(BIN)/python -m autovoice_training.evaluate $(ARGS)
+
+export: $(VENV)/.train ## write model_repository/ from the checkpoint
+	@$(BIN)/python -m autovoice_export.build $(ARGS)
+
+bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peers
+	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
+	@$(BIN)/python benchmarks/pitch.py $(ARGS)
+
+clean: ## remove the environment and the demo's output
+	rm -rf $(VENV) demo_output build
+
+# The stamps below make a repeated call quick: pip runs again only when pyproject.toml changed.
+
+$(VENV)/.created:
+	@if ! $(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null; then \
+	    found=$$($(or $(PYTHON),python3) --version 2>&1 | tail -n 1 || true); \
+	    echo "AutoVoice needs Python 3.10 to 3.13, found: $$found; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	    exit 2; fi
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	    package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    if [ -z "$(APT)" ]; then \
+	        echo "$(PYTHON) cannot create environments; as root: apt-get install $$package" >&2; exit 2; fi; \
+	    apt-get update -qq && $(APT_INSTALL) $$package >/dev/null; fi
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml | $(VENV)/.created
+	@echo "installing the runtime into $(VENV)"
+	@before=$$(du -sm $(VENV) | cut -f 1); SECONDS=0; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e .; \
+	echo "runtime installed in $$SECONDS s, $$(($$(du -sm $(VENV) | cut -f 1) - before)) MB"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.compiler: | $(VENV)/.created
+	@header=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")'); \
+	if ! command -v cc >/dev/null || [ ! -e "$$header" ]; then \
+	    packages="gcc libc6-dev $$($(BIN)/python -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"; \
+	    if [ -z "$(APT)" ]; then \
+	        echo "webrtcvad is built from source and needs a C compiler; as root: apt-get install $$packages" >&2; \
+	        exit 2; fi; \
+	    apt-get update -qq && $(APT_INSTALL) $$packages >/dev/null; fi
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.runtime $(VENV)/.compiler
+	@echo "installing what training and export need into $(VENV)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime $(VENV)/.compiler
+	@echo "installing what tests need into $(VENV)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@
