@@ -66,7 +66,9 @@ class GatedBlock(nn.Module):
 
 def mel_points(count: int, low_hz: float, high_hz: float) -> Tensor:
     """Frequencies in Hz that are evenly spaced on the HTK mel scale, [count], float64."""
-    low, high = (2595.0 * torch.log10(1.0 + torch.tensor(hz, dtype=torch.float64) / 700.0) for hz in (low_hz, high_hz))
+    low, high = (
+        2595.0 * torch.log10(1.0 + torch.tensor(hz, dtype=torch.float64) / 700.0) for hz in (low_hz, high_hz)
+    )
     mels = low + (high - low) * torch.arange(count, dtype=torch.float64) / (count - 1)
     return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
 

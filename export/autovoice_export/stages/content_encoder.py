@@ -79,15 +79,24 @@ class ContentEncoder(nn.Module):
         power = (real * real + imaginary * imaginary) * (2.0 / (0.375 * WINDOW * WINDOW))
         return torch.matmul(power, self.filterbank), padded[:, -self.audio_state :]
 
-    def encode(self, mel: Tensor, state: StateReader) -> tuple[Tensor, list[Tensor]]:
-        """Content [B, F, C] of mel power [B, F, bands], and the new states of the blocks."""
-        x = (torch.log(mel + POWER_FLOOR) * 0.25 + 2.5).transpose(1, 2)
-        x = self.input(x)
-        states = []
+    def encode(self, mel: Tensor, state: StateReader) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Encodes mel frames; training perturbs them between ``mel`` and here.
+
+        Args:
+            mel: mel power [B, F, bands]; index j holds frame j - 1.
+            state: positioned behind the audio.
+
+        Returns:
+            CONTENT [B, F, C], LOUDNESS [B, F] and the new state in pieces.
+        """
+        power = torch.cat([state.take(1), mel.sum(dim=2)], dim=1)
+        loudness = 0.5 * torch.log(power[:, :-1] + LOUDNESS_FLOOR)
+        states = [power[:, -1:]]
+        x = self.input((torch.log(mel + POWER_FLOOR) * 0.25 + 2.5).transpose(1, 2))
         for block in self.blocks:
             x, past = block(x, state.take(block.state_size))
             states.append(past)
-        return self.output(x).transpose(1, 2), states
+        return self.output(x).transpose(1, 2), loudness, states
 
     def forward(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encodes one chunk.
@@ -102,7 +111,5 @@ class ContentEncoder(nn.Module):
         """
         reader = StateReader(state)
         mel, audio_past = self.mel(audio, reader.take(self.audio_state))
-        power = torch.cat([reader.take(1), mel.sum(dim=2)], dim=1)
-        loudness = 0.5 * torch.log(power[:, :-1] + LOUDNESS_FLOOR)
-        content, states = self.encode(mel, reader)
-        return content, loudness, torch.cat([audio_past, power[:, -1:], *states], dim=1)
+        content, loudness, states = self.encode(mel, reader)
+        return content, loudness, torch.cat([audio_past, *states], dim=1)

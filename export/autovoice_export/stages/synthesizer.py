@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,8 +43,6 @@ def noise_table() -> Tensor:
     Drawn in NumPy's legacy generator, whose stream is frozen, because TensorRT ignores the seed of a
     random op and because chunking must not change the noise.
     """
-    import numpy as np
-
     values = np.random.RandomState(NOISE_SEED).standard_normal((NOISE_BLOCKS, HOP))  # noqa: NPY002
     return torch.from_numpy(values.astype(np.float32))
 
@@ -77,7 +76,13 @@ class Synthesizer(nn.Module):
         self.state_size = self.filter_state + sum(block.state_size for block in self.blocks)
 
     def filters(
-        self, content: Tensor, loudness: Tensor, f0: Tensor, periodicity: Tensor, embedding: Tensor, state: StateReader
+        self,
+        content: Tensor,
+        loudness: Tensor,
+        f0: Tensor,
+        periodicity: Tensor,
+        embedding: Tensor,
+        state: StateReader,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Log-magnitude filters [B, F, 80] of harmonics and noise, and the new states of the blocks."""
         voiced = (f0 > 0).to(f0.dtype)
@@ -93,6 +98,17 @@ class Synthesizer(nn.Module):
         harmonic, noise = x.chunk(2, dim=2)
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
         return harmonic.clamp(min=FILTER_FLOOR), noise.clamp(min=FILTER_FLOOR), states
+
+    def render(self, f0: Tensor, harmonic: Tensor, noise: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio [B, 240 F] of F0 and filters, and the new ``past`` [B, filter_state]."""
+        reader = StateReader(past)
+        position = reader.take(1)
+        excitation, source_state = harmonic_source(f0, reader.take(SOURCE_STATE_SIZE))
+        rows = torch.remainder(position + torch.arange(f0.shape[1], device=f0.device), NOISE_BLOCKS)
+        hiss = self.noise[rows.to(torch.int64)].reshape(f0.shape[0], -1)
+        audio, synth_state = spectral_synth(excitation, hiss, harmonic, noise, reader.take(SYNTH_STATE_SIZE))
+        position = torch.remainder(position + f0.shape[1], NOISE_BLOCKS)
+        return audio.clamp(-1.0, 1.0), torch.cat([position, source_state, synth_state], dim=1)
 
     def forward(
         self,
@@ -119,14 +135,8 @@ class Synthesizer(nn.Module):
             AUDIO [B, 240 F] in [-1, 1], which is 600 samples late, and STATE_OUT.
         """
         reader = StateReader(state)
-        position = reader.take(1)
+        past = reader.take(self.filter_state)
         f0 = f0 * torch.exp2(pitch_shift / 12.0)
-        excitation, source_state = harmonic_source(f0, reader.take(SOURCE_STATE_SIZE))
-        rows = torch.remainder(position + torch.arange(f0.shape[1], device=f0.device), NOISE_BLOCKS)
-        noise = self.noise[rows.to(torch.int64)].reshape(f0.shape[0], -1)
-        synth_past = reader.take(SYNTH_STATE_SIZE)
-        harmonic, hiss, states = self.filters(content, loudness, f0, periodicity, embedding, reader)
-        audio, synth_state = spectral_synth(excitation, noise, harmonic, hiss, synth_past)
-        position = torch.remainder(position + f0.shape[1], NOISE_BLOCKS)
-        state = torch.cat([position, source_state, synth_state, *states], dim=1)
-        return audio.clamp(-1.0, 1.0), state
+        harmonic, noise, states = self.filters(content, loudness, f0, periodicity, embedding, reader)
+        audio, past = self.render(f0, harmonic, noise, past)
+        return audio, torch.cat([past, *states], dim=1)

@@ -1,0 +1,1 @@
+"""Training of the base voice: content encoder and synthesizer together, on parallel synthetic speech."""

@@ -1,0 +1,70 @@
+"""What a training run is made of, read from a TOML file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "train.toml"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of the trainer.
+
+    Attributes:
+        seed: of the sampler and the initial weights.
+        steps: optimiser steps of the whole run; the learning rate's schedule spans them.
+        batch_size: pairs in a step.
+        crop_frames: frames of 10 ms in a pair.
+        learning_rate: peak, after the warm-up.
+        warmup_steps: linear rise to the peak, then a cosine to a hundredth of it.
+        weight_decay: of AdamW.
+        gradient_clip: norm.
+        phone_weight: weight of the phone cross-entropy on the content.
+        ema_decay: of the averaged weights, which are the ones evaluated and exported.
+        human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
+        self_share: share of pairs in which an aligned rendition is not used although there is one.
+        checkpoint_steps: a checkpoint is written every so many steps.
+        validation_batches: fixed batches of the validation voice and sentences.
+        bfloat16: run the convolutions in bfloat16 where the processor has it.
+    """
+
+    seed: int = 1
+    steps: int = 4000
+    batch_size: int = 16
+    crop_frames: int = 200
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 200
+    weight_decay: float = 1e-2
+    gradient_clip: float = 1.0
+    phone_weight: float = 0.2
+    ema_decay: float = 0.998
+    human_share: float = 0.5
+    self_share: float = 0.15
+    checkpoint_steps: int = 200
+    validation_batches: int = 4
+    bfloat16: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("human_share", "self_share", "ema_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+
+    @classmethod
+    def read(cls, path: Path) -> TrainConfig:
+        """Reads a TOML file, refusing keys that mean nothing here."""
+        values = tomllib.loads(path.read_text())
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"{path}: unknown setting {', '.join(unknown)}; see TrainConfig for the names")
+        return cls(**values)

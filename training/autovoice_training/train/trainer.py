@@ -1,0 +1,207 @@
+"""The training loop: parallel pairs in, checkpoints out, resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autovoice_export.stages.blocks import StateReader
+from autovoice_export.stages.content_encoder import ContentEncoder
+from autovoice_export.stages.synthesizer import Synthesizer
+from autovoice_plugins.geometry import HOP
+from autovoice_training.train.config import TrainConfig
+from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler
+from autovoice_training.train.losses import MelLoss
+from autovoice_training.train.perturbation import perturb_mel
+
+
+class VoiceConversionTrainer:
+    """Content encoder, synthesizer and a phone classifier that is thrown away afterwards.
+
+    Args:
+        sampler: source of batches.
+        config: of the run.
+        run: folder of the run; ``state.pt`` (resume) and ``log.jsonl`` live there.
+    """
+
+    def __init__(self, sampler: PairSampler, config: TrainConfig, run: Path) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.sampler = sampler
+        self.run = run
+        self.encoder = ContentEncoder()
+        self.synthesizer = Synthesizer()
+        content = self.encoder.config.content_size
+        self.phones = nn.Sequential(nn.SiLU(), nn.Conv1d(content, len(sampler.phone_set), 1))
+        self.modules = nn.ModuleDict(
+            {"content_encoder": self.encoder, "synthesizer": self.synthesizer, "phones": self.phones}
+        )
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay)
+        )
+        self.loss = MelLoss()
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._learning_rate_factor)
+        self.step = 0
+        self.seconds = 0.0
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if step < self.config.warmup_steps:
+            return (step + 1) / self.config.warmup_steps
+        progress = (step - self.config.warmup_steps) / max(1, self.config.steps - self.config.warmup_steps)
+        return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    def losses(
+        self, modules: nn.ModuleDict, batch: Batch, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """Losses of one batch; the source is perturbed when a generator is given."""
+        encoder, synthesizer = modules["content_encoder"], modules["synthesizer"]
+        items = batch.source.shape[0]
+        with torch.no_grad():
+            mel, _ = encoder.mel(batch.source, batch.source.new_zeros(items, encoder.audio_state))
+            if generator is not None:
+                perturbed = perturb_mel(mel, encoder.config.low_hz, encoder.config.high_hz, generator)
+                mel = torch.where(batch.perturb[:, None, None], perturbed, mel)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+            content, loudness, _ = encoder.encode(mel, StateReader(mel.new_zeros(items, encoder.state_size)))
+            logits = modules["phones"](content.transpose(1, 2))
+        phone = functional.cross_entropy(logits.float(), batch.phones, ignore_index=-1)
+        audio = self.synthesize(synthesizer, content.float(), loudness, batch)
+        late = DELAY_SAMPLES
+        mel_loss = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate)
+        accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
+        return {"mel": mel_loss, "phone": phone, "accuracy": accuracy}
+
+    def synthesize(self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch) -> Tensor:
+        """Audio [B, 240 F] of a batch, 600 samples late; phase and filters stay in float32."""
+        state = StateReader(content.new_zeros(content.shape[0], synthesizer.state_size))
+        past = state.take(synthesizer.filter_state)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+            harmonic, noise, _ = synthesizer.filters(
+                content, loudness, batch.f0, batch.periodicity, batch.embedding, state
+            )
+        audio, _ = synthesizer.render(batch.f0, harmonic.float(), noise.float(), past)
+        return audio
+
+    def train(self, console: Console, deadline_seconds: float | None = None) -> None:
+        """Runs to the last step, or until the deadline, writing checkpoints on the way."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+        )  # fmt: skip
+        running: dict[str, float] = {}
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=self.config.steps, completed=self.step, losses="")
+            while self.step < self.config.steps:
+                tick = time.monotonic()
+                for name, value in self.update().items():
+                    running[name] = 0.98 * running.get(name, value) + 0.02 * value
+                self.seconds += time.monotonic() - tick
+                text = " ".join(f"{name} {value:.3f}" for name, value in running.items())
+                progress.update(task, completed=self.step, losses=text)
+                out_of_time = deadline_seconds is not None and time.monotonic() - started > deadline_seconds
+                if (
+                    self.step % self.config.checkpoint_steps == 0
+                    or self.step == self.config.steps
+                    or out_of_time
+                ):
+                    self.log({"train": running, "validation": self.validate()}, console)
+                    self.save()
+                if out_of_time:
+                    console.print(f"stopped at the deadline, step {self.step}; run again to go on")
+                    return
+
+    def update(self) -> dict[str, float]:
+        """One optimiser step; the batch depends on the seed and the step alone."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        losses = self.losses(self.modules, self.sampler.batch(self.step), generator)
+        total = losses["mel"] + self.config.phone_weight * losses["phone"]
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is not finite; lower learning_rate and resume"
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.modules)
+        self.step += 1
+        return {name: value.item() for name, value in losses.items()} | {"norm": norm.item()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean losses of the averaged weights on the fixed validation batches."""
+        totals: dict[str, float] = {}
+        batches = self.config.validation_batches
+        for index in range(batches):
+            for name, value in self.losses(
+                self.average.module, self.sampler.validation_batch(index), None
+            ).items():
+                totals[name] = totals.get(name, 0.0) + value.item() / batches
+        return totals
+
+    def log(self, record: dict[str, Any], console: Console) -> None:
+        """Appends a line to ``log.jsonl`` and prints it."""
+        record = {"step": self.step, "seconds": round(self.seconds, 1), **record}
+        with (self.run / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        console.print(json.dumps(record))
+
+    def save(self) -> None:
+        """Writes everything that resuming needs, atomically."""
+        state = {
+            "modules": self.modules.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": asdict(self.config),
+        }
+        partial = self.run / "state.pt.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.run / "state.pt")
+
+    def resume(self) -> bool:
+        """Takes up the run's last state, if there is one."""
+        path = self.run / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.modules.load_state_dict(state["modules"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        return True
+
+    @property
+    def audio_hours(self) -> float:
+        """Hours of audio that the optimiser has seen."""
+        return self.step * self.config.batch_size * self.config.crop_frames * HOP / 24000 / 3600
