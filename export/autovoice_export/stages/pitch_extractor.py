@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from autovoice_plugins.pitch_yin.torch_op import pitch_yin
 from torch import Tensor, nn
 
-from autovoice_plugins.geometry import PITCH_STATE_SIZE
-from autovoice_plugins.pitch_yin.torch_op import pitch_yin
+from autovoice_plugins.geometry import PITCH_YIN_STATE_SIZE
 
 
 class PitchExtractor(nn.Module):
     """F0 and periodicity of audio, with the op's own state."""
 
-    state_size = PITCH_STATE_SIZE
+    state_size = PITCH_YIN_STATE_SIZE
 
     def forward(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Measures one chunk.

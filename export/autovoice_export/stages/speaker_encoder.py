@@ -39,7 +39,7 @@ WINDOW_FRAMES = 160  # 1.6 s, the length of the network's training segments
 STEP_FRAMES = 77  # 1.3 windows per second
 _MIN_COVERAGE_FRAMES = 120  # a last window filled to less than 75 % is not used
 
-_SPEECH_LEVEL_DBFS = -30.0
+_SPEECH_LEVEL_DBFS = -20.0  # where close-miked speech usually sits; the package leaves such audio as it is
 _SPEECH_RANGE_DB = 35.0  # frames further than this below the loud ones count as pause
 _HANGOVER_FRAMES = 20  # pauses up to twice this long stay, as in the package (its smoothing plus dilation)
 _TINY_POWER = 1e-20

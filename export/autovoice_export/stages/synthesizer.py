@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from autovoice_plugins.harmonic_source.torch_op import harmonic_source
+from autovoice_plugins.spectral_synth.torch_op import spectral_synth
 from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import GatedBlock, StateReader
-from autovoice_plugins.geometry import BANDS, FILTER_FLOOR, HOP, SOURCE_STATE_SIZE, SYNTH_STATE_SIZE
-from autovoice_plugins.harmonic_source.torch_op import harmonic_source
-from autovoice_plugins.spectral_synth.torch_op import spectral_synth
+from autovoice_plugins.geometry import (
+    BANDS,
+    FLOOR,
+    HARMONIC_SOURCE_STATE_SIZE,
+    HOP,
+    SPECTRAL_SYNTH_STATE_SIZE,
+)
 
 EMBEDDING_SIZE = 256
 NOISE_BLOCKS = 256
@@ -43,7 +49,7 @@ def noise_table() -> Tensor:
     Drawn in NumPy's legacy generator, whose stream is frozen, because TensorRT ignores the seed of a
     random op and because chunking must not change the noise.
     """
-    values = np.random.RandomState(NOISE_SEED).standard_normal((NOISE_BLOCKS, HOP))  # noqa: NPY002
+    values = np.random.RandomState(NOISE_SEED).standard_normal((NOISE_BLOCKS, HOP))
     return torch.from_numpy(values.astype(np.float32))
 
 
@@ -72,7 +78,7 @@ class Synthesizer(nn.Module):
         nn.init.normal_(self.output.weight, std=0.01)
         with torch.no_grad():
             self.output.bias.copy_(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
-        self.filter_state = 1 + SOURCE_STATE_SIZE + SYNTH_STATE_SIZE
+        self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
         self.state_size = self.filter_state + sum(block.state_size for block in self.blocks)
 
     def filters(
@@ -97,16 +103,18 @@ class Synthesizer(nn.Module):
         x = self.output(torch.nn.functional.silu(self.hidden(x))).transpose(1, 2) + loudness.unsqueeze(2)
         harmonic, noise = x.chunk(2, dim=2)
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
-        return harmonic.clamp(min=FILTER_FLOOR), noise.clamp(min=FILTER_FLOOR), states
+        return harmonic.clamp(min=FLOOR), noise.clamp(min=FLOOR), states
 
     def render(self, f0: Tensor, harmonic: Tensor, noise: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [B, 240 F] of F0 and filters, and the new ``past`` [B, filter_state]."""
         reader = StateReader(past)
         position = reader.take(1)
-        excitation, source_state = harmonic_source(f0, reader.take(SOURCE_STATE_SIZE))
+        excitation, source_state = harmonic_source(f0, reader.take(HARMONIC_SOURCE_STATE_SIZE))
         rows = torch.remainder(position + torch.arange(f0.shape[1], device=f0.device), NOISE_BLOCKS)
         hiss = self.noise[rows.to(torch.int64)].reshape(f0.shape[0], -1)
-        audio, synth_state = spectral_synth(excitation, hiss, harmonic, noise, reader.take(SYNTH_STATE_SIZE))
+        audio, synth_state = spectral_synth(
+            excitation, hiss, harmonic, noise, reader.take(SPECTRAL_SYNTH_STATE_SIZE)
+        )
         position = torch.remainder(position + f0.shape[1], NOISE_BLOCKS)
         return audio.clamp(-1.0, 1.0), torch.cat([position, source_state, synth_state], dim=1)
 

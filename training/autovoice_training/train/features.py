@@ -1,0 +1,100 @@
+"""Pitch and speaker embeddings of the corpus, measured once with the stages that will serve the voice."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from autovoice_export.stages.pitch_extractor import PitchExtractor
+from autovoice_export.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES
+from autovoice_plugins.geometry import HOP
+from autovoice_training.corpus.store import Corpus
+
+BLOCK_FRAMES = 3000
+EMBEDDED_UTTERANCES = 40
+MINIMUM_EMBEDDED_FRAMES = 160
+
+
+@dataclass(frozen=True)
+class SpeakerFeatures:
+    """Features of one speaker's audio.
+
+    Attributes:
+        f0: Hz per frame of the speaker's whole store, 0 = unvoiced, [F].
+        periodicity: in [0, 1], [F].
+        embeddings: unit length, one an utterance, [N, 256].
+    """
+
+    f0: NDArray[np.float32]
+    periodicity: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+    @property
+    def median_f0(self) -> float:
+        """Median F0 of the voiced frames in Hz."""
+        return float(np.median(self.f0[self.f0 > 0]))
+
+    def draw_embedding(self, random: np.random.Generator, noise: float) -> NDArray[np.float32]:
+        """Embedding of one to three random utterances with a little noise, unit length, [256]."""
+        rows = self.embeddings[random.integers(len(self.embeddings), size=random.integers(1, 4))]
+        mean = rows.mean(axis=0)
+        mean = mean / np.linalg.norm(mean) + noise * random.standard_normal(mean.shape)
+        return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+
+def read_features(folder: Path, speaker: str) -> SpeakerFeatures:
+    """Reads what ``extract`` wrote."""
+    with np.load(folder / f"{speaker}.npz") as stored:
+        return SpeakerFeatures(stored["f0"], stored["periodicity"], stored["embeddings"])
+
+
+@torch.no_grad()
+def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """F0 and periodicity of every frame of a speaker's store, streamed through the stage's state."""
+    extractor = PitchExtractor()
+    state = torch.zeros(1, extractor.state_size)
+    late = np.zeros(FEATURE_DELAY_FRAMES * HOP, dtype=np.int16)
+    f0, periodicity = [], []
+    for start in range(0, len(audio) + len(late), BLOCK_FRAMES * HOP):
+        stop = start + BLOCK_FRAMES * HOP
+        block = audio[start:stop]
+        if stop > len(audio):
+            block = np.concatenate([block, late[: stop - max(start, len(audio))]])
+        samples = torch.from_numpy(np.ascontiguousarray(block[: len(block) // HOP * HOP])).float() / 32768.0
+        pitch, voicing, state = extractor(samples.unsqueeze(0), state)
+        f0.append(pitch[0].numpy())
+        periodicity.append(voicing[0].numpy())
+    return np.concatenate(f0)[FEATURE_DELAY_FRAMES:], np.concatenate(periodicity)[FEATURE_DELAY_FRAMES:]
+
+
+@torch.no_grad()
+def extract(corpus: Corpus, folder: Path, console: Console) -> None:
+    """Writes the features of every speaker that has none yet; safe to interrupt and run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = SpeakerEncoder().eval()
+    for speaker in track(sorted(corpus.speakers), "features", console=console):
+        path = folder / f"{speaker}.npz"
+        if path.exists():
+            continue
+        audio = corpus.audio(speaker)
+        f0, periodicity = pitch_of_store(audio)
+        own = [u for u in corpus.utterances if u.speaker == speaker and u.frames >= MINIMUM_EMBEDDED_FRAMES]
+        step = max(1, len(own) // EMBEDDED_UTTERANCES)
+        embeddings = []
+        for utterance in own[::step][:EMBEDDED_UTTERANCES]:
+            start = utterance.start_frame * HOP
+            samples = torch.from_numpy(
+                audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
+            )
+            embeddings.append(encoder(samples.unsqueeze(0))[0].numpy())
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, f0=f0, periodicity=periodicity, embeddings=np.stack(embeddings))
+        os.replace(partial, path)
