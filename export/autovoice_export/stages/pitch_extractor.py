@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from autovoice_plugins.pitch_yin.torch_op import pitch_yin
 from torch import Tensor, nn
 
 from autovoice_plugins.geometry import PITCH_YIN_STATE_SIZE
+from autovoice_plugins.pitch_yin.torch_op import pitch_yin
 
 
 class PitchExtractor(nn.Module):

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from autovoice_plugins.harmonic_source.torch_op import harmonic_source
-from autovoice_plugins.spectral_synth.torch_op import spectral_synth
 from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import GatedBlock, StateReader
@@ -18,6 +16,8 @@ from autovoice_plugins.geometry import (
     HOP,
     SPECTRAL_SYNTH_STATE_SIZE,
 )
+from autovoice_plugins.harmonic_source.torch_op import harmonic_source
+from autovoice_plugins.spectral_synth.torch_op import spectral_synth
 
 EMBEDDING_SIZE = 256
 NOISE_BLOCKS = 256
@@ -38,8 +38,8 @@ class SynthesizerConfig:
     """
 
     content_size: int = 96
-    channels: int = 192
-    dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4))
+    channels: int = 160
+    dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2))
     condition_size: int = 128
 
 

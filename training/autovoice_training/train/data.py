@@ -63,9 +63,16 @@ class PairSampler:
     """
 
     def __init__(
-        self, corpus: Corpus, features: Path, *, seed: int, batch_size: int, crop_frames: int, human_share: float,
+        self,
+        corpus: Corpus,
+        features: Path,
+        *,
+        seed: int,
+        batch_size: int,
+        crop_frames: int,
+        human_share: float,
         self_share: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.corpus = corpus
         self.phone_set = corpus.phone_set
         self.seed, self.batch_size, self.crop_frames = seed, batch_size, crop_frames
@@ -98,7 +105,7 @@ class PairSampler:
         return self._collate([self._training_pair(random) for _ in range(self.batch_size)], random)
 
     def validation_batch(self, index: int) -> Batch:
-        """One of the fixed validation batches: targets of the validation voice, aligned sources where there are."""
+        """One of the fixed validation batches: the validation voice as target, aligned sources."""
         random = np.random.default_rng((self.seed, 2**40 + index))
         pairs = []
         for _ in range(self.batch_size):

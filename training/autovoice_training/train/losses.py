@@ -31,7 +31,7 @@ class MelLoss(nn.Module):
     def forward(self, result: Tensor, target: Tensor, native_rate: Tensor) -> Tensor:
         """Compares audio [B, T] with audio [B, T], recorded at ``native_rate`` [B] Hz; a scalar."""
         total = result.new_zeros(())
-        for window, bands in RESOLUTIONS:
+        for window, _ in RESOLUTIONS:
             bank = getattr(self, f"bank_{window}")
             spectra = []
             for audio in (result, target):

@@ -111,9 +111,13 @@ class VoiceConversionTrainer:
         self.run.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         columns = (
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
-        )  # fmt: skip
+        )
         running: dict[str, float] = {}
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=self.config.steps, completed=self.step, losses="")

@@ -1,0 +1,67 @@
+"""``python -m autovoice_training.train``: features, training and the checkpoint, from where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from autovoice_training.corpus.store import Corpus, CorpusError
+from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
+from autovoice_training.train.data import PairSampler
+from autovoice_training.train.features import extract
+from autovoice_training.train.publish import publish
+from autovoice_training.train.trainer import VoiceConversionTrainer
+
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "base.safetensors"
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Corpus made by autovoice_training.corpus.")] = Path(
+        "data/corpus"
+    ),
+    run: Annotated[Path, typer.Option(help="Folder of the run; resumed if it has a state.")] = Path(
+        "data/run"
+    ),
+    checkpoint: Annotated[
+        Path, typer.Option(help="Where the finished voice is written.")
+    ] = DEFAULT_CHECKPOINT,
+    config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
+    threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")
+    ] = None,
+) -> None:
+    """Trains the base voice; interrupt it at will and run it again to go on."""
+    console = Console()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        settings = TrainConfig.read(config)
+        corpus = Corpus.read(data)
+    except (CorpusError, ValueError, OSError) as error:
+        console.print(f"[red]error:[/red] {error}")
+        raise typer.Exit(2) from None
+    features = data / "features"
+    extract(corpus, features, console)
+    sampler = PairSampler(
+        corpus,
+        features,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        crop_frames=settings.crop_frames,
+        human_share=settings.human_share,
+        self_share=settings.self_share,
+    )
+    trainer = VoiceConversionTrainer(sampler, settings, run)
+    if trainer.resume():
+        console.print(f"resumed at step {trainer.step}")
+    trainer.train(console, None if minutes is None else 60.0 * minutes)
+    publish(trainer, checkpoint, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
