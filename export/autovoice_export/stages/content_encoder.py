@@ -31,7 +31,7 @@ class ContentEncoderConfig:
     mel_bands: int = 80
     low_hz: float = 50.0
     high_hz: float = 8000.0
-    channels: int = 160
+    channels: int = 192
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4, 8))
     content_size: int = 96
 

@@ -38,7 +38,7 @@ class SynthesizerConfig:
     """
 
     content_size: int = 96
-    channels: int = 160
+    channels: int = 192
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2))
     condition_size: int = 128
 
