@@ -33,10 +33,8 @@ def require_waveform(waveform: str, has_noise: bool) -> None:
     if waveform not in WAVEFORMS:
         raise ValueError(f'waveform is "{waveform}"; use one of {", ".join(WAVEFORMS)}.')
     if (waveform == "sine") != has_noise:
-        verb = "needs" if waveform == "sine" else "takes no"
-        raise ValueError(
-            f'waveform "{waveform}" {verb} noise [B, hop F]; {"pass" if not has_noise else "drop"} it.'
-        )
+        remedy = "needs noise [B, hop F]; pass it" if waveform == "sine" else "takes no noise; drop it"
+        raise ValueError(f'waveform "{waveform}" {remedy}.')
 
 
 def harmonic_source_reference(
