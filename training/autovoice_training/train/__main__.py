@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.console import Console
 
-from autovoice_training.corpus.store import Corpus, CorpusError
+from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import PairSampler
 from autovoice_training.train.features import extract
@@ -41,7 +41,7 @@ def main(
         torch.set_num_threads(threads)
     try:
         settings = TrainConfig.read(config)
-        corpus = Corpus.read(data)
+        corpus = Corpus(data)
     except (CorpusError, ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}")
         raise typer.Exit(2) from None

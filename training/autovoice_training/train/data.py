@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
 from autovoice_plugins.geometry import HOP
-from autovoice_training.corpus.store import Corpus, Utterance
+from autovoice_training.corpus.reader import Corpus, Utterance
 from autovoice_training.train.features import SpeakerFeatures, read_features
 
 DELAY_SAMPLES = LOOKAHEAD

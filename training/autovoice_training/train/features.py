@@ -16,10 +16,10 @@ from autovoice_export.stages.pitch_extractor import PitchExtractor
 from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES
 from autovoice_plugins.geometry import HOP
-from autovoice_training.corpus.store import Corpus
+from autovoice_training.corpus.reader import Corpus
 
 BLOCK_FRAMES = 3000
-EMBEDDED_UTTERANCES = 40
+EMBEDDED_UTTERANCES = 24
 MINIMUM_EMBEDDED_FRAMES = 160
 
 

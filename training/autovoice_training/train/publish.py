@@ -1,0 +1,56 @@
+"""The end of a run: averaged weights and the pitch regression become the checkpoint that is exported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from autovoice_export.checkpoint import save_checkpoint
+from autovoice_export.stages.content_encoder import ContentEncoder
+from autovoice_export.stages.synthesizer import Synthesizer
+from autovoice_export.stages.target_pitch import TargetPitch, fit
+from autovoice_training.train.data import PairSampler
+from autovoice_training.train.trainer import VoiceConversionTrainer
+
+
+def fit_target_pitch(sampler: PairSampler) -> TargetPitch:
+    """Fits the regression from embedding to median F0 on the training speakers.
+
+    Every speaker counts alike, however much it has said: its embeddings are averaged in a few groups.
+    """
+    embeddings, medians = [], []
+    for speaker in sampler.targets:
+        features = sampler.features[speaker]
+        for part in np.array_split(features.embeddings, 4):
+            if len(part):
+                mean = part.mean(axis=0)
+                embeddings.append(mean / np.linalg.norm(mean))
+                medians.append(features.median_f0)
+    return fit(torch.from_numpy(np.stack(embeddings)), torch.tensor(medians))
+
+
+def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> None:
+    """Writes the checkpoint of a run."""
+    average = trainer.average.module
+    corpus = trainer.sampler.corpus
+    hours = sum(u.frames for u in corpus.utterances if u.split == "train") / 100 / 3600
+    metadata = {
+        "train": asdict(trainer.config),
+        "step": trainer.step,
+        "training_hours": round(trainer.seconds / 3600, 2),
+        "audio_hours_seen": round(trainer.audio_hours, 1),
+        "corpus": {"seed": corpus.seed, "speakers": len(corpus.speakers), "training_hours": round(hours, 2)},
+    }
+    save_checkpoint(
+        path,
+        cast(ContentEncoder, average["content_encoder"]),
+        cast(Synthesizer, average["synthesizer"]),
+        fit_target_pitch(trainer.sampler),
+        metadata,
+    )
+    console.print(f"checkpoint of step {trainer.step} written to {path}")
