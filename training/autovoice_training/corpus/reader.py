@@ -27,14 +27,15 @@ class Utterance:
         start_frame: first frame in the speaker's arrays.
         frames: number of 10 ms frames.
         split: "train" or "valid".
-        group: id shared by frame-aligned utterances of the same sentence, or None.
+        group: id shared by frame-aligned utterances: of the same sentence in voices that were given its
+            timing, or of one rendition and its warps.
     """
 
     speaker: str
     start_frame: int
     frames: int
     split: str
-    group: str | None
+    group: str
 
 
 class Corpus:
@@ -58,11 +59,13 @@ class Corpus:
         self.seed: int = index["seed"]
         self.phone_set: list[str] = index["phones"]
         self.speakers: dict[str, Speaker] = {entry["name"]: Speaker(**entry) for entry in index["speakers"]}
-        self.utterances = [
-            Utterance(**{name: entry[name] for name in ("speaker", "start_frame", "frames", "split", "group")})
-            for entry in index["utterances"]
-        ]
+        self.utterances = [self._utterance(entry) for entry in index["utterances"]]
         self._array = cache(self._open)
+
+    def _utterance(self, entry: dict[str, Any]) -> Utterance:
+        speaker = self.speakers[entry["speaker"]]
+        group = entry["group"] or f"{speaker.base or speaker.name}:{entry['sentence']}"
+        return Utterance(speaker.name, entry["start_frame"], entry["frames"], entry["split"], group)
 
     def _open(self, speaker: str, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(self.root / "speakers" / speaker / f"{name}.npy", mmap_mode="r")

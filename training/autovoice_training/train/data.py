@@ -22,6 +22,9 @@ UNKNOWN_PHONE = -1
 # Chance that an aligned source is perturbed as well, so that unheard voices meet a hardened encoder.
 PERTURB_ALIGNED = 0.5
 EMBEDDING_NOISE = 0.02
+# Weight of frames in which one of the two voices says another sound than the sentence has, because its
+# language lacks it: enough to learn the voice from, too little to learn the accent.
+APPROXIMATE_WEIGHT = 0.15
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Batch:
         target: audio that should come out, [B, 240 F].
         f0: of the target in Hz, [B, F]; index j holds frame j - 2.
         periodicity: of the target, [B, F], likewise.
-        phones: codes of the source's frames, [B, F], likewise; -1 where unknown.
+        phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
+        weight: of the target's frames in the spectral loss, [B, F], not delayed.
         embedding: of other utterances of the target speaker, [B, 256].
         native_rate: sample rate at which the target was made, [B].
         perturb: whether the source is perturbed, [B].
@@ -44,6 +48,7 @@ class Batch:
     f0: Tensor
     periodicity: Tensor
     phones: Tensor
+    weight: Tensor
     embedding: Tensor
     native_rate: Tensor
     perturb: Tensor
@@ -84,8 +89,7 @@ class PairSampler:
         for utterance in corpus.utterances:
             if utterance.frames < crop_frames // 2:
                 continue
-            if utterance.group is not None:
-                self.groups[utterance.group].append(utterance)
+            self.groups[utterance.group].append(utterance)
             if utterance.split == "train":
                 self.targets[utterance.speaker].append(utterance)
             elif utterance.split == "valid":
@@ -93,6 +97,11 @@ class PairSampler:
         for speaker in {utterance.speaker for utterance in corpus.utterances}:
             self.features[speaker] = read_features(features, speaker)
         speakers = corpus.speakers
+        # One more entry than phones, False: where the unknown phone, -1, points to.
+        self.approximate = {
+            name: np.array([phone in speaker.approximate for phone in corpus.phone_set] + [False])
+            for name, speaker in speakers.items()
+        }
         natural = [
             name for name in self.targets if not speakers[name].pseudo and speakers[name].engine != "espeak"
         ]
@@ -122,7 +131,7 @@ class PairSampler:
 
     def _source(self, target: Utterance, random: np.random.Generator, self_share: float) -> Utterance:
         others = [
-            u for u in self.groups.get(target.group or "", ()) if u is not target and u.split == target.split
+            u for u in self.groups[target.group] if u is not target and u.split == target.split
         ]
         if not others or random.random() < self_share:
             return target
@@ -152,6 +161,14 @@ class PairSampler:
             embedding=tensors["embedding"].float(), native_rate=torch.tensor(native),
             perturb=torch.tensor([perturb for _, _, perturb in pairs]),
         )  # fmt: skip
+
+    def _weight(self, source: Utterance, target: Utterance, phones: NDArray[np.int16]) -> NDArray[np.float32]:
+        speakers = self.corpus.speakers
+        first, second = speakers[source.speaker], speakers[target.speaker]
+        if (first.base or first.name) == (second.base or second.name):
+            return np.ones(len(phones), np.float32)
+        doubtful = self.approximate[source.speaker] | self.approximate[target.speaker]
+        return np.where(doubtful[phones], APPROXIMATE_WEIGHT, 1.0).astype(np.float32)
 
     def _audio(self, utterance: Utterance, first: int) -> NDArray[np.float32]:
         """``crop_frames`` frames from frame ``first`` of the utterance on, zeros behind its end."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import mel_filterbank
-from autovoice_plugins.geometry import SAMPLE_RATE
+from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
 MAGNITUDE_FLOOR = 1e-4
@@ -28,8 +28,18 @@ class MelLoss(nn.Module):
                 f"bank_{window}", mel_filterbank(bands, 0.0, SAMPLE_RATE / 2, window, SAMPLE_RATE)
             )
 
-    def forward(self, result: Tensor, target: Tensor, native_rate: Tensor) -> Tensor:
-        """Compares audio [B, T] with audio [B, T], recorded at ``native_rate`` [B] Hz; a scalar."""
+    def forward(self, result: Tensor, target: Tensor, native_rate: Tensor, weight: Tensor) -> Tensor:
+        """Compares audio with audio.
+
+        Args:
+            result: [B, T].
+            target: [B, T].
+            native_rate: Hz at which the target was made, [B].
+            weight: of each 10 ms frame, [B, F] with at least T / 240 frames.
+
+        Returns:
+            The weighted mean distance in natural-log magnitude, a scalar.
+        """
         total = result.new_zeros(())
         for window, _ in RESOLUTIONS:
             bank = getattr(self, f"bank_{window}")
@@ -50,6 +60,9 @@ class MelLoss(nn.Module):
             bins = torch.arange(bank.shape[0], device=bank.device).unsqueeze(1) * (bank > 0)
             upper = bins.max(dim=0).values * SAMPLE_RATE / window
             heard = (upper.unsqueeze(0) <= 0.475 * native_rate.unsqueeze(1)).float()
-            distance = (spectra[0] - spectra[1]).abs().mean(dim=1) * heard
-            total = total + (distance.sum(dim=1) / heard.sum(dim=1)).mean()
+            count = spectra[0].shape[1]
+            centres = torch.arange(count, device=bank.device) * (window // 4) + window // 2
+            importance = weight[:, centres // HOP].unsqueeze(2) * heard.unsqueeze(1)
+            distance = (spectra[0] - spectra[1]).abs() * importance
+            total = total + distance.sum() / importance.sum()
         return total / len(RESOLUTIONS)

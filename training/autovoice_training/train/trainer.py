@@ -91,7 +91,7 @@ class VoiceConversionTrainer:
         phone = functional.cross_entropy(logits.float(), batch.phones, ignore_index=-1)
         audio = self.synthesize(synthesizer, content.float(), loudness, batch)
         late = DELAY_SAMPLES
-        mel_loss = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate)
+        mel_loss = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
         return {"mel": mel_loss, "phone": phone, "accuracy": accuracy}
 
