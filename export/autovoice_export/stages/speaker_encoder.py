@@ -3,8 +3,8 @@
 The network is the GE2E speaker encoder (Wan et al., "Generalized End-to-End Loss for Speaker
 Verification", ICASSP 2018) as trained and published by Corentin Jemine and Resemble AI in the package
 Resemblyzer 0.1.4 (https://github.com/resemble-ai/Resemblyzer, Apache License 2.0, text in
-``autovoice_export/licenses/resemblyzer-LICENSE.txt``). Its weights are read from the installed package when the
-stage is exported; this module re-expresses the code around them so that everything is one static graph:
+``autovoice_export/licenses/resemblyzer-LICENSE.txt``). Its weights are read from the installed package when
+the stage is exported; this module re-expresses the code around them so that everything is one static graph:
 
 * 24 kHz audio is analysed directly. A 25 ms window has the same 40 Hz bin spacing at 24 kHz (600 points) as
   at the network's 16 kHz (400 points), so the bins up to 8 kHz, scaled by 400/600 in amplitude, are the ones
@@ -53,6 +53,10 @@ class SpeakerEncoder(nn.Module):
 
     The memory needed grows by about 25 MB for each minute of audio.
     """
+
+    dft: Tensor
+    mel_basis: Tensor
+    hangover: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +171,7 @@ def _windowed_dft() -> Tensor:
 
 
 def _mel_basis() -> Tensor:
-    """Slaney-scale, area-normalised mel triangles [201, 40] from 0 to 8 kHz (librosa's default, in float64)."""
+    """Slaney-scale, area-normalised mel triangles [201, 40] from 0 to 8 kHz (librosa's default)."""
     edges_mel = torch.linspace(0.0, _hz_to_mel(_NETWORK_SAMPLE_RATE / 2), _MEL_BANDS + 2, dtype=torch.float64)
     edges = torch.tensor([_mel_to_hz(mel) for mel in edges_mel.tolist()], dtype=torch.float64)
     bins = torch.arange(_BINS, dtype=torch.float64) * (_NETWORK_SAMPLE_RATE / _NETWORK_WINDOW_SAMPLES)

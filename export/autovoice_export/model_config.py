@@ -1,0 +1,216 @@
+"""What AutoVoice says about a served model: plain validated dataclasses, no protobuf.
+
+`autovoice_export.wire_config` turns them into Triton's ``ModelConfig`` messages and
+`autovoice_export.config_text` writes those as ``config.pbtxt``. Tensors are float32 throughout and dimensions
+leave the batch axis out, as Triton's own configs do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+VARIABLE = -1
+"""A dimension whose size the request decides."""
+
+_MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TENSOR_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+@dataclass(frozen=True)
+class TensorConfig:
+    """One input or output.
+
+    Attributes:
+        name: upper case, as in the ONNX file.
+        dims: sizes without the batch axis, each positive or `VARIABLE`.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not _TENSOR_NAME.fullmatch(self.name):
+            raise ValueError(f"tensor name {self.name!r} must be upper case letters, digits and underscores")
+        if not self.dims or any(size < 1 and size != VARIABLE for size in self.dims):
+            raise ValueError(f"dims of {self.name} must be positive or {VARIABLE}, got {list(self.dims)}")
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """A tensor that the server keeps between the requests of a sequence, zeros at its start.
+
+    Attributes:
+        input_name: input that receives the state.
+        output_name: output that carries the next state.
+        size: floats in it, for one sequence.
+    """
+
+    input_name: str
+    output_name: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"state {self.input_name} must hold at least 1 value, got {self.size}")
+
+
+@dataclass(frozen=True)
+class DynamicBatching:
+    """Requests of one shape are batched when they happen to wait together.
+
+    Attributes:
+        max_queue_delay_us: how long a request may wait for company, microseconds.
+    """
+
+    max_queue_delay_us: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_queue_delay_us < 0:
+            raise ValueError(f"max_queue_delay_us must not be negative, got {self.max_queue_delay_us}")
+
+
+@dataclass(frozen=True)
+class SequenceBatching:
+    """Live streams with implicit state, batched across streams ("oldest" strategy).
+
+    Attributes:
+        states: what the server keeps for each stream.
+        max_sequences: live streams of one model instance; more have to wait for one to end.
+        idle_seconds: a stream silent for longer is dropped and its place given away.
+        max_queue_delay_us: how long a chunk may wait for chunks of other streams, microseconds.
+    """
+
+    states: tuple[StateConfig, ...]
+    max_sequences: int = 256
+    idle_seconds: float = 30.0
+    max_queue_delay_us: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.states:
+            raise ValueError("sequence batching without a state: list at least one StateConfig")
+        if self.max_sequences < 1 or self.idle_seconds <= 0 or self.max_queue_delay_us < 0:
+            raise ValueError(
+                f"max_sequences and idle_seconds must be positive and max_queue_delay_us not negative, got "
+                f"{self.max_sequences}, {self.idle_seconds}, {self.max_queue_delay_us}"
+            )
+
+
+@dataclass(frozen=True)
+class Instances:
+    """How many copies of a model run, and where.
+
+    Attributes:
+        kind: "auto" means the GPUs where there are any and the CPU otherwise.
+        count: copies for each device.
+        intra_op_threads: ONNX Runtime threads of one copy; 0 leaves it to ONNX Runtime (all cores).
+    """
+
+    kind: Literal["auto", "cpu", "gpu"] = "auto"
+    count: int = 1
+    intra_op_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.intra_op_threads < 0:
+            raise ValueError(
+                f"count must be at least 1 and intra_op_threads at least 0, "
+                f"got {self.count}, {self.intra_op_threads}"
+            )
+
+
+@dataclass(frozen=True)
+class StageModelConfig:
+    """A model that ONNX Runtime executes.
+
+    Attributes:
+        name: folder name.
+        inputs: without the states of a sequence model.
+        outputs: likewise.
+        max_batch_size: largest batch the server forms.
+        batching: `DynamicBatching` for stateless models, `SequenceBatching` for live streams.
+        instances: copies and threads.
+    """
+
+    name: str
+    inputs: tuple[TensorConfig, ...]
+    outputs: tuple[TensorConfig, ...]
+    max_batch_size: int
+    batching: DynamicBatching | SequenceBatching = field(default_factory=DynamicBatching)
+    instances: Instances = field(default_factory=Instances)
+
+    def __post_init__(self) -> None:
+        _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)
+
+
+@dataclass(frozen=True)
+class EnsembleStep:
+    """One model inside an ensemble.
+
+    Attributes:
+        model: name of the model.
+        inputs: the model's input name to the ensemble's tensor name.
+        outputs: the model's output name to the ensemble's tensor name; unused outputs are left out.
+    """
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Stages wired into one model, by tensor name.
+
+    Attributes:
+        name: folder name.
+        inputs: what the client sends.
+        outputs: what the client gets.
+        steps: in any order; data flow decides.
+        max_batch_size: at most that of the steps.
+        parameters: facts that clients read instead of hard-coding them.
+    """
+
+    name: str
+    inputs: tuple[TensorConfig, ...]
+    outputs: tuple[TensorConfig, ...]
+    steps: tuple[EnsembleStep, ...]
+    max_batch_size: int
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)
+        known = {tensor.name for tensor in self.inputs}
+        for step in self.steps:
+            for tensor in step.outputs.values():
+                if tensor in known:
+                    raise ValueError(f"ensemble {self.name}: tensor {tensor} is produced twice")
+                known.add(tensor)
+        for step in self.steps:
+            for tensor in step.inputs.values():
+                if tensor not in known:
+                    raise ValueError(
+                        f"ensemble {self.name}: step {step.model} reads {tensor}, which nothing produces"
+                    )
+        for output in self.outputs:
+            if output.name not in known:
+                raise ValueError(f"ensemble {self.name}: output {output.name} is produced by no step")
+
+
+AnyModelConfig = StageModelConfig | EnsembleConfig
+
+
+def _check_model(
+    name: str, inputs: Iterable[TensorConfig], outputs: Iterable[TensorConfig], max_batch_size: int
+) -> None:
+    if not _MODEL_NAME.fullmatch(name):
+        raise ValueError(f"model name {name!r} must be lower case letters, digits and underscores")
+    if max_batch_size < 1:
+        raise ValueError(f"max_batch_size of {name} must be at least 1, got {max_batch_size}")
+    for tensors in (inputs, outputs):
+        names = [tensor.name for tensor in tensors]
+        if not names:
+            raise ValueError(f"model {name} needs at least one input and one output")
+        if len(set(names)) != len(names):
+            raise ValueError(f"model {name} names a tensor twice: {names}")

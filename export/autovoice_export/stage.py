@@ -1,0 +1,77 @@
+"""What the exporter knows of a stage: its module and the names and axes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from autovoice_export.model_config import VARIABLE, TensorConfig
+
+STATE_INPUT = "STATE_IN"
+STATE_OUTPUT = "STATE_OUT"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis whose length the request decides.
+
+    Attributes:
+        symbol: axes with one symbol have lengths in a fixed ratio.
+        multiple: the length is this many times the symbol's value.
+    """
+
+    symbol: str
+    multiple: int = 1
+
+    def __str__(self) -> str:
+        return self.symbol if self.multiple == 1 else f"{self.multiple}*{self.symbol}"
+
+
+@dataclass(frozen=True)
+class StageTensor:
+    """One input or output of a stage.
+
+    Attributes:
+        name: as in the contract of the voice families, upper case.
+        dims: axes behind the batch axis; a number is a fixed size.
+    """
+
+    name: str
+    dims: tuple[int | Axis, ...]
+
+    def shape(self, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with the batch axis for given values of the symbols."""
+        return (batch, *(d if isinstance(d, int) else sizes[d.symbol] * d.multiple for d in self.dims))
+
+    def config(self) -> TensorConfig:
+        """The tensor as a model config describes it."""
+        return TensorConfig(self.name, tuple(d if isinstance(d, int) else VARIABLE for d in self.dims))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A PyTorch module that becomes one model of the repository.
+
+    Attributes:
+        name: folder name.
+        module: in evaluation mode; takes and returns exactly the tensors below, in order.
+        inputs: tensors the module takes.
+        outputs: tensors the module returns.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[StageTensor, ...]
+    outputs: tuple[StageTensor, ...]
+
+    @property
+    def state_size(self) -> int:
+        """Floats of ``STATE_IN``; 0 for a stage without state."""
+        for tensor in self.inputs:
+            if tensor.name == STATE_INPUT:
+                (size,) = tensor.dims
+                assert isinstance(size, int)
+                return size
+        return 0

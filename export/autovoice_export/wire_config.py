@@ -1,0 +1,99 @@
+"""Triton's ``ModelConfig`` messages from the dataclasses of `autovoice_export.model_config`."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from autovoice_export.model_config import (
+    AnyModelConfig,
+    DynamicBatching,
+    EnsembleConfig,
+    SequenceBatching,
+    StageModelConfig,
+)
+
+BACKEND = "onnxruntime"
+MODEL_FILENAME = "model.onnx"
+_DATA_TYPE = pb.TYPE_FP32
+_INSTANCE_KINDS = {
+    "auto": pb.ModelInstanceGroup.KIND_AUTO,
+    "cpu": pb.ModelInstanceGroup.KIND_CPU,
+    "gpu": pb.ModelInstanceGroup.KIND_GPU,
+}
+
+
+def to_wire(config: AnyModelConfig) -> Any:
+    """Builds the ``ModelConfig`` message of a model or an ensemble."""
+    message = pb.ModelConfig(
+        name=config.name,
+        max_batch_size=config.max_batch_size,
+        input=[pb.ModelInput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.inputs],
+        output=[pb.ModelOutput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.outputs],
+    )
+    _fill(config, message)
+    return message
+
+
+@singledispatch
+def _fill(config: AnyModelConfig, message: Any) -> None:
+    raise TypeError(f"no wire form for {type(config).__name__}")
+
+
+@_fill.register
+def _(config: StageModelConfig, message: Any) -> None:
+    message.backend = BACKEND
+    message.default_model_filename = MODEL_FILENAME
+    message.instance_group.add(kind=_INSTANCE_KINDS[config.instances.kind], count=config.instances.count)
+    # The names the native ONNX Runtime backend reads; it takes 0 for "leave the default".
+    message.parameters["intra_op_thread_count"].string_value = str(config.instances.intra_op_threads)
+    message.parameters["inter_op_thread_count"].string_value = "1"
+    _fill_batching(config.batching, message)
+
+
+@_fill.register
+def _(config: EnsembleConfig, message: Any) -> None:
+    message.platform = "ensemble"
+    for key, value in config.parameters.items():
+        message.parameters[key].string_value = value
+    for step in config.steps:
+        message.ensemble_scheduling.step.add(
+            model_name=step.model,
+            model_version=-1,  # the newest
+            input_map=dict(step.inputs),
+            output_map=dict(step.outputs),
+        )
+
+
+@singledispatch
+def _fill_batching(batching: DynamicBatching | SequenceBatching, message: Any) -> None:
+    raise TypeError(f"no wire form for {type(batching).__name__}")
+
+
+@_fill_batching.register
+def _(batching: DynamicBatching, message: Any) -> None:
+    message.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
+
+
+@_fill_batching.register
+def _(batching: SequenceBatching, message: Any) -> None:
+    # No control inputs: the server itself starts each sequence from the initial state, so the graph needs no
+    # START flag, and with the "oldest" strategy every row of a batch is a live request, so it needs no READY.
+    wire = message.sequence_batching
+    wire.max_sequence_idle_microseconds = round(batching.idle_seconds * 1e6)
+    wire.oldest.max_candidate_sequences = batching.max_sequences
+    wire.oldest.max_queue_delay_microseconds = batching.max_queue_delay_us
+    for state in batching.states:
+        wire.state.add(
+            input_name=state.input_name,
+            output_name=state.output_name,
+            data_type=_DATA_TYPE,
+            dims=[state.size],
+            initial_state=[
+                pb.ModelSequenceBatching.InitialState(
+                    name="zeros", data_type=_DATA_TYPE, dims=[state.size], zero_data=True
+                )
+            ],
+        )
