@@ -1,8 +1,10 @@
 """PitchYin in NumPy float64: the definition.
 
 The method is YIN (de Cheveigne and Kawahara, "YIN, a fundamental frequency estimator for speech and
-music", JASA 111(4), 2002) with the two windows of the difference function centred on one instant for
-every lag, and with a prefilter and a regulariser that keep offsets, rumble and silence unvoiced.
+music", JASA 111(4), 2002) with four changes: the two windows of the difference function are centred on one
+instant for every lag; a prefilter takes away offset, rumble and what lies above the pitch range; a
+regulariser keeps silence unvoiced; and the pick compares every dip with the best one, where YIN compares it
+with a fixed threshold, so it holds in noise.
 """
 
 from __future__ import annotations
@@ -16,20 +18,24 @@ from numpy.typing import NDArray
 from autovoice_plugins.checks import require_shape, require_whole_blocks
 from autovoice_plugins.geometry import F0_MAX, F0_MIN, HOP, PITCH_BLOCKS_OF_STATE, SAMPLE_RATE
 
-THRESHOLD = 0.15
-"""A dip of the normalised difference below this is taken at once, the first from short lags on."""
+THRESHOLD = 0.05
+"""Of the dips whose cost is within this of the cheapest, the one at the shortest lag is taken."""
 
-VOICING_THRESHOLD = 0.5
+OCTAVE_COST = 0.01
+"""What a dip pays for every octave below the highest pitch. With the threshold it settles which of the many
+dips of a periodic sound is the period: smaller favours octaves too low in noise, larger too high."""
+
+VOICING_THRESHOLD = 0.6
 """Frames less periodic than this are unvoiced."""
 
 RELATIVE_NOISE = 1e-5
 """Part of the window's power that is added to every difference: far above the rounding of float32."""
 
-ABSOLUTE_NOISE = 1e-9
-"""Power (full scale squared) that is added to every difference: -90 dB, so silence is unvoiced."""
+ABSOLUTE_NOISE = 1e-7
+"""Power (full scale squared) that is added to every difference: -70 dB, so a noise floor is unvoiced."""
 
-LOWPASS_SECONDS = 0.5e-3
-"""Length of the prefilter's smoothing: its first zero lies above 2 kHz, its delay is a quarter of a ms."""
+LOWPASS_SECONDS = 1.25e-3
+"""Length of the prefilter's smoothing: its first zero lies at 1.6 kHz, its delay is 0.6 ms."""
 
 
 class Lags(NamedTuple):
@@ -59,6 +65,15 @@ def lags(sample_rate: int, hop: int, f0_min: float, f0_max: float) -> Lags:
             f"{sample_rate / 2:g} Hz."
         )
     return Lags(2 * hop, low, high)
+
+
+NO_DIP = 100.0
+"""A cost above that of any dip. Where there is no dip at all, every lag costs this and the first is taken."""
+
+
+def octave_cost(search: Lags) -> NDArray[np.float64]:
+    """Returns the cost of a dip's lag, low to high, [high - low + 1]."""
+    return OCTAVE_COST * np.log2(np.arange(search.low, search.high + 1) / search.low)
 
 
 def prefilter(sample_rate: int, hop: int) -> NDArray[np.float64]:
@@ -142,8 +157,8 @@ def pitch_yin_reference(
         hop: Samples per frame.
         f0_min: Lowest pitch, Hz.
         f0_max: Highest pitch, Hz.
-        threshold: The first dip of the normalised difference below this is taken; if there is none,
-            the deepest value is.
+        threshold: Of the dips of the normalised difference that cost at most this more than the
+            cheapest, the first is taken.
         voicing_threshold: Frames whose periodicity is below this get F0 = 0.
 
     Returns:
@@ -162,12 +177,12 @@ def pitch_yin_reference(
     difference = normalised_difference(past, sample_rate, hop)
     here = difference[..., search.low : search.high + 1]
     before = difference[..., search.low - 1 : search.high]
-    after = np.concatenate([difference[..., search.low + 1 :], np.full_like(here[..., :1], np.inf)], axis=-1)[
-        ..., : here.shape[-1]
-    ]
+    padded = np.concatenate([difference, np.full_like(difference[..., :1], np.inf)], axis=-1)
+    after = padded[..., search.low + 1 : search.high + 2]
 
-    dip = (here < before) & (here <= after) & (here < threshold)
-    pick = np.where(dip.any(axis=-1), dip.argmax(axis=-1), here.argmin(axis=-1))
+    dip = (here < before) & (here <= after)
+    cost = np.where(dip, here + octave_cost(search), NO_DIP)
+    pick = np.argmax(cost <= cost.min(axis=-1, keepdims=True) + threshold, axis=-1)
     left, depth, right = (np.take_along_axis(v, pick[..., None], -1)[..., 0] for v in (before, here, after))
     right = np.where(np.isfinite(right), right, left)
     curvature = left - 2 * depth + right

@@ -13,11 +13,14 @@ from autovoice_plugins.exporting import is_exporting
 from autovoice_plugins.geometry import F0_MAX, F0_MIN, HOP, PITCH_BLOCKS_OF_STATE, SAMPLE_RATE
 from autovoice_plugins.pitch_yin.reference import (
     ABSOLUTE_NOISE,
+    NO_DIP,
     RELATIVE_NOISE,
     THRESHOLD,
     VOICING_THRESHOLD,
+    Lags,
     block_weights,
     lags,
+    octave_cost,
     prefilter,
 )
 
@@ -42,7 +45,8 @@ def pitch_yin(
         hop: Samples per frame.
         f0_min: Lowest pitch, Hz.
         f0_max: Highest pitch, Hz.
-        threshold: The first dip of the normalised difference below this is taken.
+        threshold: Of the dips of the normalised difference that cost at most this more than the
+            cheapest, the first is taken.
         voicing_threshold: Frames whose periodicity is below this get F0 = 0.
 
     Returns:
@@ -72,6 +76,11 @@ def _constants(sample_rate: int, hop: int, device: torch.device) -> tuple[Tensor
     return kernel[None, None], weights, 1.0 / (hop * weights.sum(0)), inverse
 
 
+@lru_cache(maxsize=8)
+def _octave_cost(search: Lags, device: torch.device) -> Tensor:
+    return torch.as_tensor(octave_cost(search), dtype=torch.float32, device=device)
+
+
 def _normalised_difference(past: Tensor, sample_rate: int, hop: int) -> Tensor:
     """Returns lags 1 .. 2 hop of the normalised difference, [B, F, 2 hop], of [B, (F + 6) hop] samples."""
     kernel, weights, inverse_length, inverse_lag = _constants(sample_rate, hop, past.device)
@@ -98,7 +107,8 @@ def _normalised_difference(past: Tensor, sample_rate: int, hop: int) -> Tensor:
     window = window + weights[0] * difference[:, 3:] + weights[3] * difference[:, :frames]
     power = sum(energy[:, b : b + frames] for b in range(4)) * (RELATIVE_NOISE / (4 * hop))
     window = (window * inverse_length + power + ABSOLUTE_NOISE)[..., 1:]
-    return window / (window.cumsum(-1) * inverse_lag)
+    normalised: Tensor = window / (window.cumsum(-1) * inverse_lag)
+    return normalised
 
 
 def _pitch_yin(
@@ -118,8 +128,10 @@ def _pitch_yin(
     before = difference[..., search.low - 2 : search.high - 1]
     after = functional.pad(difference, (0, 1), value=float("inf"))[..., search.low : search.high + 1]
 
-    dip = (here < before) & (here <= after) & (here < threshold)
-    pick = torch.where(dip.any(-1), dip.to(torch.uint8).argmax(-1), here.argmin(-1))
+    dip = (here < before) & (here <= after)
+    cost = torch.where(dip, here + _octave_cost(search, here.device), NO_DIP)
+    near = cost <= cost.amin(-1, keepdim=True) + threshold
+    pick = near.to(torch.uint8).argmax(-1)
     left, depth, right = (v.gather(-1, pick[..., None])[..., 0] for v in (before, here, after))
     right = torch.where(right.isfinite(), right, left)
     curvature = left - 2 * depth + right

@@ -10,15 +10,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from autovoice_plugins.checks import require_shape, require_whole_blocks
 from autovoice_plugins.geometry import BANDS, FFT_SIZE, FLOOR, HOP, SAMPLE_RATE
 
 
-def hz_to_mel(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
+def hz_to_mel(frequency: ArrayLike) -> NDArray[np.float64]:
     """Converts Hz to mel (O'Shaughnessy's formula, as in HTK)."""
-    return 2595.0 * np.log10(1.0 + frequency / 700.0)
+    return np.asarray(2595.0 * np.log10(1.0 + np.asarray(frequency, dtype=np.float64) / 700.0))
 
 
 def mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -28,7 +28,7 @@ def mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def band_frequencies(sample_rate: int = SAMPLE_RATE, bands: int = BANDS) -> NDArray[np.float64]:
     """Returns the frequencies in Hz of an envelope's points, [bands], from 0 to Nyquist."""
-    nyquist = float(hz_to_mel(np.float64(sample_rate / 2)))
+    nyquist = float(hz_to_mel(sample_rate / 2))
     return mel_to_hz(np.linspace(0.0, nyquist, bands))
 
 
@@ -41,7 +41,7 @@ def envelope_matrices(
     The first interpolates linearly on the mel scale; the second is the minimum phase, in radians, of what
     the first gives. They apply to values above FLOOR too: a constant has no phase.
     """
-    nyquist = float(hz_to_mel(np.float64(sample_rate / 2)))
+    nyquist = float(hz_to_mel(sample_rate / 2))
     frequencies = np.arange(fft_size // 2 + 1) * (sample_rate / fft_size)
     place = np.clip(hz_to_mel(frequencies) * ((bands - 1) / nyquist), 0, bands - 1)
     magnitude = np.maximum(0.0, 1.0 - np.abs(place[None, :] - np.arange(bands)[:, None]))

@@ -67,8 +67,9 @@ def spectral_synth(
     # A few sequences at a time: their spectra stay in the cache, which halves the time of training.
     together = max(1, CACHED_FRAMES // frames)
     sequences = (excitation, noise, harmonic_filter, noise_filter, state)
-    parts = zip(*(tensor.split(together) for tensor in sequences), strict=True)
-    audio, next_state = zip(*(_spectral_synth(*part, *options) for part in parts), strict=True)
+    parts = [torch.split(tensor, together) for tensor in sequences]
+    results = [_spectral_synth(e, n, h, m, s, *options) for e, n, h, m, s in zip(*parts, strict=True)]
+    audio, next_state = zip(*results, strict=True)
     return torch.cat(audio), torch.cat(next_state)
 
 
@@ -101,7 +102,8 @@ def _filtered(
     blocks = signal.reshape(signal.shape[0], -1, hop)
     rising = torch.fft.rfft(blocks * slopes[0], fft_size)
     falling = torch.fft.rfft(blocks * slopes[1], fft_size)
-    return rising * response[:, 1:] + falling * response[:, :-1]
+    spectrum: Tensor = rising * response[:, 1:] + falling * response[:, :-1]
+    return spectrum
 
 
 def _spectral_synth(
@@ -117,7 +119,7 @@ def _spectral_synth(
 ) -> tuple[Tensor, Tensor]:
     matrices, slopes = _constants(sample_rate, hop, fft_size, bands, excitation.dtype, excitation.device)
     batch, samples = excitation.shape
-    previous_harmonic, previous_noise, tail = state.split([bands, bands, fft_size - hop], dim=1)
+    previous_harmonic, previous_noise, tail = torch.split(state, [bands, bands, fft_size - hop], dim=1)
     harmonic_above = torch.cat([previous_harmonic[:, None], harmonic_filter.clamp_min(FLOOR) - FLOOR], dim=1)
     noise_above = torch.cat([previous_noise[:, None], noise_filter.clamp_min(FLOOR) - FLOOR], dim=1)
     spectrum = _filtered(excitation, harmonic_above, hop, fft_size, matrices, slopes)
