@@ -107,12 +107,13 @@ def draw(columns: list[Recording], file: Path) -> None:
                 alpha=0.5,
                 label="source's F0, shifted",
             )
-        bottom.plot(times, voiced(column.f0), color="tab:blue", linewidth=1.2, label="F0")
+            bottom.plot([], [], color="tab:blue", linewidth=1.2, label="F0 of the result")
+            bottom.legend(loc="upper right", fontsize="small")
+        bottom.plot(times, voiced(column.f0), color="tab:blue", linewidth=1.2)
         bottom.set(yscale="log", ylim=F0_LIMITS_HZ, xlabel="time (s)")
         bottom.set_yticks([60, 80, 100, 150, 200, 300], labels=["60", "80", "100", "150", "200", "300"])
         bottom.minorticks_off()
         bottom.grid(alpha=0.3)
-        bottom.legend(loc="upper right", fontsize="small")
     axes[0, 0].set(ylabel="amplitude", ylim=(-1, 1))
     axes[1, 0].set_ylabel("frequency (kHz)")
     axes[2, 0].set_ylabel("F0 (Hz)")

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 the conversion itself failed, 2 the caller's mistake, 130 interrupted. A failure is one
 line on stderr. What a command does lives in `cli_<command>.py`, imported when the command runs: `--help` does
-not wait for NumPy and ONNX Runtime.
+not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -80,7 +80,7 @@ JsonOption = Annotated[
 def convert(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE...", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
+        typer.Argument(metavar="SOURCE", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
     ],
     target: TargetOption,
     output: Annotated[
@@ -145,7 +145,7 @@ def convert(
 def embed(
     references: Annotated[
         list[Path],
-        typer.Argument(metavar="REFERENCE...", help="Recordings of one voice, a few seconds each."),
+        typer.Argument(metavar="REFERENCE", help="Recordings of one voice, a few seconds each."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="VOICE.npy", help="The file to write.")],
     overwrite: OverwriteOption = False,
@@ -169,7 +169,7 @@ def stream(
     ],
     target: TargetOption,
     chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
-    pitch_shift: Annotated[float, typer.Option(metavar="N", help="Semitones up or down.")] = 0.0,
+    pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
     ] = None,
@@ -227,13 +227,20 @@ def report_error(error: BaseException | str) -> None:
     print("autovoice: " + " ".join(str(error).split()), file=sys.stderr)
 
 
+def report_usage_error(error: Any) -> None:
+    """Write what is wrong with the options and how to see the right ones."""
+    message = error.format_message().rstrip(".")
+    if message:  # it is empty after a bare `autovoice`, which has printed the help
+        report_error(f"{message}; see {error.ctx.command_path} --help" if error.ctx else message)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         code = app(list(arguments), prog_name="autovoice", standalone_mode=False)
         sys.stdout.flush()
     except _UsageError as error:
-        report_error(error.format_message())  # type: ignore[attr-defined]
+        report_usage_error(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         report_error("interrupted; finished outputs are kept, the current one was not written")
@@ -242,7 +249,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from autovoice import VoiceConversionError
+        from autovoice.errors import VoiceConversionError
 
         if not isinstance(error, VoiceConversionError):
             raise  # a defect of ours: its traceback is what a report needs
@@ -253,7 +260,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `autovoice` script."""
-    from autovoice import PassthroughWarning
+    from autovoice.errors import PassthroughWarning
 
     # The commands flag passed-through results themselves, in one line each.
     warnings.simplefilter("ignore", PassthroughWarning)

@@ -23,9 +23,10 @@ from autovoice import (
     write_audio,
 )
 from autovoice.cli import report_error
+from autovoice.cli_convert import parse_pitch_shift
 from autovoice.cli_embed import load_voice
 from autovoice.cli_outputs import require_writable
-from autovoice.errors import ConfigurationError
+from autovoice.errors import ConfigurationError, PitchError
 from autovoice.results import FloatArray
 
 CHUNK_MS_RANGE = (1.0, 1000.0)
@@ -82,7 +83,7 @@ def simulate_stream(
     config: PipelineConfig,
     *,
     chunk_ms: float,
-    pitch_shift: float,
+    pitch_shift: str,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -91,6 +92,11 @@ def simulate_stream(
     low, high = CHUNK_MS_RANGE
     if not low <= chunk_ms <= high:  # also refuses NaN
         raise ConfigurationError(f"--chunk-ms is {chunk_ms:g}; give a length from {low:g} to {high:g} ms")
+    shift = parse_pitch_shift(pitch_shift)
+    if shift == "auto":
+        raise PitchError(
+            "--pitch-shift auto needs the whole source, which a live stream has not heard; give semitones"
+        )
     if output is not None:
         require_writable(output, overwrite)
     audio, sample_rate = read_audio(source)
@@ -98,9 +104,7 @@ def simulate_stream(
         voice = load_voice(pipeline, target, with_pitch=False)
 
         def start() -> StreamSession:
-            return pipeline.stream(
-                voice.embedding, sample_rate=sample_rate, pitch_shift_semitones=pitch_shift
-            )
+            return pipeline.stream(voice.embedding, sample_rate=sample_rate, pitch_shift_semitones=shift)
 
         with start() as rehearsal:  # loads the models, which a live service does before it takes a call
             rehearsal.push(np.zeros(sample_rate // 2, np.float32))
@@ -133,7 +137,7 @@ def _play(
     with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         bar = bars.add_task("", total=len(audio))
         start = time.perf_counter()
-        for first, last in _chunk_bounds(len(audio), sample_rate, chunk_ms):
+        for first, last in chunk_bounds(len(audio), sample_rate, chunk_ms):
             captured = last / sample_rate
             time.sleep(max(0.0, start + captured - time.perf_counter()))
             began = time.perf_counter()
@@ -152,8 +156,8 @@ def _play(
         chunks=len(latencies),
         audio_s=len(audio) / sample_rate,
         algorithmic_ms=1e3 * session.latency_seconds,
-        latency_ms=_percentiles(latencies),
-        end_to_end_ms=_percentiles([each.ready - each.position for each in deliveries]),
+        latency_ms=percentiles(latencies),
+        end_to_end_ms=percentiles([each.ready - each.position for each in deliveries]),
         underruns=count_underruns(deliveries, chunk_ms / 1e3),
         rtf=busy / (len(audio) / sample_rate),
         device=device,
@@ -162,14 +166,14 @@ def _play(
     return report, np.concatenate(pieces)
 
 
-def _chunk_bounds(samples: int, sample_rate: int, chunk_ms: float) -> Iterator[tuple[int, int]]:
+def chunk_bounds(samples: int, sample_rate: int, chunk_ms: float) -> Iterator[tuple[int, int]]:
     """Yield (first, last) sample of each chunk; fractions of a sample are carried so that nothing drifts."""
     length = sample_rate * chunk_ms / 1e3
     edges = [min(samples, round(number * length)) for number in range(math.ceil(samples / length) + 1)]
     return ((first, last) for first, last in itertools.pairwise(edges) if last > first)
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and maximum in milliseconds; NaN of an empty list would not be JSON, so zeros."""
     values = 1e3 * np.array(seconds or [0.0])
     p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]))
