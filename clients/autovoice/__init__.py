@@ -1,1 +1,85 @@
 """Voice conversion served by Triton, and the same model repository on ONNX Runtime in process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autovoice.audio_files import load_embedding, read_audio, save_embedding, write_audio
+from autovoice.config import PipelineConfig
+from autovoice.errors import (
+    AudioFileError,
+    AudioInputError,
+    ConfigurationError,
+    DeviceError,
+    EmbeddingError,
+    InferenceError,
+    InferenceTimeoutError,
+    OutputError,
+    PassthroughWarning,
+    PitchError,
+    RepositoryError,
+    RequestError,
+    SampleRateError,
+    SequenceError,
+    StreamClosedError,
+    VoiceConversionError,
+)
+from autovoice.executor import Executor
+from autovoice.pipeline import VoiceConversionPipeline
+from autovoice.repository import ModelRepository
+from autovoice.results import (
+    ConversionProfile,
+    ConversionResult,
+    FileResult,
+    PipelineStats,
+    Progress,
+)
+from autovoice.sessions import available_devices
+from autovoice.streaming import StreamSession
+
+if TYPE_CHECKING:
+    __version__: str
+
+__all__ = [
+    "AudioFileError",
+    "AudioInputError",
+    "ConfigurationError",
+    "ConversionProfile",
+    "ConversionResult",
+    "DeviceError",
+    "EmbeddingError",
+    "Executor",
+    "FileResult",
+    "InferenceError",
+    "InferenceTimeoutError",
+    "ModelRepository",
+    "OutputError",
+    "PassthroughWarning",
+    "PipelineConfig",
+    "PipelineStats",
+    "PitchError",
+    "Progress",
+    "RepositoryError",
+    "RequestError",
+    "SampleRateError",
+    "SequenceError",
+    "StreamClosedError",
+    "StreamSession",
+    "VoiceConversionError",
+    "VoiceConversionPipeline",
+    "__version__",
+    "available_devices",
+    "load_embedding",
+    "read_audio",
+    "save_embedding",
+    "write_audio",
+]
+
+
+def __getattr__(name: str) -> str:
+    """Look `__version__` up when asked: importlib.metadata costs a tenth of a cold start."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("autovoice")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,155 @@
+"""What can be learnt from a recording without converting it: its speaker and its pitch."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TypeAlias, TypeVar
+
+import numpy.typing as npt
+
+from autovoice.audio_files import AudioSource
+from autovoice.backends import make_executor, resilient
+from autovoice.config import PipelineConfig
+from autovoice.conversion import Source, track_source_f0
+from autovoice.embedding import EmbeddingCache, embed_source
+from autovoice.errors import StreamClosedError
+from autovoice.executor import Executor
+from autovoice.family import VoiceFamily, read_family
+from autovoice.pitch import median_voiced
+from autovoice.repository import ModelRepository
+from autovoice.results import FloatArray, PipelineStats, StatsCounter
+from autovoice.runner import Runner
+
+DEFAULT_SAMPLE_RATE = 22_050
+PathLike: TypeAlias = "str | os.PathLike[str]"
+_Self = TypeVar("_Self", bound="VoiceAnalysis")
+
+
+class VoiceAnalysis:
+    """Opens a repository and analyses recordings with it; the half of a pipeline that does not convert.
+
+    Args:
+        config: None for the defaults.
+        executor: runs the models instead of what `config.backend` names.
+    """
+
+    def __init__(self, config: PipelineConfig | None = None, *, executor: Executor | None = None) -> None:
+        self._config = config if config is not None else PipelineConfig()
+        self._counter = StatsCounter()
+        self._repository: ModelRepository | None = None
+        if executor is None:
+            self._executor, self._repository = make_executor(self._config, self._counter)
+        else:
+            self._executor = resilient(executor, None, self._config, self._counter)
+        self._family = read_family(self._executor)
+        self._runner = Runner(self._executor, self._family, self._config, self._counter)
+        self._embeddings = EmbeddingCache(self._config.embedding_cache_size)
+        self._closed = False
+
+    @property
+    def config(self) -> PipelineConfig:
+        """What this pipeline was told."""
+        return self._config
+
+    @property
+    def repository(self) -> ModelRepository | None:
+        """The models on disk; None when an executor was passed in."""
+        return self._repository
+
+    @property
+    def family(self) -> VoiceFamily:
+        """Constants of the voice family."""
+        return self._family
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate inside the models, Hz."""
+        return self._family.sample_rate
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of a voice embedding."""
+        return self._family.embedding_size
+
+    @property
+    def device(self) -> str:
+        """Where the next request will run."""
+        return self._executor.device
+
+    @property
+    def stats(self) -> PipelineStats:
+        """Counters since the pipeline was made."""
+        return self._counter.snapshot()
+
+    def embed(self, reference_audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
+        """Embed a reference recording of the target's voice, from 10 ms to hours; a few seconds are best.
+
+        Args:
+            reference_audio: as `source_audio` of `convert`.
+            sample_rate: 8000 to 192000 Hz.
+
+        Returns:
+            Unit vector [E], the same for the same input.
+
+        Raises:
+            AudioInputError: no audio, or silence.
+        """
+        self._check_open()
+        source = self._runner.array_source(reference_audio, sample_rate, "reference audio")
+        return self._embeddings.get(
+            source.audio, source.sample_rate, lambda: self._embed(source, "reference audio")
+        )
+
+    def embed_file(self, path: PathLike) -> FloatArray:
+        """Embed an audio file like `embed`, in bounded memory.
+
+        Raises:
+            AudioFileError: when it cannot be read.
+            AudioInputError: less than one frame, or silence.
+        """
+        self._check_open()
+        return self._embed(AudioSource(path), str(path))
+
+    def extract_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
+        """Follow the pitch of a recording.
+
+        Returns:
+            Hz per 10 ms frame [about 100 T / rate], 0 where unvoiced; frame g is centred at (g + 0.5) * 10
+            ms.
+        """
+        self._check_open()
+        return self._track_f0(self._runner.array_source(audio, sample_rate, "audio"))
+
+    def median_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> float:
+        """Median pitch of a recording's voiced frames in Hz, 0.0 when it has none."""
+        return median_voiced(self.extract_f0(audio, sample_rate))
+
+    def median_f0_file(self, path: PathLike) -> float:
+        """Median pitch of an audio file's voiced frames in Hz, 0.0 when it has none."""
+        self._check_open()
+        return median_voiced(self._track_f0(AudioSource(path)))
+
+    def close(self) -> None:
+        """Let go of the models; conversions after this are refused."""
+        self._closed = True
+        self._executor.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _embed(self, source: Source, name: str) -> FloatArray:
+        return embed_source(self._executor, self._family, source, name)
+
+    def _track_f0(self, source: Source) -> FloatArray:
+        block = max(1, round(self._config.block_seconds * source.sample_rate))
+        return track_source_f0(self._executor, self._family, source, block)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("this pipeline has been closed; make another")

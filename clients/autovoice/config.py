@@ -1,0 +1,134 @@
+"""`PipelineConfig`: what a pipeline runs on and how it behaves when that fails."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autovoice.errors import ConfigurationError, RepositoryError
+
+DEVICES = ("auto", "cuda", "cpu")
+FALLBACKS = ("cpu", "passthrough", "raise")
+REMOTE_SCHEMES = ("grpc://", "http://")
+REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"
+DEFAULT_MAX_THREADS = 4
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Everything a `VoiceConversionPipeline` can be told, checked when it is made.
+
+    Attributes:
+        backend: `"embedded"` runs the repository in this process; `"grpc://host:port"` and
+            `"http://host:port"` name a Triton server.
+        repository: folder of the models. None: `$AUTOVOICE_REPOSITORY`, else the `model_repository` of the
+            checkout this package runs from, else `./model_repository`.
+        device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cpu"` never touches
+            it.
+        threads: ONNX Runtime threads per model. None: the usable cores, at most four.
+        retries: how often a transient failure is tried again before the fallback, 0 or more.
+        retry_delay_seconds: pause before the first retry; doubles with each one.
+        timeout_seconds: limit for one request to the engine (one block), None for no limit.
+        fallback: when retries are used up: `"cpu"` moves to CPU sessions of the same repository,
+            `"passthrough"` returns the level-normalised input and says so, `"raise"` raises.
+        f0_min: lowest voiced value accepted in `source_f0`, Hz.
+        f0_max: highest voiced value accepted in `source_f0`, Hz.
+        block_seconds: audio handled at once; bounds memory on long inputs.
+        embedding_cache_size: how many results of `embed` are kept, 0 for none.
+
+    Raises:
+        ConfigurationError: naming the first field that makes no sense.
+    """
+
+    backend: str = "embedded"
+    repository: str | Path | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    threads: int | None = None
+    retries: int = 2
+    retry_delay_seconds: float = 0.1
+    timeout_seconds: float | None = None
+    fallback: Literal["cpu", "passthrough", "raise"] = "cpu"
+    f0_min: float = 50.0
+    f0_max: float = 1100.0
+    block_seconds: float = 10.0
+    embedding_cache_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.backend, str) or not (
+            self.backend == "embedded"
+            or any(self.backend.startswith(s) and len(self.backend) > len(s) for s in REMOTE_SCHEMES)
+        ):
+            raise ConfigurationError(
+                f"backend is {self.backend!r}; use 'embedded', 'grpc://host:port' or 'http://host:port'"
+            )
+        self._require_choice("device", DEVICES)
+        self._require_choice("fallback", FALLBACKS)
+        if self.repository is not None and not isinstance(self.repository, (str, os.PathLike)):
+            raise ConfigurationError(f"repository is {self.repository!r}; give a folder path or None")
+        if self.threads is not None:
+            self._require_number("threads", 1, 1024, integer=True)
+        self._require_number("retries", 0, 100, integer=True)
+        self._require_number("retry_delay_seconds", 0.0, 60.0)
+        if self.timeout_seconds is not None:
+            self._require_number("timeout_seconds", 1e-3, 86400.0)
+        self._require_number("f0_min", 1.0, 20000.0)
+        self._require_number("f0_max", 1.0, 20000.0)
+        if self.f0_min >= self.f0_max:
+            raise ConfigurationError(
+                f"f0_min {self.f0_min} Hz is not below f0_max {self.f0_max} Hz; swap or widen them"
+            )
+        self._require_number("block_seconds", 0.1, 600.0)
+        self._require_number("embedding_cache_size", 0, 1_000_000, integer=True)
+
+    @property
+    def thread_count(self) -> int:
+        """ONNX Runtime threads per model, with None resolved."""
+        return self.threads if self.threads is not None else min(usable_cores(), DEFAULT_MAX_THREADS)
+
+    def repository_path(self) -> Path:
+        """Return the folder of the models, with None resolved.
+
+        Raises:
+            RepositoryError: when nothing was configured and none of the usual places exists.
+        """
+        if self.repository is not None:
+            return Path(self.repository).expanduser()
+        configured = os.environ.get(REPOSITORY_VARIABLE)
+        if configured:
+            return Path(configured).expanduser()
+        checkout = Path(__file__).resolve().parents[2] / "model_repository"
+        for candidate in (checkout, Path("model_repository")):
+            if candidate.is_dir():
+                return candidate
+        raise RepositoryError(
+            f"no model repository found in {checkout} or ./model_repository; pass "
+            "PipelineConfig(repository=...) or set "
+            f"{REPOSITORY_VARIABLE}"
+        )
+
+    def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ConfigurationError(f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}")
+
+    def _require_number(self, name: str, low: float, high: float, *, integer: bool = False) -> None:
+        value = getattr(self, name)
+        kinds = (int,) if integer else (int, float)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, kinds)
+            or not math.isfinite(value)
+            or not low <= value <= high
+        ):
+            noun = "an integer" if integer else "a number"
+            raise ConfigurationError(f"{name} is {value!r}; give {noun} from {low} to {high}")
+
+
+def usable_cores() -> int:
+    """Number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

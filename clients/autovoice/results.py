@@ -1,0 +1,187 @@
+"""What conversions report: progress, timings, results, counters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a conversion that has just ended.
+
+    Attributes:
+        stage: what ended: a model's name, `"resample"`, `"write"`.
+        chunk: 1-based number of the chunk it belongs to.
+        chunks: how many chunks there will be.
+        fraction: share of the source dealt with, 0 to 1, never decreasing.
+    """
+
+    stage: str
+    chunk: int
+    chunks: int
+    fraction: float
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class ConversionProfile:
+    """Where the time of one conversion went.
+
+    Attributes:
+        total_ms: wall time of the whole call.
+        audio_duration_s: length of the source.
+        rtf: compute time over audio time; below 1 is faster than real time.
+        throughput_samples_per_sec: source samples dealt with per second.
+        stages: wall time per stage in milliseconds, summed over chunks.
+        device: where the models ran, `"cpu"` or `"cuda"` (or the server's address).
+    """
+
+    total_ms: float
+    audio_duration_s: float
+    rtf: float
+    throughput_samples_per_sec: float
+    stages: Mapping[str, float]
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain types, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """Converted audio and how it came about.
+
+    Attributes:
+        audio: mono float32 samples [N].
+        sample_rate: of `audio`, Hz.
+        pitch_shift_semitones: the shift applied, with `"auto"` resolved.
+        passthrough: True when `audio` is the level-normalised INPUT because the engine failed.
+        profile: timings.
+    """
+
+    audio: FloatArray
+    sample_rate: int
+    pitch_shift_semitones: float
+    passthrough: bool
+    profile: ConversionProfile
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """A converted file and how it came about.
+
+    Attributes:
+        output: where it was written.
+        sample_rate: of the output, Hz.
+        samples: samples written.
+        pitch_shift_semitones: the shift applied, with `"auto"` resolved.
+        passthrough: True when the file holds the level-normalised INPUT because the engine failed.
+        profile: timings.
+    """
+
+    output: Path
+    sample_rate: int
+    samples: int
+    pitch_shift_semitones: float
+    passthrough: bool
+    profile: ConversionProfile
+
+
+@dataclass(frozen=True)
+class PipelineStats:
+    """Counters of one pipeline since it was made.
+
+    Attributes:
+        total: conversions asked for (each item of a batch, each file, each finished stream counts as one).
+        succeeded: conversions that returned audio, passed-through ones included.
+        failed: conversions that raised.
+        average_ms: mean wall time of the succeeded ones.
+        audio_seconds: source audio converted.
+        device_use: conversions per device.
+        retries: requests sent to the engine again.
+        fallbacks: requests handed to CPU sessions.
+        passthroughs: conversions that returned the level-normalised input.
+    """
+
+    total: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    average_ms: float = 0.0
+    audio_seconds: float = 0.0
+    device_use: Mapping[str, int] = field(default_factory=dict)
+    retries: int = 0
+    fallbacks: int = 0
+    passthroughs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain types, for JSON."""
+        return asdict(self)
+
+
+class StatsCounter:
+    """Thread-safe collector behind `PipelineStats`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._succeeded = 0
+        self._failed = 0
+        self._elapsed_ms = 0.0
+        self._audio_seconds = 0.0
+        self._device_use: dict[str, int] = {}
+        self._retries = 0
+        self._fallbacks = 0
+        self._passthroughs = 0
+
+    def success(
+        self, elapsed_ms: float, audio_seconds: float, device: str, *, passthrough: bool = False
+    ) -> None:
+        """Count one conversion that returned audio."""
+        with self._lock:
+            self._succeeded += 1
+            self._elapsed_ms += elapsed_ms
+            self._audio_seconds += audio_seconds
+            self._passthroughs += passthrough
+            if not passthrough:
+                self._device_use[device] = self._device_use.get(device, 0) + 1
+
+    def failure(self, count: int = 1) -> None:
+        """Count conversions that raised."""
+        with self._lock:
+            self._failed += count
+
+    def retry(self) -> None:
+        """Count one request sent again."""
+        with self._lock:
+            self._retries += 1
+
+    def fallback(self) -> None:
+        """Count one request handed to the fallback."""
+        with self._lock:
+            self._fallbacks += 1
+
+    def snapshot(self) -> PipelineStats:
+        """The counters now."""
+        with self._lock:
+            return PipelineStats(
+                total=self._succeeded + self._failed,
+                succeeded=self._succeeded,
+                failed=self._failed,
+                average_ms=self._elapsed_ms / self._succeeded if self._succeeded else 0.0,
+                audio_seconds=self._audio_seconds,
+                device_use=dict(self._device_use),
+                retries=self._retries,
+                fallbacks=self._fallbacks,
+                passthroughs=self._passthroughs,
+            )
