@@ -1,1 +1,1 @@
-"""The training corpus of the base voice, rendered by free speech engines on the spot; no recording is shipped."""
+"""The training corpus of the base voice, rendered on the spot by free speech engines."""

@@ -14,8 +14,12 @@ from autovoice_training.corpus.voices import MissingVoiceError
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write; a stopped build is continued.")] = Path("data/corpus"),
-    config: Annotated[Path | None, typer.Option(help="TOML file of sizes (see training/corpus.toml).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write; a stopped build is continued.")] = Path(
+        "data/corpus"
+    ),
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of sizes (see training/corpus.toml).")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     seed: Annotated[int, typer.Option(help="Same seed and sizes, same corpus.")] = 0,
     small: Annotated[bool, typer.Option(help="A few utterances of everything, for tests.")] = False,

@@ -38,7 +38,9 @@ def normalise(audio: np.ndarray, name: str) -> np.ndarray:
     audio = audio - audio.mean()
     level = active_rms(audio)
     if level < 1e-4:
-        raise SilentAudioError(f"{name}: the engine returned silence ({len(audio)} samples, active RMS {level:.2g})")
+        raise SilentAudioError(
+            f"{name}: the engine returned silence ({len(audio)} samples, active RMS {level:.2g})"
+        )
     gain = min(10 ** (ACTIVE_DBFS / 20) / level, _PEAK / np.abs(audio).max())
     return np.round(audio * gain * 32767).astype(np.int16)
 

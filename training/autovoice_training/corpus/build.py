@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from autovoice_training.corpus import engines, render, store, texts
 from autovoice_training.corpus.audio import SAMPLE_RATE
@@ -45,7 +52,8 @@ def sentences(config: CorpusConfig, seed: int) -> dict[str, list[tuple[str, str,
         taken, pool = pool[:count], pool[count:]
         out[part] = [(f"{prefix}{number:04d}", text, split) for number, text in enumerate(taken)]
     out["evaluation"] = [
-        (f"e{number:02d}", text, "test") for number, text in enumerate(texts.EVALUATION_TEXTS[: config.evaluation])
+        (f"e{number:02d}", text, "test")
+        for number, text in enumerate(texts.EVALUATION_TEXTS[: config.evaluation])
     ]
     return out
 
@@ -57,14 +65,18 @@ def _plan(root: Path, parts: dict[str, list[tuple[str, str, str]]], seed: int, c
     if path.exists():
         before = json.loads(path.read_text())["made_with"]
         if before != made_with:
-            raise ValueError(f"{root} was begun with {before}, not {made_with}; give another --out or remove it")
+            raise ValueError(
+                f"{root} was begun with {before}, not {made_with}; give another --out or remove it"
+            )
         return
     wanted = [(name, text) for part in ("parallel", "valid", "evaluation") for name, text, _ in parts[part]]
     with tempfile.TemporaryDirectory() as scratch:
         plans = engines.plan_texts(VOICES[REFERENCE].engine_name, wanted, Path(scratch))
     if absent := [name for name, _ in wanted if name not in plans]:
         raise engines.EngineError(f"festival planned no segments for sentence {absent[0]!r}")
-    store.write_json(path, {"made_with": made_with, "plans": {name: asdict(plan) for name, plan in plans.items()}})
+    store.write_json(
+        path, {"made_with": made_with, "plans": {name: asdict(plan) for name, plan in plans.items()}}
+    )
 
 
 def speaker_jobs(config: CorpusConfig, parts: dict[str, list[tuple[str, str, str]]]) -> list[Job]:
@@ -73,11 +85,19 @@ def speaker_jobs(config: CorpusConfig, parts: dict[str, list[tuple[str, str, str
     jobs = [Job("diphone", voice.name, aligned) for voice in DIPHONE_VOICES if voice.split == "train"]
     for voice in TEXT_VOICES:
         if voice.split == "train":
-            jobs.append(Job("text", voice.name, tuple(parts["free"][: config.hts if voice.engine == "hts" else None])))
-    jobs += [Job("diphone", voice.name, tuple(parts["valid"])) for voice in DIPHONE_VOICES if voice.split == "valid"]
+            jobs.append(
+                Job("text", voice.name, tuple(parts["free"][: config.hts if voice.engine == "hts" else None]))
+            )
+    jobs += [
+        Job("diphone", voice.name, tuple(parts["valid"]))
+        for voice in DIPHONE_VOICES
+        if voice.split == "valid"
+    ]
     step = config.espeak_sentences
     for number in range(config.espeak_speakers):
-        jobs.append(Job("espeak", f"espeak{number:02d}", tuple(parts["espeak"][number * step : (number + 1) * step])))
+        jobs.append(
+            Job("espeak", f"espeak{number:02d}", tuple(parts["espeak"][number * step : (number + 1) * step]))
+        )
     return [job for job in jobs if job.sentences]
 
 
@@ -94,8 +114,13 @@ def warp_jobs(config: CorpusConfig, jobs: list[Job]) -> list[Job]:
 
 
 def _run(root: Path, jobs: list[Job], seed: int, workers: int, title: str) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with (
         Progress(*columns) as progress,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
@@ -124,14 +149,19 @@ def _write_evaluation(root: Path, items: list[tuple[str, str, str]], seed: int) 
         if aligned:
             rendered = render.diphone_utterances(voice, names, plans, seed, natural=True)
         else:
-            rendered = render.text_utterances(voice, {name: text for name, text, _ in items}, seed, natural=True)
+            rendered = render.text_utterances(
+                voice, {name: text for name, text, _ in items}, seed, natural=True
+            )
         (folder / voice.name).mkdir(parents=True, exist_ok=True)
         for name, one in rendered.items():
             soundfile.write(folder / voice.name / f"{name}.flac", one.audio, SAMPLE_RATE, subtype="PCM_16")
         described[voice.name] = {
-            "human": voice.human, "sex": voice.sex, "seen": voice.split == "train",
-            "aligned_to": REFERENCE if aligned else None, "native_rate": next(iter(rendered.values())).rate,
-        }  # fmt: skip
+            "human": voice.human,
+            "sex": voice.sex,
+            "seen": voice.split == "train",
+            "aligned_to": REFERENCE if aligned else None,
+            "native_rate": next(iter(rendered.values())).rate,
+        }
     store.write_json(folder / "texts.json", {name: text for name, text, _ in items})
     store.write_json(folder / "voices.json", described)
 

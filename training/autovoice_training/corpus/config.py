@@ -44,7 +44,9 @@ class CorpusConfig:
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"corpus setting {field.name} = {value!r}: give a whole number, 0 or more")
         if self.warps > 8 or self.evaluation > 25:
-            raise ValueError(f"warps = {self.warps}, evaluation = {self.evaluation}: at most 8 and 25 are defined")
+            raise ValueError(
+                f"warps = {self.warps}, evaluation = {self.evaluation}: at most 8 and 25 are defined"
+            )
 
     @classmethod
     def from_toml(cls, path: Path) -> CorpusConfig:
@@ -61,5 +63,13 @@ class CorpusConfig:
 
 
 SMALL = CorpusConfig(
-    parallel=3, valid=1, free=3, hts=1, evaluation=2, espeak_speakers=1, espeak_sentences=2, warps=1, warp_sentences=2
+    parallel=3,
+    valid=1,
+    free=3,
+    hts=1,
+    evaluation=2,
+    espeak_speakers=1,
+    espeak_sentences=2,
+    warps=1,
+    warp_sentences=2,
 )

@@ -35,7 +35,9 @@ class Segments:
 
 
 def _run(command: Sequence[str], text: str | None = None) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         tail = (done.stderr or done.stdout).strip()[-400:]
         raise EngineError(f"{command[0]} failed with exit status {done.returncode}: {tail}")
@@ -64,7 +66,9 @@ _PRINT_SEGMENTS = """
     (format t "\\n"))
     (utt.relation.items utt 'Segment)))
 """
-_PLAN_MODULES = "Initialize Text Token_POS Token POS Phrasify Word Pauses Intonation PostLex Duration Int_Targets"
+_PLAN_MODULES = (
+    "Initialize Text Token_POS Token POS Phrasify Word Pauses Intonation PostLex Duration Int_Targets"
+)
 
 
 def _parse_segments(printed: str) -> dict[str, Segments]:
@@ -86,13 +90,15 @@ def plan_texts(voice: str, texts: Sequence[tuple[str, str]], scratch: Path) -> d
         lines = [_PRINT_SEGMENTS, f"(voice_{voice})"]
         for name, text in batch:
             steps = " ".join(f"({module} u)" for module in _PLAN_MODULES.split())
-            lines.append(f'(set! u (eval (list \'Utterance \'Text "{text}"))) {steps} (print_segments "{name}" u)')
+            lines.append(
+                f'(set! u (eval (list \'Utterance \'Text "{text}"))) {steps} (print_segments "{name}" u)'
+            )
         plans |= _parse_segments(_festival("\n".join(lines), scratch))
     return plans
 
 
 def render_texts(voice: str, texts: Sequence[tuple[str, str]], scratch: Path) -> dict[str, Segments]:
-    """Speak (name, text) pairs with a festival voice into ``scratch/name.wav``; returns the phones it spoke."""
+    """Speak (name, text) pairs with a festival voice into ``scratch/name.wav``; returns what it spoke."""
     said: dict[str, Segments] = {}
     for batch in _batches(texts):
         lines = [_PRINT_SEGMENTS, f"(voice_{voice})"]
@@ -129,9 +135,19 @@ def render_segments(voice: str, items: Sequence[tuple[str, Segments]], scratch: 
 def render_flite(voice: str, text: str, path: Path, duration_stretch: float = 1.0) -> Segments:
     """Speak a text with a flite voice into ``path``; returns its phones and their ends."""
     printed = _run(
-        ["flite", "-voice", voice, "--setf", f"duration_stretch={duration_stretch:.3f}", "-psdur", "-t", text,
-         "-o", str(path)]
-    )  # fmt: skip
+        [
+            "flite",
+            "-voice",
+            voice,
+            "--setf",
+            f"duration_stretch={duration_stretch:.3f}",
+            "-psdur",
+            "-t",
+            text,
+            "-o",
+            str(path),
+        ]
+    )
     pairs = [item.rsplit(":", 1) for item in printed.split() if ":" in item]
     return Segments(tuple(phone for phone, _ in pairs), tuple(float(end) for _, end in pairs))
 
@@ -157,5 +173,18 @@ def espeak_data(folder: Path, variants: Iterable[tuple[str, str]]) -> Path:
 
 def render_espeak(data: Path, voice: str, text: str, path: Path, words_per_minute: int, pitch: int) -> None:
     """Speak a text with espeak-ng voice ``language+variant`` from a data folder into ``path``."""
-    _run(["espeak-ng", f"--path={data}", "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "-w", str(path),
-          text])  # fmt: skip
+    _run(
+        [
+            "espeak-ng",
+            f"--path={data}",
+            "-v",
+            voice,
+            "-s",
+            str(words_per_minute),
+            "-p",
+            str(pitch),
+            "-w",
+            str(path),
+            text,
+        ]
+    )

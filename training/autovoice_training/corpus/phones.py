@@ -7,6 +7,7 @@ and :data:`APPROXIMATE` names the phones for which even the best counterpart is 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,62 @@ from pathlib import Path
 import numpy as np
 
 PHONES: tuple[str, ...] = (
-    "pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g", "hh", "ih",
-    "iy", "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v", "w", "y",
-    "z", "zh",
-)  # fmt: skip
+    "pau",
+    "aa",
+    "ae",
+    "ah",
+    "ao",
+    "aw",
+    "ax",
+    "ay",
+    "b",
+    "ch",
+    "d",
+    "dh",
+    "eh",
+    "er",
+    "ey",
+    "f",
+    "g",
+    "hh",
+    "ih",
+    "iy",
+    "jh",
+    "k",
+    "l",
+    "m",
+    "n",
+    "ng",
+    "ow",
+    "oy",
+    "p",
+    "r",
+    "s",
+    "sh",
+    "t",
+    "th",
+    "uh",
+    "uw",
+    "v",
+    "w",
+    "y",
+    "z",
+    "zh",
+)
 UNKNOWN = -1
-_ALIASES = {"axr": "er", "dx": "t", "hv": "hh", "nx": "n", "el": "l", "em": "m", "en": "n", "h#": "pau",
-            "brth": "pau", "#": "pau", "ssil": "pau"}  # fmt: skip
+_ALIASES = {
+    "axr": "er",
+    "dx": "t",
+    "hv": "hh",
+    "nx": "n",
+    "el": "l",
+    "em": "m",
+    "en": "n",
+    "h#": "pau",
+    "brth": "pau",
+    "#": "pau",
+    "ssil": "pau",
+}
 _CODES = {phone: code for code, phone in enumerate(PHONES)}
 
 
@@ -34,24 +84,26 @@ def _table(text: str) -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 _ENGLISH = {phone: ((phone,),) for phone in PHONES} | _table(
-    "ax=ax|ah|ih; er=er|ax r|ah r; ng=ng|n g|n; hh=hh|f; y=y|iy; w=w|uw; zh=zh|z; ch=ch|t sh; jh=jh|d zh; uh=uh|uw"
+    "ax=ax|ah|ih; er=er|ax r|ah r; ng=ng|n g|n; hh=hh|f; y=y|iy; w=w|uw; zh=zh|z; ch=ch|t sh; jh=jh|d "
+    "zh; uh=uh|uw"
 )
 _ITALIAN = _table(
-    "pau=#; aa=a1|a; ae=E1|E|e1; ah=a|a1; ao=O1|O|o1; aw=a1 u|a u; ax=e|a|E; ay=a1 i|a i; b=b; ch=tS; d=d; dh=v|d;"
-    "eh=E1|E|e1; er=e r|E r|E1 r; ey=e1 i|e i; f=f; g=g; hh=f|#; ih=i|i1; iy=i1|i; jh=dZ; k=k; l=l; m=m; n=n;"
-    "ng=ng|n g|n; ow=o1 u|o u; oy=O1 i|O i; p=p; r=r; s=s; sh=S; t=t; th=f|s; uh=u|u1; uw=u1|u; v=v; w=w|u; y=j|i;"
-    "z=z|dz; zh=Z|dZ|S"
+    "pau=#; aa=a1|a; ae=E1|E|e1; ah=a|a1; ao=O1|O|o1; aw=a1 u|a u; ax=e|a|E; ay=a1 i|a i; b=b; ch=tS; "
+    "d=d; dh=v|d; eh=E1|E|e1; er=e r|E r|E1 r; ey=e1 i|e i; f=f; g=g; hh=f|#; ih=i|i1; iy=i1|i; jh=dZ; "
+    "k=k; l=l; m=m; n=n; ng=ng|n g|n; ow=o1 u|o u; oy=O1 i|O i; p=p; r=r; s=s; sh=S; t=t; th=f|s; "
+    "uh=u|u1; uw=u1|u; v=v; w=w|u; y=j|i; z=z|dz; zh=Z|dZ|S"
 )
 _CZECH = _table(
-    "pau=#; aa=a:|a; ae=e:|e|a; ah=a; ao=o:|o; aw=a u|a: u; ax=e|a; ay=a j|a: j|a i; b=b|p; ch=c~|dz~; d=d|t; dh=d|v|t; eh=e;"
-    "er=e r|e: r; ey=e j|e: j|e i; f=f|v; g=g|k; hh=ch|h; ih=i; iy=i:|i|j; jh=dz~|c~|d z~; k=k|g; l=l; m=m; n=n; ng=n*|n g|n;"
-    "ow=o u|o: u; oy=o j|o: j|o i; p=p|b; r=r; s=s|z; sh=s~|z~; t=t|d; th=f|s; uh=u; uw=u:|u; v=v|f; w=u|v; y=j|i; z=z|s; zh=z~|s~"
+    "pau=#; aa=a:|a; ae=e:|e|a; ah=a; ao=o:|o; aw=a u|a: u; ax=e|a; ay=a j|a: j|a i; b=b|p; ch=c~|dz~; "
+    "d=d|t; dh=d|v|t; eh=e; er=e r|e: r; ey=e j|e: j|e i; f=f|v; g=g|k; hh=ch|h; ih=i; iy=i:|i|j; "
+    "jh=dz~|c~|d z~; k=k|g; l=l; m=m; n=n; ng=n*|n g|n; ow=o u|o: u; oy=o j|o: j|o i; p=p|b; r=r; s=s|z; "
+    "sh=s~|z~; t=t|d; th=f|s; uh=u; uw=u:|u; v=v|f; w=u|v; y=j|i; z=z|s; zh=z~|s~"
 )
 _FINNISH = _table(
-    "pau=#; aa=a:|a; ae=@|@:|e; ah=a; ao=o:|o; aw=a u|a: u; ax=7|e|a; ay=a i|a: i; b=b|p; ch=t S|t s|t; d=d|t;"
-    "dh=d|v; eh=e; er=7: r|7 r|7:|7; ey=e i|e: i; f=f|v; g=g|k; hh=h; ih=i; iy=i:|i; jh=d S|d s|d j|t s; k=k|k:; l=l|l:;"
-    "m=m|m:; n=n|n:|N; ng=N|N:|n g|n; ow=o u|o: u; oy=o i|o: i; p=p|p:; r=r|r:; s=s|s:; sh=S|s; t=t|t:; th=T|f|t; uh=u; uw=u:|u; v=v|v:;"
-    "w=w|v|u; y=j|i; z=s; zh=S|s"
+    "pau=#; aa=a:|a; ae=@|@:|e; ah=a; ao=o:|o; aw=a u|a: u; ax=7|e|a; ay=a i|a: i; b=b|p; ch=t S|t s|t; "
+    "d=d|t; dh=d|v; eh=e; er=7: r|7 r|7:|7; ey=e i|e: i; f=f|v; g=g|k; hh=h; ih=i; iy=i:|i; jh=d S|d s|d "
+    "j|t s; k=k|k:; l=l|l:; m=m|m:; n=n|n:|N; ng=N|N:|n g|n; ow=o u|o: u; oy=o i|o: i; p=p|p:; r=r|r:; "
+    "s=s|s:; sh=S|s; t=t|t:; th=T|f|t; uh=u; uw=u:|u; v=v|v:; w=w|v|u; y=j|i; z=s; zh=S|s"
 )
 TABLES: Mapping[str, Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "english": _ENGLISH,
@@ -136,7 +188,7 @@ def say(
     """
 
     def joins(sequence: Sequence[str]) -> float:
-        pairs = zip(sequence, sequence[1:], strict=False)
+        pairs = itertools.pairwise(sequence)
         return _MISSING_COST * sum(pair not in diphones for pair in pairs)
 
     best: list[tuple[float, list[tuple[str, ...]]]] = [(0.0, [])]

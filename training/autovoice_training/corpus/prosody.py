@@ -57,7 +57,12 @@ def common_timing(plan: Segments, sentence: str, seed: int, natural: bool) -> tu
 
 
 def in_voice(
-    timing: Segments, voice: Voice, diphones: frozenset[tuple[str, str]], sentence: str, seed: int, natural: bool
+    timing: Segments,
+    voice: Voice,
+    diphones: frozenset[tuple[str, str]],
+    sentence: str,
+    seed: int,
+    natural: bool,
 ) -> tuple[Segments, int]:
     """What a diphone voice is given to say, and how many of the diphones it lacks.
 
@@ -73,7 +78,11 @@ def in_voice(
         flat += sequence
         ends += list(start + np.cumsum(phones.split_duration(end - start, len(sequence))))
     ends = [*ends[:-1], timing.ends[-1]]
-    shift = 0.0 if natural else _SHIFT_SEMITONES * generator(seed, "register", voice.name, sentence).standard_normal()
+    shift = (
+        0.0
+        if natural
+        else _SHIFT_SEMITONES * generator(seed, "register", voice.name, sentence).standard_normal()
+    )
     scale = voice.f0_hz / VOICES[REFERENCE].f0_hz * 2 ** (float(np.clip(shift, -3, 3)) / 12)
     targets = tuple((time, f0 * scale) for time, f0 in timing.targets)
     return Segments(tuple(flat), tuple(ends), targets), missing

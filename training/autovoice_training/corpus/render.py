@@ -15,8 +15,24 @@ from autovoice_training.corpus import engines, phones, prosody, warp
 from autovoice_training.corpus.store import Speaker, SpeakerWriter
 from autovoice_training.corpus.voices import VOICES, Voice
 
-_ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-us", "en-gb-x-gbclan", "en-us", "en-gb-x-gbcwmd",
-            "en-029", "en-us", "de", "es", "pl", "nl", "en-us", "it")  # fmt: skip
+_ACCENTS = (
+    "en-us",
+    "en-gb",
+    "en-gb-x-rp",
+    "en-gb-scotland",
+    "en-us",
+    "en-gb-x-gbclan",
+    "en-us",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us",
+    "de",
+    "es",
+    "pl",
+    "nl",
+    "en-us",
+    "it",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Audio of one utterance: int16 [240 * frames], labels int16 [frames] or None, rate it was rendered at."""
+    """One utterance: audio int16 [240 * frames], labels int16 [frames] or None, rate in Hz it was made at."""
 
     audio: np.ndarray
     labels: np.ndarray | None
@@ -112,7 +128,9 @@ def text_utterances(voice: Voice, sentences: dict[str, str], seed: int, natural:
 
 def _voice_speaker(voice: Voice, rate: int) -> Speaker:
     approximate = phones.APPROXIMATE[voice.language] if voice.engine == "diphone" else ()
-    return Speaker(voice.name, voice.human, voice.sex, voice.engine, rate, voice.split, approximate=approximate)
+    return Speaker(
+        voice.name, voice.human, voice.sex, voice.engine, rate, voice.split, approximate=approximate
+    )
 
 
 def _espeak_variant(name: str, seed: int) -> tuple[str, str, str]:
@@ -121,13 +139,21 @@ def _espeak_variant(name: str, seed: int) -> tuple[str, str, str]:
     female = rng.random() < 0.5
     base = rng.uniform(150, 240) if female else rng.uniform(70, 130)
     tract = rng.uniform(1.02, 1.25) if female else rng.uniform(0.82, 1.05)
-    lines = ["language variant", f"name {name}", f"gender {'female' if female else 'male'}", "echo 0 0",
-             f"pitch {base:.0f} {base * rng.uniform(1.25, 1.6):.0f}", f"roughness {rng.integers(0, 4)}",
-             f"flutter {rng.integers(0, 5)}", f"voicing {rng.integers(80, 130)}",
-             f"consonants {rng.integers(80, 130)} {rng.integers(80, 130)}"]  # fmt: skip
+    lines = [
+        "language variant",
+        f"name {name}",
+        f"gender {'female' if female else 'male'}",
+        "echo 0 0",
+        f"pitch {base:.0f} {base * rng.uniform(1.25, 1.6):.0f}",
+        f"roughness {rng.integers(0, 4)}",
+        f"flutter {rng.integers(0, 5)}",
+        f"voicing {rng.integers(80, 130)}",
+        f"consonants {rng.integers(80, 130)} {rng.integers(80, 130)}",
+    ]
     for formant in range(9):
         lines.append(
-            f"formant {formant} {100 * tract * rng.uniform(0.94, 1.06):.0f} {rng.integers(70, 130)} {rng.integers(80, 130)}"
+            f"formant {formant} {100 * tract * rng.uniform(0.94, 1.06):.0f}"
+            f" {rng.integers(70, 130)} {rng.integers(80, 130)}"
         )
     if female:
         lines.append(f"breath 0 {' '.join(str(rng.integers(0, 4)) for _ in range(7))}")
@@ -144,7 +170,12 @@ def _espeak(root: Path, job: Job, seed: int) -> None:
             rng = prosody.generator(seed, job.name, sentence)
             path = Path(folder) / "out.wav"
             engines.render_espeak(
-                data, f"{language}+{job.name}", text, path, int(rng.integers(135, 195)), int(rng.integers(40, 61))
+                data,
+                f"{language}+{job.name}",
+                text,
+                path,
+                int(rng.integers(135, 195)),
+                int(rng.integers(40, 61)),
             )
             wave, rate = levels.read(path)
             if writer is None:
@@ -156,11 +187,14 @@ def _espeak(root: Path, job: Job, seed: int) -> None:
 
 
 def _warps(root: Path, job: Job, seed: int) -> None:
-    """All warps of one speaker, so that each utterance is analysed once; every warp is a speaker of its own."""
+    """All warps of one speaker, so that each utterance is analysed once; every warp is its own speaker."""
     folder = root / "speakers" / job.name
     stored: dict[str, Any] = json.loads((folder / "speaker.json").read_text())
     base = stored["speaker"]
-    recorded, labels = np.load(folder / "audio.npy", mmap_mode="r"), np.load(folder / "phones.npy", mmap_mode="r")
+    recorded, labels = (
+        np.load(folder / "audio.npy", mmap_mode="r"),
+        np.load(folder / "phones.npy", mmap_mode="r"),
+    )
     grid = warp.MALE if base["sex"] == "male" else warp.FEMALE
     writers = []
     for number, (formant, pitch) in enumerate(grid[: job.count]):
@@ -169,10 +203,14 @@ def _warps(root: Path, job: Job, seed: int) -> None:
         # Formants moved down leave nothing above the old band edge times the factor.
         rate = int(min(base["native_rate"], levels.SAMPLE_RATE) * min(1.0, factors[0]))
         name = f"{job.name}_w{number}"
-        speaker = Speaker(name, name, base["sex"], "world", rate, "train", True, job.name, tuple(base["approximate"]))
+        speaker = Speaker(
+            name, name, base["sex"], "world", rate, "train", True, job.name, tuple(base["approximate"])
+        )
         writers.append((SpeakerWriter(root, speaker), factors))
     taken = [u for u in stored["utterances"] if u["split"] == "train"]
-    order = prosody.generator(seed, "warp sentences", job.name).permutation(len(taken))[: len(job.sentences) or None]
+    order = prosody.generator(seed, "warp sentences", job.name).permutation(len(taken))[
+        : len(job.sentences) or None
+    ]
     for index in sorted(order):
         utterance = taken[index]
         first, count = utterance["start_frame"], utterance["frames"]
@@ -198,7 +236,9 @@ def run_job(root: Path, job: Job, seed: int) -> tuple[str, int]:
             names = tuple(name for name, _, _ in job.sentences)
             rendered = diphone_utterances(voice, names, load_plans(root), seed, natural=False)
         else:
-            rendered = text_utterances(voice, {name: text for name, text, _ in job.sentences}, seed, natural=False)
+            rendered = text_utterances(
+                voice, {name: text for name, text, _ in job.sentences}, seed, natural=False
+            )
         rate = next(iter(rendered.values())).rate
         writer = SpeakerWriter(root, _voice_speaker(voice, rate))
         for name, text, split in job.sentences:

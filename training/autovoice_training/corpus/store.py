@@ -1,8 +1,9 @@
 """The corpus on disk: one audio and one label array per speaker, and one index.
 
-``speakers/NAME/audio.npy`` is int16 [240 * frames], 24 kHz; ``speakers/NAME/phones.npy`` is int16 [frames] (codes
-into the index's ``phones``, -1 unknown); utterances lie one after another. ``index.json`` lists speakers and
-utterances. A speaker's folder appears at once when it is complete, so a build that was stopped can go on.
+``speakers/NAME/audio.npy`` is int16 [240 * frames], 24 kHz; ``speakers/NAME/phones.npy`` is int16 [frames]
+(codes into the index's ``phones``, -1 unknown); utterances lie one after another. ``index.json`` lists
+speakers and utterances. A speaker's folder appears at once when it is complete, so a build that was
+stopped can go on.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ class SpeakerWriter:
     _frames: int = 0
 
     def add(
-        self, sentence: str, text: str, audio: np.ndarray, labels: np.ndarray | None, split: str, group: str | None
+        self,
+        sentence: str,
+        text: str,
+        audio: np.ndarray,
+        labels: np.ndarray | None,
+        split: str,
+        group: str | None,
     ) -> None:
         """Append an utterance.
 
@@ -69,16 +76,30 @@ class SpeakerWriter:
             group: id shared by the frame-aligned utterances of a sentence, or None.
         """
         frames = len(audio) // HOP
-        if audio.dtype != np.int16 or len(audio) != frames * HOP or (labels is not None and len(labels) != frames):
-            raise ValueError(f"{self.speaker.name}/{sentence}: {audio.dtype} audio of {len(audio)} samples does not "
-                             f"fit {None if labels is None else len(labels)} labels of {HOP} samples")  # fmt: skip
+        if (
+            audio.dtype != np.int16
+            or len(audio) != frames * HOP
+            or (labels is not None and len(labels) != frames)
+        ):
+            raise ValueError(
+                f"{self.speaker.name}/{sentence}: {audio.dtype} audio of {len(audio)} samples does not "
+                f"fit {None if labels is None else len(labels)} labels of {HOP} samples"
+            )
         self._audio.append(audio)
         self._phones.append(np.full(frames, UNKNOWN, np.int16) if labels is None else labels.astype(np.int16))
         self._utterances.append(
-            {"id": f"{self.speaker.name}_{sentence}", "speaker": self.speaker.name, "sentence": sentence,
-             "text": text, "start_frame": self._frames, "frames": frames, "labelled": labels is not None,
-             "split": split, "group": group}
-        )  # fmt: skip
+            {
+                "id": f"{self.speaker.name}_{sentence}",
+                "speaker": self.speaker.name,
+                "sentence": sentence,
+                "text": text,
+                "start_frame": self._frames,
+                "frames": frames,
+                "labelled": labels is not None,
+                "split": split,
+                "group": group,
+            }
+        )
         self._frames += frames
 
     def close(self) -> None:
@@ -89,7 +110,9 @@ class SpeakerWriter:
         partial.mkdir(parents=True)
         np.save(partial / "audio.npy", np.concatenate(self._audio))
         np.save(partial / "phones.npy", np.concatenate(self._phones))
-        write_json(partial / "speaker.json", {"speaker": asdict(self.speaker), "utterances": self._utterances})
+        write_json(
+            partial / "speaker.json", {"speaker": asdict(self.speaker), "utterances": self._utterances}
+        )
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
 
@@ -108,8 +131,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_index(root: Path, seed: int) -> dict[str, Any]:
     """Gather every finished speaker into ``index.json`` and return it."""
-    parts = [json.loads(path.read_text()) for path in sorted(root.glob("speakers/*/speaker.json"))
-             if path.parent.suffix != ".partial"]  # fmt: skip
+    parts = [
+        json.loads(path.read_text())
+        for path in sorted(root.glob("speakers/*/speaker.json"))
+        if path.parent.suffix != ".partial"
+    ]
     index = {
         "format": FORMAT,
         "sample_rate": SAMPLE_RATE,

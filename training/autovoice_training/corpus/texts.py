@@ -1,7 +1,8 @@
-"""Sentences: templates filled with lexicon words, chosen for even diphone counts; and the evaluation texts."""
+"""Sentences: templates filled with lexicon words, chosen for diphones; and the evaluation texts."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -42,31 +43,52 @@ EVALUATION_TEXTS: tuple[str, ...] = (
     "The measure was passed after a short discussion.",
 )
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
 _SLOTS: dict[str, tuple[str, ...]] = {
-    "adj": ("bright", "careful", "deep", "early", "foggy", "gentle", "huge", "icy", "joyful", "known", "lively",
-            "mellow", "narrow", "odd", "plain", "quiet", "rough", "shallow", "thick", "unusual", "vague", "wide",
-            "young", "zealous", "casual", "beige", "royal", "sour", "foolish", "thorough", "yellow", "choosy",
-            "edgy", "awkward", "useful", "worthy", "smooth", "genuine", "various", "cheerful"),
-    "noun": ("apple", "basket", "chair", "dolphin", "engine", "feather", "garage", "hammer", "island", "journal",
-             "kettle", "lantern", "measure", "needle", "ocean", "pigeon", "question", "river", "shadow", "thimble",
-             "umbrella", "village", "window", "yard", "zipper", "treasure", "voyage", "boy", "mouth", "nature",
-             "oyster", "path", "cloth", "bush", "jewel", "church", "thunder", "vision", "wagon", "yogurt", "flower",
-             "harbour", "leather", "mirror", "orchard", "picture", "ribbon", "saddle", "toy", "valley", "hood"),
-    "verb": ("avoids", "borrows", "catches", "draws", "enjoys", "finds", "guards", "hides", "imagines", "joins",
-             "keeps", "loves", "measures", "notices", "owns", "pushes", "questions", "raises", "shows", "throws",
-             "uses", "values", "watches", "yields", "buys", "teaches", "judges", "bathes", "soothes", "chooses"),
-    "past": ("avoided", "built", "chose", "dropped", "employed", "found", "gathered", "heard", "ignored", "joined",
-             "kept", "lost", "measured", "noticed", "opened", "painted", "questioned", "reached", "shouted at",
-             "thought about", "used", "visited", "washed", "yelled at", "zoomed past", "pulled", "bought", "taught"),
-    "prep": ("above", "across", "behind", "below", "beside", "between us and", "inside", "near", "over", "through",
-             "toward", "under", "without", "beyond"),
-    "when": ("yesterday", "this morning", "on Thursday", "in July", "last year", "every hour", "at noon", "in August",
-             "before lunch", "after the show", "without warning", "as usual", "later on", "once again", "tomorrow"),
-    "who": ("my father", "her cousin", "the judge", "your neighbour", "their teacher", "a stranger", "the boy",
-            "our guide", "the nurse", "the young girl", "his aunt", "the chef", "somebody", "the usher", "no one"),
-    "adv": ("quietly", "usually", "barely", "cheerfully", "thoroughly", "awkwardly", "rather badly", "slowly",
-            "joyfully", "in a hurry", "with pleasure", "loudly", "early", "with both hands"),
-}  # fmt: skip
+    "adj": _words(
+        "bright, careful, deep, early, foggy, gentle, huge, icy, joyful, known, lively, mellow, narrow, "
+        "odd, plain, quiet, rough, shallow, thick, unusual, vague, wide, young, zealous, casual, beige, "
+        "royal, sour, foolish, thorough, yellow, choosy, edgy, awkward, useful, worthy, smooth, genuine, "
+        "various, cheerful"
+    ),
+    "noun": _words(
+        "apple, basket, chair, dolphin, engine, feather, garage, hammer, island, journal, kettle, "
+        "lantern, measure, needle, ocean, pigeon, question, river, shadow, thimble, umbrella, village, "
+        "window, yard, zipper, treasure, voyage, boy, mouth, nature, oyster, path, cloth, bush, jewel, "
+        "church, thunder, vision, wagon, yogurt, flower, harbour, leather, mirror, orchard, picture, "
+        "ribbon, saddle, toy, valley, hood"
+    ),
+    "verb": _words(
+        "avoids, borrows, catches, draws, enjoys, finds, guards, hides, imagines, joins, keeps, loves, "
+        "measures, notices, owns, pushes, questions, raises, shows, throws, uses, values, watches, "
+        "yields, buys, teaches, judges, bathes, soothes, chooses"
+    ),
+    "past": _words(
+        "avoided, built, chose, dropped, employed, found, gathered, heard, ignored, joined, kept, lost, "
+        "measured, noticed, opened, painted, questioned, reached, shouted at, thought about, used, "
+        "visited, washed, yelled at, zoomed past, pulled, bought, taught"
+    ),
+    "prep": _words(
+        "above, across, behind, below, beside, between us and, inside, near, over, through, toward, "
+        "under, without, beyond"
+    ),
+    "when": _words(
+        "yesterday, this morning, on Thursday, in July, last year, every hour, at noon, in August, before "
+        "lunch, after the show, without warning, as usual, later on, once again, tomorrow"
+    ),
+    "who": _words(
+        "my father, her cousin, the judge, your neighbour, their teacher, a stranger, the boy, our guide, "
+        "the nurse, the young girl, his aunt, the chef, somebody, the usher, no one"
+    ),
+    "adv": _words(
+        "quietly, usually, barely, cheerfully, thoroughly, awkwardly, rather badly, slowly, joyfully, in "
+        "a hurry, with pleasure, loudly, early, with both hands"
+    ),
+}
 _TEMPLATES: tuple[str, ...] = (
     "{who} {past} the {adj} {noun} {prep} the {noun2}.",
     "The {adj} {noun} of {name} {verb} a {adj2} {noun2}.",
@@ -114,12 +136,12 @@ def _phones(text: str, lexicon: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _fill(rng: np.random.Generator, names: Sequence[str]) -> str:
-    template = _TEMPLATES[rng.integers(len(_TEMPLATES))]
+    template = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))]
 
     def word(slot: re.Match[str]) -> str:
         kind = slot[1].rstrip("2")
-        words = names if kind == "name" else _SLOTS[kind]
-        drawn = words[rng.integers(len(words))]
+        words: Sequence[str] = names if kind == "name" else _SLOTS[kind]
+        drawn = words[int(rng.integers(len(words)))]
         return drawn.capitalize() if kind == "name" else drawn
 
     sentence = re.sub(r"\{(\w+)\}", word, template)
@@ -144,12 +166,12 @@ def generate(count: int, seed: int, exclude: Iterable[str] = ()) -> list[str]:
     counts: Counter[tuple[str, str]] = Counter()
     chosen: list[str] = []
     while len(chosen) < count:
-        scored = []
+        scored: list[tuple[float, str, list[tuple[str, str]]]] = []
         while len(scored) < _CANDIDATES:
             text = _fill(rng, names)
             phones = _phones(text, lexicon)
             if normalise(text) not in seen and _MIN_PHONES <= len(phones) <= _MAX_PHONES:
-                pairs = list(zip(phones, phones[1:], strict=False))
+                pairs = list(itertools.pairwise(phones))
                 scored.append((sum(1.0 / (1 + counts[pair]) for pair in pairs) / len(pairs), text, pairs))
         _, text, pairs = max(scored, key=lambda item: item[0])
         seen.add(normalise(text))

@@ -1,4 +1,4 @@
-"""The voices of the corpus: which engine speaks them, which Debian package holds them, which split they are in."""
+"""The voices of the corpus: who speaks, by which engine, from which Debian package, in which split."""
 
 from __future__ import annotations
 
@@ -102,5 +102,17 @@ TEXT_VOICES: tuple[Voice, ...] = (
 )
 VOICES: dict[str, Voice] = {voice.name: voice for voice in (*DIPHONE_VOICES, *TEXT_VOICES)}
 EVALUATION_VOICES: tuple[str, ...] = (
-    "kal", "slt", "awb", "lp", "pc", "dita", "machac", "ph", "lj", "mv", "rms", "ked", "krb",
-)  # fmt: skip
+    "kal",
+    "slt",
+    "awb",
+    "lp",
+    "pc",
+    "dita",
+    "machac",
+    "ph",
+    "lj",
+    "mv",
+    "rms",
+    "ked",
+    "krb",
+)

@@ -13,11 +13,25 @@ _F0_FLOOR, _F0_CEIL = 55.0, 500.0
 # (formant factor, pitch factor): at least 10 % apart in formants or well apart in pitch, from the
 # human and from one another; smaller steps are still the same speaker to a speaker encoder.
 MALE: tuple[tuple[float, float], ...] = (
-    (1.12, 1.20), (1.20, 1.55), (1.16, 1.75), (0.87, 0.88), (0.85, 1.15), (1.00, 1.45), (1.13, 0.90), (0.92, 1.30),
-)  # fmt: skip
+    (1.12, 1.20),
+    (1.20, 1.55),
+    (1.16, 1.75),
+    (0.87, 0.88),
+    (0.85, 1.15),
+    (1.00, 1.45),
+    (1.13, 0.90),
+    (0.92, 1.30),
+)
 FEMALE: tuple[tuple[float, float], ...] = (
-    (0.85, 0.60), (0.88, 0.80), (1.12, 1.15), (1.18, 1.35), (0.91, 1.20), (1.14, 0.85), (1.00, 0.70), (0.85, 1.00),
-)  # fmt: skip
+    (0.85, 0.60),
+    (0.88, 0.80),
+    (1.12, 1.15),
+    (1.18, 1.35),
+    (0.91, 1.20),
+    (1.14, 0.85),
+    (1.00, 0.70),
+    (0.85, 1.00),
+)
 
 
 class Analysis:
@@ -44,5 +58,7 @@ class Analysis:
             return np.ascontiguousarray(spectrum[:, low] * (1.0 - share) + spectrum[:, low + 1] * share)
 
         envelope = np.exp(warp(np.log(self._envelope)))
-        audio = pyworld.synthesize(self.f0 * pitch, envelope, warp(self._aperiodicity), SAMPLE_RATE, _FRAME_MS)
+        audio = pyworld.synthesize(
+            self.f0 * pitch, envelope, warp(self._aperiodicity), SAMPLE_RATE, _FRAME_MS
+        )
         return np.pad(audio[: self._samples], (0, max(0, self._samples - len(audio))))

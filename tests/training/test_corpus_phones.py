@@ -1,0 +1,92 @@
+"""Every voice can say every phone, and labels sit where the segments are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autovoice_training.corpus import phones
+from autovoice_training.corpus.engines import Segments
+from autovoice_training.corpus.prosody import common_timing, in_voice
+from autovoice_training.corpus.voices import DIPHONE_VOICES, Voice
+
+
+@pytest.mark.parametrize("language", sorted(phones.TABLES))
+def test_every_phone_has_a_counterpart_in_every_language(language: str) -> None:
+    table = phones.TABLES[language]
+    assert set(table) == set(phones.PHONES)
+    assert all(said and all(alternative for alternative in said) for said in table.values())
+    assert set(phones.APPROXIMATE[language]) <= set(phones.PHONES)
+
+
+@pytest.mark.parametrize("voice", DIPHONE_VOICES, ids=lambda voice: voice.name)
+def test_every_first_choice_exists_in_the_voice(voice: Voice) -> None:
+    try:
+        diphones = phones.read_diphones(voice.group_file)
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    spoken = {phone for pair in diphones for phone in pair}
+    for phone, alternatives in phones.TABLES[voice.language].items():
+        usable = [said for said in alternatives if set(said) <= spoken]
+        assert usable, f"{voice.name} can say none of {alternatives} for {phone}"
+
+
+def test_an_unknown_phone_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'qq'"):
+        phones.code_of("qq")
+
+
+def test_the_search_takes_the_worse_alternative_only_where_a_diphone_is_missing() -> None:
+    table = {"a": (("A",), ("B",)), "k": (("K",),)}
+    pairs = {("A", "K"), ("K", "B"), ("B", "K")}
+    said, missing = phones.say(["a", "k", "a"], table, frozenset(pairs))
+    assert said == [("A",), ("K",), ("B",)]
+    assert missing == 0
+    said, missing = phones.say(["k", "k"], table, frozenset(pairs))
+    assert missing == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=30), st.data())
+def test_each_frame_carries_the_phone_at_its_centre(lengths: list[float], data: st.DataObject) -> None:
+    codes = data.draw(st.lists(st.integers(0, 40), min_size=len(lengths), max_size=len(lengths)))
+    ends = np.cumsum(lengths)
+    frames = int(ends[-1] / 0.01) + 3
+    labels = phones.labels_at_frames(codes, list(ends), frames, 0.01)
+    for frame, label in enumerate(labels):
+        centre = (frame + 0.5) * 0.01
+        inside = [code for code, end in zip(codes, ends, strict=True) if centre < end]
+        assert label == (inside[0] if inside else 0)
+
+
+def _plan(lengths: list[float]) -> Segments:
+    names = ["pau", *(["dh", "ay", "ch", "er"] * 8)[: len(lengths)], "pau"]
+    ends = np.cumsum([0.3, *lengths, 0.4])
+    return Segments(tuple(names), tuple(ends), ((0.2, 100.0), (float(ends[-2]), 130.0)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0.02, 0.3), min_size=2, max_size=30), st.integers(0, 50), st.booleans())
+def test_every_voice_keeps_the_common_timing(lengths: list[float], seed: int, natural: bool) -> None:
+    timing, frames = common_timing(_plan(lengths), "p0000", seed, natural)
+    assert timing.ends[-1] == pytest.approx(frames * 0.01, abs=1e-9)
+    assert np.all(np.diff((0.0, *timing.ends)) > 0)
+    for voice in DIPHONE_VOICES:
+        spoken, _ = in_voice(timing, voice, frozenset(), "p0000", seed, natural)
+        assert set(timing.ends) <= set(spoken.ends) or np.allclose(
+            [min(abs(np.array(spoken.ends) - end)) for end in timing.ends], 0.0, atol=1e-9
+        )
+        assert np.all(np.diff(spoken.ends) > 0)
+        # The register is the voice's, within the sentence's own contour, range and shift.
+        median = np.median([f0 for _, f0 in spoken.targets])
+        assert 0.65 < median / voice.f0_hz < 1.9
+
+
+def test_another_sentence_or_seed_has_another_prosody() -> None:
+    plan = _plan([0.1] * 12)
+    first = common_timing(plan, "p0000", 0, False)
+    assert first == common_timing(plan, "p0000", 0, False)
+    assert first != common_timing(plan, "p0001", 0, False)
+    assert first != common_timing(plan, "p0000", 1, False)
