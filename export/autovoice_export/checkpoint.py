@@ -53,6 +53,8 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()
+            # As it starts training, the output layer says almost the same whatever it is given.
+            torch.nn.init.normal_(synthesizer.output.weight, std=0.1)
         return cls(content_encoder, synthesizer, TargetPitch().eval(), {"untrained_seed": seed})
 
 

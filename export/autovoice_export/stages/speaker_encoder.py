@@ -40,8 +40,8 @@ STEP_FRAMES = 77  # 1.3 windows per second
 _MIN_COVERAGE_FRAMES = 120  # a last window filled to less than 75 % is not used
 
 _SPEECH_LEVEL_DBFS = -20.0  # where close-miked speech usually sits; the package leaves such audio as it is
-_SPEECH_RANGE_DB = 35.0  # frames further than this below the loud ones count as pause
-_HANGOVER_FRAMES = 20  # pauses up to twice this long stay, as in the package (its smoothing plus dilation)
+_SPEECH_RANGE_DB = 30.0  # frames further than this below the loud ones count as pause
+_HANGOVER_FRAMES = 15  # pauses up to twice this long stay, much as in the package
 _TINY_POWER = 1e-20
 
 # By Parseval: what the bins of one frame sum to for noise of mean square 1 (the Hann window's own is 3/8).
