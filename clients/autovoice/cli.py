@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _ENGINE = "Engine"
 _RESULT = "Result"
 
@@ -243,8 +244,7 @@ def run(arguments: Sequence[str]) -> int:
         report_usage_error(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        report_error("interrupted; finished outputs are kept, the current one was not written")
-        return 130
+        code = INTERRUPTED  # what newer versions of Typer return
     except BrokenPipeError:  # the reader of stdout left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -255,6 +255,8 @@ def run(arguments: Sequence[str]) -> int:
             raise  # a defect of ours: its traceback is what a report needs
         report_error(error)
         return error.exit_code
+    if code == INTERRUPTED:
+        report_error("interrupted; finished outputs are kept, the current one was not written")
     return code if isinstance(code, int) else 0
 
 

@@ -21,7 +21,7 @@ from autovoice import (
 )
 from autovoice.cli import report_error
 from autovoice.cli_embed import Voice, load_voice
-from autovoice.cli_outputs import Existing, Job, plan_jobs
+from autovoice.cli_outputs import Existing, Job, about, plan_jobs
 from autovoice.errors import OutputError, PitchError
 
 
@@ -67,7 +67,7 @@ def convert_files(request: Conversion, *, profile: bool, as_json: bool) -> int:
         _print(outcomes, profile)
     for outcome in outcomes:
         if outcome.error is not None:
-            report_error(f"{_named(outcome.job, outcome.error)}")
+            report_error(_sentence(outcome.job, outcome.error))
         elif outcome.result is not None and outcome.result.passthrough:
             report_error(f"{outcome.job.output} was NOT converted: it is the level-normalised input")
     return next((outcome.error.exit_code for outcome in outcomes if outcome.error is not None), 0)
@@ -140,10 +140,8 @@ def _convert_all(
     return outcomes
 
 
-def _named(job: Job, error: VoiceConversionError) -> str:
-    """The error's sentence, with the source in front where it names neither file."""
-    text = str(error)
-    return text if job.source.name in text or job.output.name in text else f"{job.source}: {text}"
+def _sentence(job: Job, error: VoiceConversionError) -> str:
+    return str(error) if job.output.name in str(error) else about(job.source, error)
 
 
 def _as_dict(outcomes: Sequence[Outcome], device: str, profile: bool) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def _as_dict(outcomes: Sequence[Outcome], device: str, profile: bool) -> dict[st
                 entry["profile"] = result.profile.to_dict()
             results.append(entry)
         elif outcome.error is not None:
-            entry |= {"error": type(outcome.error).__name__, "message": _named(outcome.job, outcome.error)}
+            entry |= {"error": type(outcome.error).__name__, "message": _sentence(outcome.job, outcome.error)}
             errors.append(entry)
     return {"device": device, "results": results, "errors": errors}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, load_embedding, save_embedding
-from autovoice.cli_outputs import require_writable
+from autovoice.cli_outputs import about, require_writable
+from autovoice.embedding import check_embedding
 from autovoice.errors import EmbeddingError, OutputError
 from autovoice.results import FloatArray
 
@@ -33,7 +34,10 @@ class Voice:
 def load_voice(pipeline: VoiceConversionPipeline, target: Path, *, with_pitch: bool) -> Voice:
     """Read an embedding file, or embed a recording (and measure its pitch when asked)."""
     if target.suffix.lower() == EMBEDDING_SUFFIX:
-        return Voice(load_embedding(target), None)
+        try:
+            return Voice(check_embedding(load_embedding(target), pipeline.embedding_size), None)
+        except EmbeddingError as error:
+            raise EmbeddingError(about(target, error)) from error
     embedding = pipeline.embed_file(target)
     median_f0 = pipeline.median_f0_file(target) if with_pitch else 0.0
     # A reference without a voiced frame has no median; the model's estimate from the embedding serves then.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autovoice.errors import AudioFileError, OutputError
+from autovoice.errors import AudioFileError, OutputError, VoiceConversionError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 Existing = Literal["refuse", "replace", "skip"]
@@ -38,16 +38,16 @@ def plan_jobs(sources: Sequence[Path], output: Path, audio_format: str, existing
         AudioFileError: a source does not exist, or a folder holds no audio.
         OutputError: two sources share an output, an output is a source, or exists and must not be replaced.
     """
+    found = [pair for source in sources for pair in _files(source, exclude=output)]
     into_folder = output.is_dir() or not output.suffix or len(sources) > 1 or sources[0].is_dir()
     if into_folder and output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file, but several sources need a folder; give -o a folder")
     if into_folder and not output.exists() and output.suffix.lower() in AUDIO_SUFFIXES:
         raise OutputError(f"-o {output} names one file, but several sources need a folder; give -o a folder")
     jobs: dict[Path, Job] = {}
-    for source in sources:
-        for file, relative in _files(source, exclude=output):
-            target = output / relative.with_suffix("." + audio_format) if into_folder else output
-            jobs.setdefault(file.resolve(), Job(file, target))
+    for file, relative in found:
+        target = output / relative.with_suffix("." + audio_format) if into_folder else output
+        jobs.setdefault(file.resolve(), Job(file, target))
     return _checked(list(jobs.values()), existing)
 
 
@@ -65,6 +65,11 @@ def require_writable(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output}: the folder {output.absolute().parent} does not exist; create it first")
     if not os.access(output.absolute().parent, os.W_OK):
         raise OutputError(f"{output}: no permission to write into {output.absolute().parent}")
+
+
+def about(file: Path, error: VoiceConversionError) -> str:
+    """The error's sentence, with the file it is about in front where it does not name it."""
+    return str(error) if file.name in str(error) else f"{file}: {error}"
 
 
 def _files(source: Path, exclude: Path) -> Iterable[tuple[Path, Path]]:
