@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from autovoice_training.corpus.audio import SilentAudioError
 from autovoice_training.corpus.build import build
 from autovoice_training.corpus.config import SMALL, CorpusConfig
 from autovoice_training.corpus.engines import EngineError
@@ -28,7 +29,7 @@ def main(
     try:
         sizes = SMALL if small else CorpusConfig.from_toml(config) if config else CorpusConfig()
         build(out, sizes, workers, seed, typer.echo)
-    except (MissingVoiceError, EngineError, ValueError, OSError) as error:
+    except (MissingVoiceError, EngineError, SilentAudioError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 

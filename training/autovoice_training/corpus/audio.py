@@ -42,7 +42,8 @@ def normalise(audio: np.ndarray, name: str) -> np.ndarray:
             f"{name}: the engine returned silence ({len(audio)} samples, active RMS {level:.2g})"
         )
     gain = min(10 ** (ACTIVE_DBFS / 20) / level, _PEAK / np.abs(audio).max())
-    return np.round(audio * gain * 32767).astype(np.int16)
+    scaled: np.ndarray = np.round(audio * gain * 32767).astype(np.int16)
+    return scaled
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-_ESPEAK_DATA = Path("/usr/lib/x86_64-linux-gnu/espeak-ng-data")
 _FESTIVAL_BATCH = 50  # utterances a process; festival keeps every utterance it made
 
 
@@ -44,10 +43,15 @@ def _run(command: Sequence[str], text: str | None = None) -> str:
     return done.stdout
 
 
-def _festival(script: str, scratch: Path) -> str:
+def _festival(script: str, scratch: Path, expected: Sequence[str] = ()) -> str:
+    """Run a script; ``expected`` names the waveforms it must leave in ``scratch``."""
     path = scratch / "batch.scm"
     path.write_text(script, encoding="latin-1")
-    return _run(["festival", "-b", str(path)])
+    printed = _run(["festival", "-b", str(path)])
+    for name in expected:
+        if not (scratch / f"{name}.wav").exists():
+            raise EngineError(f"festival made no audio for sentence {name!r}: {printed.strip()[-400:]}")
+    return printed
 
 
 def _batches(items: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
@@ -107,7 +111,8 @@ def render_texts(voice: str, texts: Sequence[tuple[str, str]], scratch: Path) ->
                 f'(set! u (utt.synth (eval (list \'Utterance \'Text "{text}")))) (print_segments "{name}" u)'
                 f' (utt.save.wave u "{scratch / name}.wav" \'riff)'
             )
-        said |= _parse_segments(_festival("\n".join(lines), scratch))
+        printed = _festival("\n".join(lines), scratch, [name for name, _ in batch])
+        said |= _parse_segments(printed)
     return said
 
 
@@ -129,7 +134,11 @@ def render_segments(voice: str, items: Sequence[tuple[str, Segments]], scratch: 
             )
         )
     for batch in _batches(scripts):
-        _festival("\n".join([f"(voice_{voice})", *(script for _, script in batch)]), scratch)
+        _festival(
+            "\n".join([f"(voice_{voice})", *(script for _, script in batch)]),
+            scratch,
+            [name for name, _ in batch],
+        )
 
 
 def render_flite(voice: str, text: str, path: Path, duration_stretch: float = 1.0) -> Segments:
@@ -156,14 +165,18 @@ def espeak_data(folder: Path, variants: Iterable[tuple[str, str]]) -> Path:
     """Make a copy of espeak-ng's data (by links) in ``folder`` with (name, definition) voice variants added.
 
     Raises:
-        EngineError: espeak-ng's data is not where Debian puts it.
+        EngineError: espeak-ng's data is not where it says.
     """
-    if not _ESPEAK_DATA.is_dir():
-        raise EngineError(f"no {_ESPEAK_DATA}: apt-get install espeak-ng")
+    found = re.search(r"Data at: (\S+)", _run(["espeak-ng", "--version"]))
+    if found is None or not Path(found[1]).is_dir():
+        raise EngineError(
+            "espeak-ng does not say where its data is: apt-get install --reinstall espeak-ng-data"
+        )
+    installed = Path(found[1])
     data = folder / "espeak-ng-data"
     custom = data / "voices" / "!v"
     custom.mkdir(parents=True, exist_ok=True)
-    for entry in _ESPEAK_DATA.iterdir():
+    for entry in installed.iterdir():
         if entry.name != "voices" and not (data / entry.name).exists():
             os.symlink(entry, data / entry.name)
     for name, definition in variants:

@@ -42,19 +42,14 @@ class Job:
     Attributes:
         kind: "diphone", "text", "espeak" or "warp".
         name: speaker name.
-        sentences: (sentence id, text, split) in the order of the corpus; empty for warps.
-        count: for warps, how many of the base speaker's sentences to take.
+        sentences: (sentence id, text, split) in the order of the corpus; for warps only their number counts.
+        count: for warps, how many pseudo-speakers to make of the speaker ``name``.
     """
 
     kind: str
     name: str
-    sentences: tuple[tuple[str, str, str], ...] = ()
+    sentences: tuple[tuple[str, str, str], ...]
     count: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of utterances."""
-        return len(self.sentences) or self.count
 
 
 @dataclass(frozen=True)
@@ -224,8 +219,8 @@ def _warps(root: Path, job: Job, seed: int) -> None:
         writer.close()
 
 
-def run_job(root: Path, job: Job, seed: int) -> tuple[str, int]:
-    """Render one job to disk; returns its name and number of utterances."""
+def run_job(root: Path, job: Job, seed: int) -> None:
+    """Render one job to disk."""
     if job.kind == "espeak":
         _espeak(root, job, seed)
     elif job.kind == "warp":
@@ -245,4 +240,3 @@ def run_job(root: Path, job: Job, seed: int) -> tuple[str, int]:
             one = rendered[name]
             writer.add(name, text, one.audio, one.labels, split, name if job.kind == "diphone" else None)
         writer.close()
-    return job.name, job.size
