@@ -54,7 +54,9 @@ class Corpus:
             raise CorpusError(f"no corpus at {root} (no index.json); make one with  make corpus")
         index = json.loads(path.read_text())
         if index["format"] != FORMAT:
-            raise CorpusError(f"the corpus at {root} has format {index['format']}, expected {FORMAT}; make it again")
+            raise CorpusError(
+                f"the corpus at {root} has format {index['format']}, expected {FORMAT}; make it again"
+            )
         self.root = root
         self.seed: int = index["seed"]
         self.phone_set: list[str] = index["phones"]
