@@ -1,0 +1,200 @@
+"""All judges on one pair. What they say about a recording is kept on disk, keyed by its samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from joblib import Memory
+
+from autovoice_training.evaluate import cepstrum, pitch, speaker, words
+from autovoice_training.evaluate.dataset import Audio, Dataset, at_judge_rate
+from autovoice_training.evaluate.pairs import Pair
+from autovoice_training.evaluate.systems import Converter, world_shift
+
+ConverterFactory = Callable[[], Converter]
+
+SOURCE, WORLD, RESULT, COPY, TARGET = "source", "world", "result", "copy", "target"
+
+SYSTEMS = {
+    SOURCE: "unconverted source",
+    WORLD: "WORLD shift",
+    RESULT: "AutoVoice",
+    COPY: "copy-synthesis",
+    TARGET: "target itself",
+}
+"""What is judged: the source, its conversions, and the target's own rendition of the sentence, once passed
+through the voice under test with its own embedding and once as it is."""
+
+# Voices of another language come out at two words in three wrong or worse, English ones below one in four.
+PROBE_SENTENCES = 4
+UNDERSTOOD_WER = 1 / 3
+
+JUDGE_PACKAGES = ("librosa", "pocketsphinx", "pyworld", "resemblyzer", "swift-f0")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the judges say about one recording made for a pair.
+
+    Attributes:
+        similarity_target: cosine with the target speaker.
+        similarity_source: cosine with the source speaker.
+        nearer_target: whether it is nearer to the target.
+        identified: whether the target is the nearest of all speakers.
+        mcd: dB to the target's own rendition of the sentence.
+        f0_correlation: with the melody it should follow.
+        gross_error: share of voiced frames more than 20 % off that melody.
+        voicing_error: share of frames with the wrong voicing.
+        word_errors: of the recogniser; None where it does not understand the speaker even unconverted.
+    """
+
+    similarity_target: float
+    similarity_source: float
+    nearer_target: bool
+    identified: bool
+    mcd: float
+    f0_correlation: float
+    gross_error: float
+    voicing_error: float
+    word_errors: int | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judges on all systems for one pair.
+
+    Attributes:
+        pair: what was converted.
+        shift_semitones: transposition that matches the medians of source and reference.
+        words: number of words in the sentence.
+        scores: by system.
+    """
+
+    pair: Pair
+    shift_semitones: float
+    words: int
+    scores: dict[str, Scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {**asdict(self), "condition": self.pair.condition}
+
+
+@dataclass(frozen=True)
+class Renditions:
+    """The recordings of one pair, all at JUDGE_RATE, by system."""
+
+    audio: dict[str, Audio]
+    shift_semitones: float
+
+
+class Jury:
+    """The judges, an evaluation set and a voice under test.
+
+    Args:
+        dataset: voices and sentences.
+        make_converter: opens the voice under test.
+        cache: folder for what the judges said; a rerun on the same samples asks nobody again.
+    """
+
+    def __init__(self, dataset: Dataset, make_converter: ConverterFactory, cache: Path) -> None:
+        memory = Memory(cache / _judges_digest(), verbose=0)
+        self._dataset = dataset
+        self._converter = make_converter()
+        self._f0 = memory.cache(pitch.f0_track)
+        self._embed = memory.cache(speaker.embed)
+        self._cepstrum = memory.cache(cepstrum.mel_cepstrum)
+        self._transcribe = memory.cache(words.transcribe)
+        self._understood: dict[str, bool] = {}
+
+    def render(self, pair: Pair) -> Renditions:
+        """Makes every recording that is judged for a pair."""
+        source, rate = self._dataset.load(pair.source, pair.sentence)
+        target, target_rate = self._dataset.load(pair.target, pair.sentence)
+        reference, reference_rate = self._dataset.load_joined(pair.target, pair.references)
+        embedding = self._converter.embed(reference, reference_rate)
+        shift = pitch.shift_to_match(
+            self._f0(at_judge_rate(source, rate)), self._f0(at_judge_rate(reference, reference_rate))
+        )
+        return Renditions(
+            {
+                SOURCE: at_judge_rate(source, rate),
+                WORLD: at_judge_rate(world_shift(source, rate, shift), rate),
+                RESULT: at_judge_rate(self._converter.convert(source, rate, embedding, shift), rate),
+                COPY: at_judge_rate(
+                    self._converter.convert(target, target_rate, embedding, 0.0), target_rate
+                ),
+                TARGET: at_judge_rate(target, target_rate),
+            },
+            shift,
+        )
+
+    def judge(self, pair: Pair) -> Verdict:
+        """Asks all judges about all recordings of a pair."""
+        renditions = self.render(pair)
+        enrolled = self._enrol(pair)
+        said = words.words_of(self._dataset.texts[pair.sentence])
+        goal = self._cepstrum(renditions.audio[TARGET])
+        scores = {}
+        for system, audio in renditions.audio.items():
+            # Copy-synthesis has the target's melody to follow, conversions that of the source, transposed.
+            leader = TARGET if system in (COPY, TARGET) else SOURCE
+            shift = renditions.shift_semitones if system in (WORLD, RESULT) else 0.0
+            melody = pitch.compare_f0(self._f0(audio), self._f0(renditions.audio[leader]), shift)
+            identity = speaker.identify(self._embed(audio), enrolled, pair.source, pair.target)
+            speaks = pair.target if system in (COPY, TARGET) else pair.source
+            scores[system] = Scores(
+                similarity_target=identity.similarity_target,
+                similarity_source=identity.similarity_source,
+                nearer_target=identity.nearer_target,
+                identified=identity.identified_as == pair.target,
+                mcd=cepstrum.mel_cepstral_distortion(self._cepstrum(audio), goal),
+                f0_correlation=melody.correlation,
+                gross_error=melody.gross_error,
+                voicing_error=melody.voicing_error,
+                word_errors=self._word_errors(audio, said) if self.understands(speaks) else None,
+            )
+        return Verdict(pair, renditions.shift_semitones, len(said), scores)
+
+    def understands(self, name: str) -> bool:
+        """Whether the recogniser gets enough of a voice, unconverted, to tell what a conversion costs."""
+        if name not in self._understood:
+            wrong = said = 0
+            for sentence in self._dataset.voices[name].sentences[:PROBE_SENTENCES]:
+                text = words.words_of(self._dataset.texts[sentence])
+                wrong += self._word_errors(at_judge_rate(*self._dataset.load(name, sentence)), text)
+                said += len(text)
+            self._understood[name] = wrong <= UNDERSTOOD_WER * said
+        return self._understood[name]
+
+    def _word_errors(self, audio: Audio, said: list[str]) -> int:
+        return words.word_errors(words.words_of(self._transcribe(audio)), said)
+
+    def _enrol(self, pair: Pair) -> dict[str, speaker.Embedding]:
+        """Mean embedding of every speaker; a human in two engines stands once, with the pair's voice."""
+        enrolled: dict[str, str] = {}
+        for voice in self._dataset.voices.values():
+            if voice.human not in enrolled or voice.name in (pair.source, pair.target):
+                enrolled[voice.human] = voice.name
+        return {name: self._mean_embedding(name, pair) for name in enrolled.values()}
+
+    def _mean_embedding(self, name: str, pair: Pair) -> speaker.Embedding:
+        sentences = pair.enrolment(self._dataset.voices[name])
+        return speaker.mean_embedding(
+            [self._embed(at_judge_rate(*self._dataset.load(name, sentence))) for sentence in sentences]
+        )
+
+
+def _judges_digest() -> str:
+    """Names what the judges are, so that an answer of other code or packages is never taken for theirs."""
+    digest = hashlib.sha256()
+    for module in (pitch, speaker, cepstrum, words):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for package in JUDGE_PACKAGES:
+        digest.update(f"{package}=={version(package)}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,189 @@
+"""The written results: JSON with everything, Markdown with the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autovoice_training.evaluate.floor import FloorLine
+from autovoice_training.evaluate.judging import JUDGE_PACKAGES, SYSTEMS, UNDERSTOOD_WER, Verdict
+from autovoice_training.evaluate.summary import MEASURES, Summary
+
+RUNTIME_PACKAGES = ("autovoice", "numpy", "onnxruntime", "torch")
+
+TITLES = {
+    "similarity_target": "similarity to target",
+    "similarity_source": "similarity to source",
+    "nearer_target": "nearer to target, %",
+    "identified": "rank-1 identification, %",
+    "mcd": "MCD to target's rendition, dB",
+    "f0_correlation": "log-F0 correlation",
+    "gross_error": "gross pitch error, %",
+    "voicing_error": "voicing error, %",
+}
+PERCENTAGES = {"nearer_target", "identified", "gross_error", "voicing_error"}
+
+NOTES = f"""\
+Each figure is the mean over the pairs, in brackets its 95 % bootstrap interval. Word error rate is errors
+over words, on the pairs whose own speaker the recogniser understands (at most {UNDERSTOOD_WER:.0%} errors
+unconverted): source, WORLD and AutoVoice on such sources, copy-synthesis and target on such targets.
+
+- Similarity: cosine of resemblyzer embeddings with the mean embedding of other sentences of the speaker. The
+  speaker encoder of the base voice is an export of the same network, so this judge is not blind to it.
+- MCD: Kubichek 1993, 10 / ln 10 * sqrt(2 * sum of squared differences) over mel-cepstra 1 to 24 at 16 kHz
+  along the DTW path, silence left out.
+- F0: swift-f0, against the transposed source; copy-synthesis against the target's own rendition. Gross
+  errors are more than 20 % off.
+- Words: pocketsphinx with the model of its wheel.
+- The reference is made of other sentences than the converted one; the shift matches the medians of source
+  and reference.
+"""
+
+
+def environment(repository: Path | None) -> dict[str, Any]:
+    """Where and with what the figures were measured.
+
+    Args:
+        repository: model repository under test, named by the hash of its files; None where there is none.
+    """
+    return {
+        "command": shlex.join(["python", "-m", "autovoice_training.evaluate", *sys.argv[1:]]),
+        "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in (*RUNTIME_PACKAGES, *JUDGE_PACKAGES)},
+        },
+        "repository_sha256": _fingerprint(repository) if repository else None,
+    }
+
+
+def write_json(
+    path: Path,
+    facts: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    summaries: Mapping[str, Summary],
+    floor: Sequence[FloorLine],
+) -> None:
+    """Writes everything that was measured.
+
+    Args:
+        path: file to write.
+        facts: environment and settings of the run.
+        verdicts: of all pairs.
+        summaries: by condition.
+        floor: requirements and what was measured.
+    """
+    content = {
+        **facts,
+        "number_of_pairs": len(verdicts),
+        "floor": [asdict(line) for line in floor],
+        "summaries": {condition: asdict(summary) for condition, summary in summaries.items()},
+        "pairs": [verdict.to_dict() for verdict in verdicts],
+    }
+    _write(path, json.dumps(_rounded(content), indent=1) + "\n")
+
+
+def write_markdown(
+    path: Path,
+    facts: Mapping[str, Any],
+    summaries: Mapping[str, Summary],
+    floor: Sequence[FloorLine],
+    pictures: Sequence[str],
+) -> None:
+    """Writes the tables.
+
+    Args:
+        path: file to write.
+        facts: environment and settings of the run.
+        summaries: by condition.
+        floor: requirements and what was measured.
+        pictures: file names of the drawings beside it.
+    """
+    everything = summaries["all"]
+    hardware = facts["hardware"]
+    versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
+    lines = [
+        "# Evaluation",
+        "",
+        f"{everything.pairs} conversions of sentences never trained on. `{facts['command']}` on "
+        f"{hardware['processor']}, {hardware['cores']} cores; {versions}.",
+        "",
+        "## Floor",
+        "",
+        "| requirement | measured | |",
+        "|---|---|---|",
+        *(
+            f"| {line.requirement} | {line.measured} | {'pass' if line.passed else 'FAIL'} |"
+            for line in floor
+        ),
+        "",
+        NOTES,
+    ]
+    for summary in summaries.values():
+        lines += ["", f"## {summary.condition.capitalize()} ({summary.pairs} pairs)", "", *_table(summary)]
+    lines += ["", "## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
+    _write(path, "\n".join(lines))
+
+
+def _table(summary: Summary) -> list[str]:
+    lines = [
+        f"| | {' | '.join(SYSTEMS.values())} |",
+        "|---" * (len(SYSTEMS) + 1) + "|",
+    ]
+    for measure in MEASURES:
+        cells = []
+        for system in SYSTEMS:
+            figure = summary.figures[system][measure]
+            scale, digits = (100.0, 0) if measure in PERCENTAGES else (1.0, 2)
+            if measure == "f0_correlation":
+                digits = 3
+            interval = f"{scale * figure.low:.{digits}f} to {scale * figure.high:.{digits}f}"
+            cells.append(f"{scale * figure.value:.{digits + (scale > 1)}f} ({interval})")
+        lines.append(f"| {TITLES[measure]} | {' | '.join(cells)} |")
+    cells = []
+    for system in SYSTEMS:
+        rate = summary.word_error_rates.get(system)
+        cells.append(f"{100 * rate.value:.1f} (n = {rate.pairs})" if rate else "not measured")
+    return [*lines, f"| word error rate, % | {' | '.join(cells)} |"]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _fingerprint(repository: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(file for file in repository.rglob("*") if file.suffix in (".onnx", ".pbtxt")):
+        digest.update(str(file.relative_to(repository)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

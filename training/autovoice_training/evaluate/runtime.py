@@ -1,0 +1,57 @@
+"""The voice under test, through the public runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice_export.build import build_repository
+from autovoice_export.checkpoint import load_checkpoint
+from autovoice_training.evaluate.dataset import Audio
+
+
+class RepositoryConverter:
+    """A model repository, in process and on one thread.
+
+    Args:
+        repository: its folder.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        # A fallback would be judged as if it were the voice.
+        self._pipeline = VoiceConversionPipeline(
+            PipelineConfig(repository=repository, device="cpu", threads=1, fallback="raise")
+        )
+
+    def close(self) -> None:
+        """Gives back what the pipeline holds."""
+        self._pipeline.close()
+
+    def embed(self, reference: Audio, rate: int) -> NDArray[np.float32]:
+        """Describes a voice from a recording [T] at rate Hz."""
+        return self._pipeline.embed(reference, rate)
+
+    def convert(
+        self, audio: Audio, rate: int, embedding: NDArray[np.float32], shift_semitones: float
+    ) -> Audio:
+        """Converts a recording [T] at rate Hz into as many samples at the same rate."""
+        return self._pipeline.convert(
+            audio, embedding, source_sample_rate=rate, pitch_shift_semitones=shift_semitones
+        )
+
+
+def export_checkpoint(checkpoint: Path, repository: Path) -> None:
+    """Builds a model repository from a checkpoint.
+
+    Args:
+        checkpoint: weights as the trainer publishes them (safetensors).
+        repository: folder to write.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or does not fit the stages.
+        ExportError: a stage behaves differently when exported.
+    """
+    build_repository(load_checkpoint(checkpoint), repository)
