@@ -130,16 +130,14 @@ class PairSampler:
         return source, target, source is target or random.random() < PERTURB_ALIGNED
 
     def _source(self, target: Utterance, random: np.random.Generator, self_share: float) -> Utterance:
-        others = [
-            u for u in self.groups[target.group] if u is not target and u.split == target.split
-        ]
+        others = [u for u in self.groups[target.group] if u is not target and u.split == target.split]
         if not others or random.random() < self_share:
             return target
         return others[random.integers(len(others))]
 
     def _collate(self, pairs: list[tuple[Utterance, Utterance, bool]], random: np.random.Generator) -> Batch:
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        for source, target, _ in pairs:
+        for source, target, perturb in pairs:
             frames = min(source.frames, target.frames)
             first = int(random.integers(max(1, frames - self.crop_frames + 1)))
             gain = 10.0 ** (random.uniform(-14.0, 8.0) / 20.0)
@@ -149,18 +147,19 @@ class PairSampler:
             late = first - FEATURE_DELAY_FRAMES
             rows["f0"].append(self._frames(voice.f0, target, late, 0.0))
             rows["periodicity"].append(self._frames(voice.periodicity, target, late, 0.0))
-            rows["phones"].append(
-                self._frames(self.corpus.phones(source.speaker), source, late, UNKNOWN_PHONE)
+            labels = self.corpus.phones(source.speaker)
+            phones = self._frames(labels, source, late, UNKNOWN_PHONE)
+            doubtful = self.approximate[source.speaker][phones]
+            rows["phones"].append(np.where(doubtful, UNKNOWN_PHONE, phones).astype(np.int64))
+            rows["weight"].append(
+                self._weight(source, target, self._frames(labels, source, first, UNKNOWN_PHONE))
             )
             rows["embedding"].append(voice.draw_embedding(random, EMBEDDING_NOISE))
+            rows["native_rate"].append(np.float32(self.corpus.speakers[target.speaker].native_rate))
+            rows["perturb"].append(np.bool_(perturb))
         tensors = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
-        native = [float(self.corpus.speakers[target.speaker].native_rate) for _, target, _ in pairs]
-        return Batch(
-            source=tensors["source"].float(), target=tensors["target"].float(), f0=tensors["f0"].float(),
-            periodicity=tensors["periodicity"].float(), phones=tensors["phones"].long(),
-            embedding=tensors["embedding"].float(), native_rate=torch.tensor(native),
-            perturb=torch.tensor([perturb for _, _, perturb in pairs]),
-        )  # fmt: skip
+        floats = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
+        return Batch(**(tensors | floats))
 
     def _weight(self, source: Utterance, target: Utterance, phones: NDArray[np.int16]) -> NDArray[np.float32]:
         speakers = self.corpus.speakers

@@ -68,7 +68,7 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
         block = audio[start:stop]
         if stop > len(audio):
             block = np.concatenate([block, late[: stop - max(start, len(audio))]])
-        samples = torch.from_numpy(np.ascontiguousarray(block[: len(block) // HOP * HOP])).float() / 32768.0
+        samples = torch.from_numpy(block[: len(block) // HOP * HOP].astype(np.float32)) / 32768.0
         pitch, voicing, state = extractor(samples.unsqueeze(0), state)
         f0.append(pitch[0].numpy())
         periodicity.append(voicing[0].numpy())

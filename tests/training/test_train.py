@@ -1,0 +1,215 @@
+"""The trainer on a corpus of tones: its data line up, its losses hear what they should, and it resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from autovoice_export.checkpoint import load_checkpoint
+from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+from autovoice_training.corpus.reader import Corpus, CorpusError
+from autovoice_training.corpus.store import FORMAT
+from autovoice_training.train.config import TrainConfig
+from autovoice_training.train.data import APPROXIMATE_WEIGHT, PairSampler
+from autovoice_training.train.losses import MelLoss
+from autovoice_training.train.perturbation import perturb_mel
+from autovoice_training.train.publish import publish
+from autovoice_training.train.trainer import VoiceConversionTrainer
+
+FRAMES = 150
+PHONES = ["pau", "aa", "th"]
+VOICES = {"low": (110.0, ()), "high": (220.0, ("th",)), "low_w0": (140.0, ())}
+
+
+def tone(pitch: float, frames: int) -> np.ndarray:
+    time = np.arange(frames * HOP) / SAMPLE_RATE
+    return (3000 * sum(np.sin(2 * np.pi * k * pitch * time) / k for k in range(1, 8))).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three voices, the same four sentences each; the last one of "low" is the validation set."""
+    root = tmp_path_factory.mktemp("corpus")
+    speakers, utterances = [], []
+    random = np.random.default_rng(0)
+    for name, (pitch, approximate) in VOICES.items():
+        folder = root / "speakers" / name
+        folder.mkdir(parents=True)
+        np.save(folder / "audio.npy", np.tile(tone(pitch, FRAMES), 4))
+        np.save(folder / "phones.npy", np.tile(np.repeat(np.arange(3, dtype=np.int16), FRAMES // 3), 4))
+        pseudo = "_" in name
+        speakers.append(
+            {"name": name, "human": name, "sex": "male", "engine": "world" if pseudo else "diphone",
+             "native_rate": 16000, "split": "train", "pseudo": pseudo, "base": "low" if pseudo else None,
+             "approximate": approximate}
+        )  # fmt: skip
+        for index in range(4):
+            split = "valid" if index == 3 else "train"
+            utterances.append(
+                {
+                    "id": f"{name}_{index}",
+                    "speaker": name,
+                    "sentence": f"p{index}",
+                    "start_frame": index * FRAMES,
+                    "frames": FRAMES,
+                    "split": split,
+                    "group": f"p{index}",
+                }
+            )
+        features = root / "features"
+        features.mkdir(exist_ok=True)
+        embeddings = random.standard_normal((4, 256)) * 0.1 + np.sign(pitch - 150)
+        np.savez(
+            features / f"{name}.npz",
+            f0=np.arange(4 * FRAMES, dtype=np.float32) + pitch,
+            periodicity=np.ones(4 * FRAMES, np.float32),
+            embeddings=(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32),
+        )
+    (root / "index.json").write_text(
+        json.dumps(
+            {"format": FORMAT, "seed": 0, "phones": PHONES, "speakers": speakers, "utterances": utterances}
+        )
+    )
+    return root
+
+
+def make_sampler(folder: Path, **options: float) -> PairSampler:
+    settings = {"human_share": 1.0, "self_share": 0.0, **options}
+    return PairSampler(Corpus(folder), folder / "features", seed=5, batch_size=6, crop_frames=100, **settings)
+
+
+def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
+    size = {"seed": 5, "batch_size": 2, "crop_frames": 40}
+    shares = {"human_share": 0.5, "self_share": 0.2}
+    sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares)
+    config = TrainConfig(
+        steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares
+    )
+    return VoiceConversionTrainer(sampler, config, run)
+
+
+def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="make corpus"):
+        Corpus(tmp_path)
+
+
+def test_batches_depend_on_seed_and_step_alone(corpus_folder: Path) -> None:
+    first, again = make_sampler(corpus_folder), make_sampler(corpus_folder)
+    again.batch(3)
+    torch.testing.assert_close(first.batch(9).target, again.batch(9).target, rtol=0, atol=0)
+    assert not torch.equal(first.batch(9).target, first.batch(10).target)
+
+
+def test_f0_of_a_batch_is_two_frames_late(corpus_folder: Path) -> None:
+    """The stored F0 counts frames, so a crop's first sample tells which frame the F0 should be."""
+    batch = make_sampler(corpus_folder, human_share=1.0).batch(0)
+    rising = batch.f0[:, 2:]
+    torch.testing.assert_close(rising[:, 1:] - rising[:, :-1], torch.ones_like(rising[:, 1:]))
+    # A crop at the start of an utterance has no F0 yet for its first two indices.
+    sampler = make_sampler(corpus_folder)
+    utterance = sampler.targets["low"][1]
+    values = sampler._frames(sampler.features["low"].f0, utterance, -2, 0.0)
+    assert values[:2].tolist() == [0.0, 0.0]
+    assert values[2] == sampler.features["low"].f0[utterance.start_frame]
+
+
+def test_sources_are_other_voices_saying_the_same(corpus_folder: Path) -> None:
+    sampler = make_sampler(corpus_folder)
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        source, target, _ = sampler._training_pair(random)
+        assert source.speaker != target.speaker
+        assert source.group == target.group
+        assert source.split == target.split == "train"
+
+
+def test_approximated_sounds_weigh_little_and_are_not_labels(corpus_folder: Path) -> None:
+    sampler = make_sampler(corpus_folder)
+    by_voice = {u.speaker: u for u in sampler.groups["p0"]}
+    phones = np.array([0, 1, 2, -1], np.int16)
+    mixed = sampler._weight(by_voice["low"], by_voice["high"], phones)
+    np.testing.assert_allclose(mixed, [1, 1, APPROXIMATE_WEIGHT, 1])
+    np.testing.assert_allclose(sampler._weight(by_voice["low"], by_voice["low_w0"], phones), 1)
+    pair = [(by_voice["high"], by_voice["low"], False)]
+    batch = sampler._collate(pair, np.random.default_rng(0))
+    assert PHONES.index("th") not in batch.phones.unique().tolist()
+    assert PHONES.index("aa") in batch.phones.unique().tolist()
+
+
+def test_loss_is_deaf_above_the_native_nyquist() -> None:
+    loss = MelLoss()
+    generator = torch.Generator().manual_seed(0)
+    low = (
+        torch.nn.functional.avg_pool1d(torch.randn(2, 1, 24000, generator=generator), 9, 1, 4).squeeze(1)
+        * 0.1
+    )
+    time = torch.arange(24000) / SAMPLE_RATE
+    whistle = low + 0.05 * torch.sin(2 * torch.pi * 10000 * time)
+    weight = torch.ones(2, 100)
+    deaf = loss(whistle, low, torch.tensor([16000.0, 16000.0]), weight)
+    hears = loss(whistle, low, torch.tensor([44100.0, 44100.0]), weight)
+    assert hears > 5 * deaf + 0.05
+
+
+def test_loss_follows_the_weight_of_frames() -> None:
+    loss = MelLoss()
+    audio = torch.randn(1, 24000, generator=torch.Generator().manual_seed(0)) * 0.1
+    broken = audio.clone()
+    broken[:, 12000:] *= 3.0
+    rate = torch.tensor([48000.0])
+    first = torch.cat([torch.ones(1, 44), torch.zeros(1, 56)], dim=1)
+    assert loss(broken, audio, rate, first).item() < 1e-6
+    assert loss(broken, audio, rate, 1.0 - first).item() > 0.9
+
+
+def test_perturbation_moves_formants_and_keeps_time() -> None:
+    mel = torch.full((4, 30, 80), 1e-6)
+    mel[:, 10:20, 40] = 1.0
+    result = perturb_mel(mel, 50.0, 8000.0, torch.Generator().manual_seed(2))
+    assert torch.isfinite(result).all()
+    assert (result > 0).all()
+    loud = result.sum(dim=2)
+    assert (loud[:, 10:20].min(dim=1).values > 3 * loud[:, :10].max(dim=1).values).all()
+    peaks = result[:, 15].argmax(dim=1)
+    assert len(set(peaks.tolist())) > 1
+    assert ((peaks - 40).abs() <= 8).all()
+
+
+def test_resumed_run_equals_an_uninterrupted_one(corpus_folder: Path, tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    straight = make_trainer(corpus_folder, tmp_path / "straight", steps=4)
+    straight.train(console)
+    make_trainer(corpus_folder, tmp_path / "broken", steps=4).train(console, deadline_seconds=0.0)
+    resumed = make_trainer(corpus_folder, tmp_path / "broken", steps=4)
+    assert resumed.resume()
+    assert resumed.step == 1
+    resumed.train(console)
+    for (name, expected), value in zip(
+        straight.modules.state_dict().items(), resumed.modules.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_training_learns_and_publishes(corpus_folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(corpus_folder, tmp_path / "run", steps=30)
+    before = trainer.validate()["mel"]
+    trainer.train(Console(quiet=True))
+    assert trainer.validate()["mel"] < 0.8 * before
+    publish(trainer, tmp_path / "voice.safetensors", Console(quiet=True))
+    checkpoint = load_checkpoint(tmp_path / "voice.safetensors")
+    assert checkpoint.metadata["step"] == 30
+    average = trainer.average.module["synthesizer"].state_dict()
+    for name, value in checkpoint.synthesizer.state_dict().items():
+        torch.testing.assert_close(value, average[name])
+
+
+def test_config_refuses_unknown_settings(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text("stepz = 3\n")
+    with pytest.raises(ValueError, match="stepz"):
+        TrainConfig.read(path)
