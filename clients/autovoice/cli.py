@@ -171,6 +171,13 @@ def stream(
     target: TargetOption,
     chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
     pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="HZ",
+            help="Rate of the simulated sound card. Default: the voice's own; resampling adds delay.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
     ] = None,
@@ -192,6 +199,7 @@ def stream(
         config,
         chunk_ms=chunk_ms,
         pitch_shift=pitch_shift,
+        sample_rate=sample_rate,
         output=output,
         overwrite=overwrite,
         as_json=as_json,

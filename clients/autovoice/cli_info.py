@@ -13,6 +13,7 @@ from rich.table import Table
 
 from autovoice import ModelRepository, PipelineConfig, __version__, available_devices
 from autovoice.config import usable_cores
+from autovoice.family import OFFLINE
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "soundfile", "soxr")
 
@@ -46,7 +47,6 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
                 "shared_with": file.resolve().parents[1].name if file and file.is_symlink() else None,
                 "inputs": {tensor.name: list(tensor.dims) for tensor in spec.inputs},
                 "outputs": {tensor.name: list(tensor.dims) for tensor in spec.outputs},
-                "parameters": dict(spec.parameters),
                 "tensorrt_plans": sorted(plan.name for plan in folder.glob("*.plan")),
             }
         )
@@ -60,6 +60,7 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
         "versions": {name: version for name, version in versions.items() if version},
         "repository": str(Path(repository.path).resolve()),
         "checked": checked,
+        "voice": dict(repository.spec(OFFLINE).parameters) if OFFLINE in repository.names() else {},
         "models": models,
     }
 
@@ -79,8 +80,9 @@ def _print(facts: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     for label, value in (
         ("autovoice", f"{facts['autovoice']} on Python {facts['python']}"),
-        ("devices", f"{', '.join(facts['devices'])} ({facts['cores']} cores)"),
+        ("devices", f"{', '.join(facts['devices'])} ({facts['cores']} core{'s' * (facts['cores'] != 1)})"),
         ("versions", versions),
+        ("voice", ", ".join(f"{name} {value}" for name, value in sorted(facts["voice"].items()))),
         (
             "repository",
             facts["repository"] + (", all models loaded and checked" if facts["checked"] else ""),

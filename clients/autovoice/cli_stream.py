@@ -22,6 +22,7 @@ from autovoice import (
     read_audio,
     write_audio,
 )
+from autovoice.audio import check_sample_rate, resample
 from autovoice.cli import report_error
 from autovoice.cli_convert import parse_pitch_shift
 from autovoice.cli_embed import load_voice
@@ -52,6 +53,7 @@ class StreamReport:
     """What a listener of the simulated stream would have met.
 
     Attributes:
+        sample_rate: of the simulated sound card, Hz.
         chunk_ms: length of a chunk.
         chunks: how many were pushed.
         audio_s: length of the source.
@@ -65,6 +67,7 @@ class StreamReport:
         passthrough: the output is the level-normalised input because the engine failed.
     """
 
+    sample_rate: int
     chunk_ms: float
     chunks: int
     audio_s: float
@@ -84,6 +87,7 @@ def simulate_stream(
     *,
     chunk_ms: float,
     pitch_shift: str,
+    sample_rate: int | None,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -99,20 +103,22 @@ def simulate_stream(
         )
     if output is not None:
         require_writable(output, overwrite)
-    audio, sample_rate = read_audio(source)
+    recorded, recorded_rate = read_audio(source)
     with VoiceConversionPipeline(config) as pipeline:
+        # A live service opens its microphone at the rate of the voice, so that nothing need be resampled.
+        rate = pipeline.sample_rate if sample_rate is None else check_sample_rate(sample_rate)
+        audio = resample(recorded, recorded_rate, rate)
         voice = load_voice(pipeline, target, with_pitch=False)
 
         def start() -> StreamSession:
-            return pipeline.stream(voice.embedding, sample_rate=sample_rate, pitch_shift_semitones=shift)
+            return pipeline.stream(voice.embedding, sample_rate=rate, pitch_shift_semitones=shift)
 
         with start() as rehearsal:  # loads the models, which a live service does before it takes a call
-            rehearsal.push(np.zeros(sample_rate // 2, np.float32))
+            rehearsal.push(np.zeros(rate // 2, np.float32))
         with start() as session:
-            report, converted = _play(session, audio, sample_rate, chunk_ms, pipeline.device, quiet=as_json)
-            output_rate = session.output_sample_rate
+            report, converted = _play(session, audio, rate, chunk_ms, pipeline.device, quiet=as_json)
     if output is not None:
-        write_audio(output, converted, output_rate)
+        write_audio(output, converted, rate)
     if as_json:
         files = {"source": str(source), "output": str(output) if output else None}
         print(json.dumps(files | asdict(report), indent=2))
@@ -146,12 +152,13 @@ def _play(
             busy += ready - (began - start)
             latencies.append(ready - captured)
             if len(piece):
-                deliveries.append(Delivery(captured, ready, heard / session.output_sample_rate))
+                deliveries.append(Delivery(captured, ready, heard / sample_rate))
                 pieces.append(piece)
                 heard += len(piece)
             bars.update(bar, completed=last)
         pieces.append(session.flush())
     report = StreamReport(
+        sample_rate=sample_rate,
         chunk_ms=chunk_ms,
         chunks=len(latencies),
         audio_s=len(audio) / sample_rate,
@@ -203,8 +210,8 @@ def count_underruns(deliveries: Sequence[Delivery], slack: float) -> int:
 def _print(report: StreamReport, output: Path | None) -> None:
     console = Console()
     summary = (
-        f"{report.audio_s:.2f} s in {report.chunks} chunks of {report.chunk_ms:g} ms on {report.device}, "
-        f"RTF {report.rtf:.3f}, {report.underruns} underrun{'s' * (report.underruns != 1)}"
+        f"{report.audio_s:.2f} s at {report.sample_rate} Hz in {report.chunks} chunks of {report.chunk_ms:g} ms "
+        f"on {report.device}, RTF {report.rtf:.3f}, {report.underruns} underrun{'s' * (report.underruns != 1)}"
     )
     console.print(summary, highlight=False)
     console.print(f"algorithmic latency {report.algorithmic_ms:.1f} ms", highlight=False)
