@@ -209,9 +209,11 @@ def count_underruns(deliveries: Sequence[Delivery], slack: float) -> int:
 
 def _print(report: StreamReport, output: Path | None) -> None:
     console = Console()
+    chunks = f"{report.chunks} chunks of {report.chunk_ms:g} ms"
+    underruns = f"{report.underruns} underrun{'s' * (report.underruns != 1)}"
     summary = (
-        f"{report.audio_s:.2f} s at {report.sample_rate} Hz in {report.chunks} chunks of {report.chunk_ms:g} ms "
-        f"on {report.device}, RTF {report.rtf:.3f}, {report.underruns} underrun{'s' * (report.underruns != 1)}"
+        f"{report.audio_s:.2f} s at {report.sample_rate} Hz in {chunks} on {report.device}, "
+        f"RTF {report.rtf:.3f}, {underruns}"
     )
     console.print(summary, highlight=False)
     console.print(f"algorithmic latency {report.algorithmic_ms:.1f} ms", highlight=False)

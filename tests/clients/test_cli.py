@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,21 @@ import soundfile
 
 from autovoice import ModelRepository, PipelineConfig, VoiceConversionPipeline, read_audio
 from autovoice.cli import run
+from autovoice.config import REPOSITORY_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "demo" / "source_rms.flac"
 WOMAN = ROOT / "demo" / "target_slt.flac"
 MAN = ROOT / "demo" / "target_awb.flac"
 RATE = 16000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def use_repository(repository: Path) -> Iterator[None]:
+    """Every command below, and every process it starts, runs these models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REPOSITORY_VARIABLE, str(repository))
+        yield
 
 
 @pytest.fixture(scope="module")
