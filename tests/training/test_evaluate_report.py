@@ -1,0 +1,279 @@
+"""What an evaluation writes: figures, floor, JSON, Markdown; and the jury on the demo's recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from autovoice_training.evaluate import floor as floors
+from autovoice_training.evaluate import judging, speaker
+from autovoice_training.evaluate.dataset import Audio, open_dataset
+from autovoice_training.evaluate.floor import check_floor
+from autovoice_training.evaluate.judging import (
+    COPY,
+    RESULT,
+    SOURCE,
+    SYSTEMS,
+    TARGET,
+    WORLD,
+    Jury,
+    Scores,
+    Verdict,
+)
+from autovoice_training.evaluate.pairs import Pair, choose_pairs
+from autovoice_training.evaluate.plots import draw_pair, draw_similarity
+from autovoice_training.evaluate.report import environment, write_json, write_markdown
+from autovoice_training.evaluate.summary import mean_with_interval, summarise
+from autovoice_training.evaluate.systems import world_shift
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+GOOD = Scores(
+    similarity_target=0.8,
+    similarity_source=0.6,
+    nearer_target=True,
+    identified=True,
+    mcd=6.0,
+    f0_correlation=0.97,
+    gross_error=0.01,
+    voicing_error=0.05,
+    word_errors=2,
+)
+UNCONVERTED = dataclasses.replace(GOOD, nearer_target=False, identified=False, mcd=8.0, word_errors=1)
+
+
+def verdict(number: int, result: Scores = GOOD, source: Scores = UNCONVERTED) -> Verdict:
+    pair = Pair("ann", "bob", f"e{number}", ("r",), number % 4 < 2, number % 2 == 0, False)
+    scores = dict.fromkeys(SYSTEMS, GOOD) | {SOURCE: source, RESULT: result}
+    return Verdict(pair, -3.0, 10, scores)
+
+
+def verdicts(count: int = 64, **change: object) -> list[Verdict]:
+    return [verdict(number, dataclasses.replace(GOOD, **change)) for number in range(count)]
+
+
+# Figures
+
+
+def test_figures_are_means_by_condition() -> None:
+    mixed = [verdict(n, dataclasses.replace(GOOD, mcd=4.0 if n % 2 == 0 else 7.0)) for n in range(6)]
+    summaries = summarise(mixed)
+    assert summaries["all"].figures[RESULT]["mcd"].value == pytest.approx(5.5)
+    assert summaries["seen target"].figures[RESULT]["mcd"].value == pytest.approx(4.0)
+    assert summaries["unseen target"].figures[RESULT]["mcd"].value == pytest.approx(7.0)
+    assert summaries["unseen source, unseen target, cross sex"].pairs == 1
+    assert "same sex" not in summaries
+    figure = summaries["all"].figures[RESULT]["mcd"]
+    assert figure.low < figure.value < figure.high
+    assert figure.pairs == 6
+
+
+def test_the_interval_shrinks_with_the_number_of_pairs() -> None:
+    values = np.random.default_rng(1).standard_normal(400)
+    few, many = mean_with_interval(list(values[:20])), mean_with_interval(list(values))
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+    assert many.low < values.mean() < many.high
+    assert many.high - many.low == pytest.approx(2 * 1.96 / 20, rel=0.2)
+
+
+def test_word_error_rate_is_errors_over_words_where_the_speaker_is_understood() -> None:
+    unheard = dataclasses.replace(GOOD, word_errors=None)
+    mixed = [
+        verdict(0, dataclasses.replace(GOOD, word_errors=4)),
+        verdict(1, dataclasses.replace(GOOD, word_errors=1)),
+        verdict(2, unheard, dataclasses.replace(UNCONVERTED, word_errors=None)),
+    ]
+    rates = summarise(mixed)["all"].word_error_rates
+    assert (rates[RESULT].value, rates[RESULT].pairs) == (pytest.approx(5 / 20), 2)
+    assert (rates[SOURCE].value, rates[SOURCE].pairs) == (pytest.approx(2 / 20), 2)
+    assert rates[COPY].pairs == 3
+
+
+# Floor
+
+
+def test_a_good_voice_passes() -> None:
+    assert all(line.passed for line in check_floor(summarise(verdicts())))
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        ({"f0_correlation": 0.949}, ["log-F0"]),
+        ({"nearer_target": False}, ["nearer", "nearer"]),
+        ({"mcd": 6.81}, ["mel-cepstral"]),
+        ({"word_errors": 4}, ["word error"]),
+    ],
+)
+def test_each_requirement_fails_by_itself(change: dict[str, object], failing: list[str]) -> None:
+    missed = [line for line in check_floor(summarise(verdicts(**change))) if not line.passed]
+    assert [line.requirement.startswith(start) for line, start in zip(missed, failing, strict=True)] == [
+        True
+    ] * len(failing)
+
+
+def test_targets_heard_in_training_must_do_better() -> None:
+    worse = [
+        dataclasses.replace(
+            one, scores={**one.scores, RESULT: dataclasses.replace(GOOD, nearer_target=n % 8 > 1)}
+        )
+        for n, one in enumerate(verdicts())
+    ]
+    lines = {line.requirement: line for line in check_floor(summarise(worse))}
+    seen, unseen = (line for name, line in lines.items() if name.startswith("nearer"))
+    assert seen.measured == unseen.measured == "75.0% of 32"
+    assert (seen.passed, unseen.passed) == (False, True)
+
+
+def test_what_was_not_measured_is_not_passed() -> None:
+    few = check_floor(summarise(verdicts(floors.MIN_PAIRS - 1)))
+    assert not few[0].passed
+    deaf = [
+        dataclasses.replace(
+            one,
+            scores={name: dataclasses.replace(score, word_errors=None) for name, score in one.scores.items()},
+        )
+        for one in verdicts()
+    ]
+    words = check_floor(summarise(deaf))[-1]
+    assert (words.measured, words.passed) == ("not measured", False)
+    seen_only = check_floor(summarise([one for one in verdicts() if one.pair.target_seen]))
+    assert "not measured" in [line.measured for line in seen_only]
+
+
+# Files
+
+
+def test_json_says_where_and_with_what_it_was_measured(tmp_path: Path) -> None:
+    judged = verdicts(8)
+    summaries = summarise(judged)
+    facts = environment(DEMO)
+    write_json(tmp_path / "a.json", facts, judged, summaries, check_floor(summaries))
+    read = json.loads((tmp_path / "a.json").read_text())
+    assert read["hardware"]["processor"]
+    assert read["hardware"]["cores"] >= 1
+    assert {"python", "onnxruntime", "resemblyzer", "swift-f0", "pocketsphinx"} <= set(read["versions"])
+    assert all(read["versions"].values())
+    assert read["command"].startswith("python -m autovoice_training.evaluate")
+    assert read["number_of_pairs"] == len(read["pairs"]) == 8
+    assert read["pairs"][3]["scores"][RESULT]["mcd"] == 6.0
+    assert read["pairs"][3]["pair"]["sentence"] == "e3"
+    assert read["summaries"]["all"]["figures"][SOURCE]["mcd"]["value"] == 8.0
+    assert [line["passed"] for line in read["floor"]].count(False) == 1
+
+
+def test_a_repository_is_named_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    first = environment(tmp_path)["repository_sha256"]
+    assert first == environment(tmp_path)["repository_sha256"]
+    (tmp_path / "model.onnx").write_bytes(b"other weights")
+    assert environment(tmp_path)["repository_sha256"] != first
+
+
+def test_markdown_puts_the_baselines_beside_the_result(tmp_path: Path) -> None:
+    judged = verdicts(8)
+    summaries = summarise(judged)
+    write_markdown(
+        tmp_path / "a.md", environment(None), summaries, check_floor(summaries), ["similarity.png"]
+    )
+    text = (tmp_path / "a.md").read_text()
+    first_table = text.partition("## All (8 pairs)")[2].partition("##")[0]
+    header, _, *rows = [line for line in first_table.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == list(SYSTEMS.values())
+    mcd = next(row for row in rows if row.startswith("| MCD"))
+    assert [float(cell.split()[0]) for cell in mcd.split("|")[2:-1]] == [8.0, 6.0, 6.0, 6.0, 6.0]
+    words = next(row for row in rows if row.startswith("| word error"))
+    assert [cell.strip() for cell in words.split("|")[2:4]] == ["10.0 (n = 8)", "20.0 (n = 8)"]
+    assert "| at least 60 conversions | 8 | FAIL |" in text
+    assert "](similarity.png)" in text
+
+
+# Jury
+
+
+class Unconverted:
+    """The known answer: a conversion that changes nothing."""
+
+    def embed(self, reference: Audio, rate: int) -> Audio:
+        return np.zeros(256, dtype=np.float32)
+
+    def convert(self, audio: Audio, rate: int, embedding: Audio, shift_semitones: float) -> Audio:
+        return audio
+
+
+@pytest.fixture(scope="module")
+def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's recordings cut in four; texts.json is wrong about them, the same for all."""
+    root = tmp_path_factory.mktemp("eval")
+    described = {}
+    for name in ("source_rms", "target_slt", "target_awb"):
+        audio, rate = soundfile.read(DEMO / f"{name}.flac", dtype="float32")
+        (root / name).mkdir()
+        for number, part in enumerate(np.array_split(audio, 4)):
+            soundfile.write(root / name / f"e{number}.flac", part, rate)
+        described[name] = {"human": name, "sex": name, "seen": name != "source_rms"}
+    (root / "voices.json").write_text(json.dumps(described))
+    (root / "texts.json").write_text(json.dumps({f"e{number}": "some other words" for number in range(4)}))
+    return root
+
+
+def test_the_jury_is_not_taken_in_by_an_unconverted_source(
+    evaluation_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "PROBE_SENTENCES", 1)
+    opened = open_dataset(evaluation_set)
+    pair = next(pair for pair in choose_pairs(opened, 9, 0) if pair.target == "target_slt")
+    jury = Jury(opened, Unconverted, tmp_path / "cache")
+    found = jury.judge(pair)
+    source, result, world, copy, target = (found.scores[s] for s in (SOURCE, RESULT, WORLD, COPY, TARGET))
+    assert found.shift_semitones > 3
+    assert not result.nearer_target
+    assert not result.identified
+    assert (result.similarity_target, result.similarity_source) == (
+        source.similarity_target,
+        source.similarity_source,
+    )
+    assert result.similarity_source > 0.75
+    assert result.mcd == source.mcd > 4.0
+    assert result.f0_correlation == pytest.approx(1.0)
+    assert result.gross_error > 0.9, "the melody was not transposed"
+    assert copy == target
+    assert copy.mcd == 0.0
+    assert copy.nearer_target
+    assert world.gross_error < 0.2
+    assert world.similarity_source < source.similarity_source
+    # The texts are wrong on purpose, so nobody is understood and words are not counted.
+    assert result.word_errors is None
+
+    # Asked again about the same samples, also in a new process's place, no judge is called.
+    monkeypatch.setattr(speaker, "_encoder", None)
+    assert Jury(opened, Unconverted, tmp_path / "cache").judge(pair) == found
+
+    draw_pair(jury.render(pair), found, tmp_path / "pair.png")
+    draw_similarity([found], tmp_path / "similarity.png")
+    for name in ("pair.png", "similarity.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_world_baseline_moves_pitch_and_formants() -> None:
+    from autovoice_training.evaluate.pitch import f0_track
+
+    audio, rate = soundfile.read(DEMO / "target_awb.flac", dtype="float32", frames=32000)
+    shifted = world_shift(audio, rate, 7.0)
+    assert shifted.shape == audio.shape
+    before, after = f0_track(audio), f0_track(shifted)
+    both = (before > 0) & (after > 0)
+    assert np.median(12 * np.log2(after[both] / before[both])) == pytest.approx(7.0, abs=0.3)
+
+    def centroid(samples: Audio) -> float:
+        power = np.abs(np.fft.rfft(samples)) ** 2
+        return float((power * np.arange(len(power))).sum() / power.sum())
+
+    assert centroid(shifted) > 1.1 * centroid(audio)
