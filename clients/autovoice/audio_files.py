@@ -84,6 +84,8 @@ class AudioSource:
         position = 0
         try:
             with soundfile.SoundFile(str(self.path)) as file:
+                # soundfile seeks after every read, and a seek inside an MP3 loses the bits its frames share.
+                file.seekable = lambda: False
                 while True:
                     block = file.read(frames, dtype="float32", always_2d=True)
                     if not len(block):

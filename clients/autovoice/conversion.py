@@ -91,6 +91,12 @@ class StageClock:
         """Say how much of the source is dealt with, 0 to 1."""
         self._fraction = max(self._fraction, min(fraction, 1.0))
 
+    def finish(self) -> None:
+        """Tell the callback that everything is done."""
+        self._fraction = 1.0
+        if self._callback is not None:
+            self._callback(Progress("finish", self.chunks, self.chunks, 1.0))
+
     def profile(self, audio_seconds: float, samples: int) -> ConversionProfile:
         """The times so far against `audio_seconds` of source in `samples`."""
         total = time.perf_counter() - self._started
@@ -189,7 +195,6 @@ class Conversion:
             self._check_length()
             with observe_steps(self.clock.on_step), self.clock.stage("resample"):
                 converted = session.flush()
-        self.clock.advance(1.0)
         yield converted
 
     def resolve_shift(self) -> float:

@@ -93,7 +93,9 @@ class ModelRepository:
         while pending:
             ready = [step for step in pending if set(step.input_map.values()) <= available]
             if not ready:
-                missing = sorted({name for step in pending for name in step.input_map.values()} - available)
+                needed = {name for step in pending for name in step.input_map.values()} - available
+                made_later = {name for step in pending for name in step.output_map.values()}
+                missing = sorted(needed - made_later or needed)  # the latter when steps wait for each other
                 raise RepositoryError(f"{origin} never makes {', '.join(missing)}; fix the maps of its steps")
             for step in ready:
                 for name in step.output_map.values():

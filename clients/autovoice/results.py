@@ -19,7 +19,7 @@ class Progress:
     """One step of a conversion that has just ended.
 
     Attributes:
-        stage: what ended: a model's name, `"resample"`, `"write"`.
+        stage: what ended: a model's name, `"resample"`, and at the very end `"finish"`.
         chunk: 1-based number of the chunk it belongs to.
         chunks: how many chunks there will be.
         fraction: share of the source dealt with, 0 to 1, never decreasing.

@@ -156,6 +156,7 @@ class Runner:
             self._announce_passthrough(error)
             passthrough = True
             made = consume(conversion.passthrough_blocks())
+        conversion.clock.finish()
         profile = conversion.profile()
         self._counter.success(
             profile.total_ms, profile.audio_duration_s, profile.device, passthrough=passthrough
@@ -175,6 +176,7 @@ class Runner:
                 np.concatenate(list(self.conversion(item.source, item.plan, item.name).passthrough_blocks()))
                 for item in items
             ]
+        clock.finish()
         durations = [item.source.frames / item.source.sample_rate for item in items]
         profile = clock.profile(sum(durations), sum(item.source.frames for item in items))
         for duration in durations:

@@ -1,15 +1,19 @@
-"""Model repositories for the runtime's tests: the real one, and a toy one whose conversions are known in closed form."""
+"""Model repositories for the runtime's tests: the real one, and a toy one whose conversions are known in
+closed form."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_repository import build_toy_repository
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
+
+from toy_repository import build_toy_repository  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """A repository with the base family's wiring, small enough that what it computes is plain to see.
 
-With voice e and shift p, source sample n becomes `source[n] * e[0] + p / 100 * F0[n // 240]`. The F0 of a frame is 1000 times
-the mean absolute value of its 240 samples, or what SOURCE_F0 says. So every error of alignment shows: audio is delayed by 600
-samples through explicit state, F0 by two frames, and both must come out over the right sample.
+With voice e and shift p, source sample n becomes `source[n] * e[0] + p / 100 * F0[n // 240]`. The F0 of a
+frame is 1000 times the mean absolute value of its 240 samples, or what SOURCE_F0 says. So every error of
+alignment shows: audio is delayed by 600 samples through explicit state, F0 by two frames, and both must come
+out over the right sample.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ LOOKAHEAD = 600
 SIZE = 4
 
 CONSTANTS = {
-    "k0": [0], "k1": [1], "k2": [2], "k3": [3], "frame": [FRAME], "last": [-1], "k839": [839], "k600": [600], "k480": [480],
-    "k120": [120], "m600": [-600], "m480": [-480], "m120": [-120], "huge": [2**62], "frames_of": [0, -1, FRAME],
+    "k0": [0], "k1": [1], "k2": [2], "k3": [3], "frame": [FRAME], "last": [-1], "k839": [839], "k600": [600],
+    "k480": [480],
+    "k120": [120], "m600": [-600], "m480": [-480], "m120": [-120], "huge": [2**62], "frames_of": [0, -1,
+    FRAME],
     "row": [1, 1, FRAME], "flat_of": [0, -1],
 }  # fmt: skip
 SCALARS = {"nothing": 0.0, "thousand": 1000.0, "hundredth": 0.01, "half": 0.5}
 
 MODELS = {
     "pad_source": """(float[B, T] SOURCE_AUDIO)
-  => (float[B, P] AUDIO, float[B, 600] DELAY_STATE, float[B, 480] PITCH_STATE, float[B, 120] SYNTHESIZER_STATE) {
+  => (float[B, P] AUDIO, float[B, 600] DELAY_STATE, float[B, 480] PITCH_STATE,
+      float[B, 120] SYNTHESIZER_STATE) {
   shape = Shape(SOURCE_AUDIO)
   batch = Slice(shape, k0, k1)
   length = Slice(shape, k1, k2)
@@ -60,12 +64,14 @@ MODELS = {
   pads = Concat <axis = 0> (k0, k2, k0, tail)
   F0 = Pad(SOURCE_F0, pads)
 }""",
-    "delay": """(float[B, T] AUDIO, float[B, 600] STATE_IN) => (float[B, U] DELAYED, float[B, 600] STATE_OUT) {
+    "delay": """(float[B, T] AUDIO, float[B, 600] STATE_IN) => (float[B, U] DELAYED, float[B, 600] STATE_OUT)
+    {
   joined = Concat <axis = 1> (STATE_IN, AUDIO)
   DELAYED = Slice(joined, k0, m600, k1)
   STATE_OUT = Slice(joined, m600, huge, k1)
 }""",
-    "pitch_extractor": """(float[B, T] AUDIO, float[B, 480] STATE_IN) => (float[B, F] F0, float[B, 480] STATE_OUT) {
+    "pitch_extractor": """(float[B, T] AUDIO, float[B, 480] STATE_IN) => (float[B, F] F0, float[B, 480]
+    STATE_OUT) {
   joined = Concat <axis = 1> (STATE_IN, AUDIO)
   late = Slice(joined, k0, m480, k1)
   STATE_OUT = Slice(joined, m480, huge, k1)
@@ -74,7 +80,8 @@ MODELS = {
   mean = ReduceMean <keepdims = 0> (size, k2)
   F0 = Mul(mean, thousand)
 }""",
-    "synthesizer": """(float[B, T] DELAYED, float[B, F] F0, float[B, 4] EMBEDDING, float[B, 1] PITCH_SHIFT, float[B, 120] STATE_IN)
+    "synthesizer": """(float[B, T] DELAYED, float[B, F] F0, float[B, 4] EMBEDDING, float[B, 1] PITCH_SHIFT,
+    float[B, 120] STATE_IN)
   => (float[B, U] AUDIO, float[B, 120] STATE_OUT) {
   gain = Slice(EMBEDDING, k0, k1, k1)
   loud = Mul(DELAYED, gain)
@@ -120,7 +127,11 @@ def _offline(with_f0: bool) -> list[tuple[str, dict[str, str], dict[str, str]]]:
     states = {"DELAY_STATE": "d0", "PITCH_STATE": "p0", "SYNTHESIZER_STATE": "s0"}
     # Listed out of order on purpose: the executor has to find the order itself, as Triton does.
     return [
-        ("trim_output", {"AUDIO": "made", "SOURCE_AUDIO": "SOURCE_AUDIO"}, {"CONVERTED_AUDIO": "CONVERTED_AUDIO"}),
+        (
+            "trim_output",
+            {"AUDIO": "made", "SOURCE_AUDIO": "SOURCE_AUDIO"},
+            {"CONVERTED_AUDIO": "CONVERTED_AUDIO"},
+        ),
         ("synthesizer", {**_SYNTHESIS, "STATE_IN": "s0"}, {"AUDIO": "made"}),
         pitch,
         ("delay", {"AUDIO": "padded", "STATE_IN": "d0"}, {"DELAYED": "delayed"}),
@@ -202,7 +213,12 @@ def write_config(
             config.ensemble_scheduling.step.add(
                 model_name=model, model_version=-1, input_map=input_map, output_map=output_map
             )
-        constants = {"sample_rate": 24000, "frame_samples": FRAME, "lookahead_samples": LOOKAHEAD, "embedding_size": SIZE}
+        constants = {
+            "sample_rate": 24000,
+            "frame_samples": FRAME,
+            "lookahead_samples": LOOKAHEAD,
+            "embedding_size": SIZE,
+        }
         for name, value in {"family": "toy", **constants}.items():
             config.parameters[name].string_value = str(value)
         (folder / "1").mkdir(parents=True, exist_ok=True)
@@ -215,7 +231,9 @@ def _tensors(graph: onnx.GraphProto) -> tuple[dict[str, list[int]], dict[str, li
     def dims(value: onnx.ValueInfoProto) -> list[int]:
         return [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim[1:]]
 
-    return {value.name: dims(value) for value in graph.input}, {value.name: dims(value) for value in graph.output}
+    return {value.name: dims(value) for value in graph.input}, {
+        value.name: dims(value) for value in graph.output
+    }
 
 
 def expected_conversion(
