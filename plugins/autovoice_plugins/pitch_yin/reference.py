@@ -35,7 +35,8 @@ ABSOLUTE_NOISE = 1e-7
 """Power (full scale squared) that is added to every difference: -70 dB, so a noise floor is unvoiced."""
 
 LOWPASS_SECONDS = 1.25e-3
-"""Length of the prefilter's smoothing: its first zero lies at 1.6 kHz, its delay is 0.6 ms."""
+"""Length of the prefilter's smoothing: its first zero lies at 1.6 kHz, its delay is 0.6 ms. A missing
+fundamental is still found up to some 300 Hz."""
 
 
 class Lags(NamedTuple):
@@ -137,6 +138,41 @@ def normalised_difference(audio: NDArray[np.float64], sample_rate: int, hop: int
     return np.concatenate([np.ones_like(mean[..., :1]), window[..., 1:] / mean], axis=-1)
 
 
+def pick_pitch(
+    difference: NDArray[np.float64],
+    *,
+    sample_rate: int,
+    hop: int,
+    f0_min: float,
+    f0_max: float,
+    threshold: float,
+    voicing_threshold: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns F0 and periodicity, [B, F] each, of a normalised difference [B, F, 2 hop + 1].
+
+    A dip is lower than the lag before it and no higher than the lag after it. Near-ties: where two dips
+    differ in cost by the threshold almost exactly, or a periodicity equals the voicing threshold, rounding
+    decides, and another implementation may choose the other one.
+    """
+    search = lags(sample_rate, hop, f0_min, f0_max)
+    here = difference[..., search.low : search.high + 1]
+    before = difference[..., search.low - 1 : search.high]
+    padded = np.concatenate([difference, np.full_like(difference[..., :1], np.inf)], axis=-1)
+    after = padded[..., search.low + 1 : search.high + 2]
+
+    dip = (here < before) & (here <= after)
+    cost = np.where(dip, here + octave_cost(search), NO_DIP)
+    pick = np.argmax(cost <= cost.min(axis=-1, keepdims=True) + threshold, axis=-1)
+    left, depth, right = (np.take_along_axis(v, pick[..., None], -1)[..., 0] for v in (before, here, after))
+    right = np.where(np.isfinite(right), right, left)
+    curvature = left - 2 * depth + right
+    offset = np.where(curvature > 0, 0.5 * (left - right) / np.where(curvature > 0, curvature, 1.0), 0.0)
+    f0 = np.clip(sample_rate / (search.low + pick + np.clip(offset, -0.5, 0.5)), f0_min, f0_max)
+    periodicity = np.clip(1 - depth, 0.0, 1.0)
+    f0 = np.where(periodicity >= voicing_threshold, f0, 0.0)
+    return f0, periodicity
+
+
 def pitch_yin_reference(
     audio: NDArray[np.floating],
     state: NDArray[np.floating],
@@ -171,23 +207,14 @@ def pitch_yin_reference(
     require_whole_blocks("audio", audio.shape[1], hop)
     size = PITCH_BLOCKS_OF_STATE * hop
     require_shape("state", state, (audio.shape[0], size), f"[{audio.shape[0]}, {size}]")
-    search = lags(sample_rate, hop, f0_min, f0_max)
-
     past = np.concatenate([state, audio], axis=1).astype(np.float64)
-    difference = normalised_difference(past, sample_rate, hop)
-    here = difference[..., search.low : search.high + 1]
-    before = difference[..., search.low - 1 : search.high]
-    padded = np.concatenate([difference, np.full_like(difference[..., :1], np.inf)], axis=-1)
-    after = padded[..., search.low + 1 : search.high + 2]
-
-    dip = (here < before) & (here <= after)
-    cost = np.where(dip, here + octave_cost(search), NO_DIP)
-    pick = np.argmax(cost <= cost.min(axis=-1, keepdims=True) + threshold, axis=-1)
-    left, depth, right = (np.take_along_axis(v, pick[..., None], -1)[..., 0] for v in (before, here, after))
-    right = np.where(np.isfinite(right), right, left)
-    curvature = left - 2 * depth + right
-    offset = np.where(curvature > 0, 0.5 * (left - right) / np.where(curvature > 0, curvature, 1.0), 0.0)
-    f0 = np.clip(sample_rate / (search.low + pick + np.clip(offset, -0.5, 0.5)), f0_min, f0_max)
-    periodicity = np.clip(1 - depth, 0.0, 1.0)
-    f0 = np.where(periodicity >= voicing_threshold, f0, 0.0)
+    f0, periodicity = pick_pitch(
+        normalised_difference(past, sample_rate, hop),
+        sample_rate=sample_rate,
+        hop=hop,
+        f0_min=f0_min,
+        f0_max=f0_max,
+        threshold=threshold,
+        voicing_threshold=voicing_threshold,
+    )
     return f0, periodicity, past[:, -size:]
