@@ -1,0 +1,80 @@
+"""How much the pipeline benchmark measures, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from report import Report
+from speech import FloatArray, looped
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        lengths_s: sources of the RTF table.
+        threads: ONNX Runtime threads of the RTF table.
+        repeats: runs of each cell.
+        cold_starts: processes started.
+        memory_lengths_s: files converted, the last one being the one with an aim.
+        stream_s: audio played in real time for every chunk length.
+        chunks_ms: chunk lengths of streams.
+    """
+
+    lengths_s: tuple[float, ...] = (2, 10, 60)
+    threads: tuple[int, ...] = (1, 2)
+    repeats: int = 7
+    cold_starts: int = 7
+    memory_lengths_s: tuple[float, ...] = (600, 3600)
+    stream_s: float = 20
+    chunks_ms: tuple[float, ...] = (10, 20, 40)
+
+
+QUICK = Plan(
+    lengths_s=(2, 10), repeats=2, cold_starts=2, memory_lengths_s=(15, 30), stream_s=2, chunks_ms=(20,)
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share.
+
+    Attributes:
+        repository: of the models.
+        speech: source audio [T] at the models' rate.
+        sample_rate: of the models, Hz.
+        embedding: target voice [256].
+        folder: for files that live as long as the benchmark.
+        plan: how much is measured.
+        report: where figures go.
+    """
+
+    repository: Path
+    speech: FloatArray
+    sample_rate: int
+    embedding: FloatArray
+    folder: Path
+    plan: Plan
+    report: Report
+
+    @property
+    def embedding_file(self) -> Path:
+        """The target voice on disk."""
+        return self.folder / "voice.npy"
+
+    def source(self, seconds: float) -> FloatArray:
+        """Speech of that length at the models' rate."""
+        return looped(self.speech, round(seconds * self.sample_rate))
+
+    def source_file(self, seconds: float) -> Path:
+        """The same as a 16-bit WAV, written piece by piece however long it is."""
+        file = self.folder / f"{seconds:g}s.wav"
+        missing = round(seconds * self.sample_rate)
+        with soundfile.SoundFile(file, "w", self.sample_rate, 1, "PCM_16") as sink:
+            while missing > 0:
+                sink.write(self.speech[:missing])
+                missing -= self.speech.size
+        return file
