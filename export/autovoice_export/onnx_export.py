@@ -66,18 +66,22 @@ def _to_onnx(stage: Stage) -> onnx.ModelProto:
     examples = tuple(torch.zeros(tensor.shape(_EXAMPLE_BATCH, _EXAMPLE_SIZES)) for tensor in stage.inputs)
     with warnings.catch_warnings(), _quiet_exporter(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            stage.module,
-            examples,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=_dynamic_shapes(stage.inputs),
-            input_names=[tensor.name for tensor in stage.inputs],
-            output_names=[tensor.name for tensor in stage.outputs],
-            custom_translation_table=translation_table(),
-            verbose=False,
-            optimize=False,
-        )
+        try:
+            program = torch.onnx.export(
+                stage.module,
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=_dynamic_shapes(stage.inputs),
+                input_names=[tensor.name for tensor in stage.inputs],
+                output_names=[tensor.name for tensor in stage.outputs],
+                custom_translation_table=translation_table(),
+                verbose=False,
+                optimize=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise ExportError(f"{stage.name} cannot be exported: {type(cause).__name__}: {cause}") from error
         assert program is not None
         _simplify(program.model)
     return program.model_proto

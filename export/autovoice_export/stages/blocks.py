@@ -24,6 +24,25 @@ class StateReader:
         return piece
 
 
+class FrameConvolution(nn.Conv1d):
+    """A convolution along frames, frames before channels, computed as one matrix product over all of them.
+
+    ONNX Runtime runs a Conv node batch item by batch item. In a batch of live streams, which have two frames
+    each, that reads all weights again for every stream; one product over the frames of all streams reads them
+    once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filters [B, F + (kernel - 1) * dilation, in] to [B, F, out]."""
+        (kernel,), (dilation,) = self.kernel_size, self.dilation
+        last = (kernel - 1) * dilation
+        if last:
+            starts = range(0, kernel * dilation, dilation)
+            x = torch.cat([x[:, start : (start - last) or None] for start in starts], dim=2)
+        weight = self.weight.permute(0, 2, 1).reshape(self.out_channels, -1)
+        return nn.functional.linear(x, weight, self.bias)
+
+
 class GatedBlock(nn.Module):
     """Gated dilated causal convolution with a residual connection (van den Oord et al. 2016, WaveNet).
 
@@ -40,28 +59,28 @@ class GatedBlock(nn.Module):
         self.context = (self.KERNEL - 1) * dilation
         self.channels = channels
         self.state_size = self.context * channels
-        self.convolution = nn.Conv1d(channels, 2 * channels, self.KERNEL, dilation=dilation)
+        self.convolution = FrameConvolution(channels, 2 * channels, self.KERNEL, dilation=dilation)
         self.condition = nn.Linear(condition, 2 * channels) if condition else None
-        self.output = nn.Conv1d(channels, channels, 1)
+        self.output = FrameConvolution(channels, channels, 1)
 
     def forward(self, x: Tensor, past: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Filters one chunk.
 
         Args:
-            x: [B, C, F].
-            past: the last ``context`` frames of this block's input, flattened, [B, C * context].
+            x: [B, F, C].
+            past: the last ``context`` frames of this block's input, flattened, [B, context * C].
             condition: [B, condition], when the block was built with one.
 
         Returns:
-            The output [B, C, F] and the new past [B, C * context].
+            The output [B, F, C] and the new past [B, context * C].
         """
-        padded = torch.cat([past.reshape(-1, self.channels, self.context), x], dim=2)
+        padded = torch.cat([past.reshape(-1, self.context, self.channels), x], dim=1)
         hidden = self.convolution(padded)
         if self.condition is not None and condition is not None:
-            hidden = hidden + self.condition(condition).unsqueeze(2)
-        signal, gate = hidden.chunk(2, dim=1)
+            hidden = hidden + self.condition(condition).unsqueeze(1)
+        signal, gate = hidden.chunk(2, dim=2)
         x = x + self.output(torch.tanh(signal) * torch.sigmoid(gate))
-        return x, padded[:, :, -self.context :].reshape(-1, self.state_size)
+        return x, padded[:, -self.context :].reshape(-1, self.state_size)
 
 
 def mel_points(count: int, low_hz: float, high_hz: float) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import GatedBlock, StateReader, mel_filterbank, real_dft
+from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_filterbank, real_dft
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 WINDOW = 3 * HOP
@@ -54,9 +54,9 @@ class ContentEncoder(nn.Module):
             mel_filterbank(config.mel_bands, config.low_hz, config.high_hz, WINDOW, SAMPLE_RATE),
             persistent=False,
         )
-        self.input = nn.Conv1d(config.mel_bands, config.channels, 1)
+        self.input = FrameConvolution(config.mel_bands, config.channels, 1)
         self.blocks = nn.ModuleList(GatedBlock(config.channels, dilation) for dilation in config.dilations)
-        self.output = nn.Conv1d(config.channels, config.content_size, 1)
+        self.output = FrameConvolution(config.channels, config.content_size, 1)
         self.audio_state = WINDOW - HOP
         self.state_size = self.audio_state + 1 + sum(block.state_size for block in self.blocks)
 
@@ -92,11 +92,11 @@ class ContentEncoder(nn.Module):
         power = torch.cat([state.take(1), mel.sum(dim=2)], dim=1)
         loudness = 0.5 * torch.log(power[:, :-1] + LOUDNESS_FLOOR)
         states = [power[:, -1:]]
-        x = self.input((torch.log(mel + POWER_FLOOR) * 0.25 + 2.5).transpose(1, 2))
+        x = self.input(torch.log(mel + POWER_FLOOR) * 0.25 + 2.5)
         for block in self.blocks:
             x, past = block(x, state.take(block.state_size))
             states.append(past)
-        return self.output(x).transpose(1, 2), loudness, states
+        return self.output(x), loudness, states
 
     def forward(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encodes one chunk.

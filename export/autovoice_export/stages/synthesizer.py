@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import GatedBlock, StateReader
+from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader
 from autovoice_plugins.geometry import (
     BANDS,
     FLOOR,
@@ -69,12 +69,12 @@ class Synthesizer(nn.Module):
             nn.Linear(EMBEDDING_SIZE, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
         )  # fmt: skip
-        self.input = nn.Conv1d(config.content_size + 3, config.channels, 1)
+        self.input = FrameConvolution(config.content_size + 3, config.channels, 1)
         self.blocks = nn.ModuleList(
             GatedBlock(config.channels, dilation, config.condition_size) for dilation in config.dilations
         )
-        self.hidden = nn.Conv1d(config.channels, config.channels, 1)
-        self.output = nn.Conv1d(config.channels, 2 * BANDS, 1)
+        self.hidden = FrameConvolution(config.channels, config.channels, 1)
+        self.output = FrameConvolution(config.channels, 2 * BANDS, 1)
         nn.init.normal_(self.output.weight, std=0.01)
         with torch.no_grad():
             self.output.bias.copy_(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
@@ -94,13 +94,13 @@ class Synthesizer(nn.Module):
         voiced = (f0 > 0).to(f0.dtype)
         octave = voiced * torch.log2(f0.clamp(min=1.0) / 200.0)
         pitch = torch.stack([octave, voiced, periodicity], dim=2)
-        x = self.input(torch.cat([content, pitch], dim=2).transpose(1, 2))
+        x = self.input(torch.cat([content, pitch], dim=2))
         condition = self.embedding(embedding * (EMBEDDING_SIZE**0.5))
         states = []
         for block in self.blocks:
             x, past = block(x, state.take(block.state_size), condition)
             states.append(past)
-        x = self.output(torch.nn.functional.silu(self.hidden(x))).transpose(1, 2) + loudness.unsqueeze(2)
+        x = self.output(torch.nn.functional.silu(self.hidden(x))) + loudness.unsqueeze(2)
         harmonic, noise = x.chunk(2, dim=2)
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
         return harmonic.clamp(min=FLOOR), noise.clamp(min=FLOOR), states
