@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -96,6 +97,15 @@ def test_distortion_hears_neither_loudness_nor_pauses() -> None:
     assert cepstrum.mel_cepstral_distortion(plain, cepstrum.mel_cepstrum(0.3 * audio)) < 0.02
     padded = cepstrum.mel_cepstrum(np.concatenate([pause, audio, pause]))
     assert cepstrum.mel_cepstral_distortion(plain, padded) < 0.3
+
+
+def test_distortion_does_not_hear_the_resampling_of_a_recording() -> None:
+    audio = recording("target_slt")
+    travelled = soxr.resample(soxr.resample(audio, JUDGE_RATE, 24000), 24000, JUDGE_RATE)
+    distortion = cepstrum.mel_cepstral_distortion(
+        cepstrum.mel_cepstrum(audio), cepstrum.mel_cepstrum(travelled)
+    )
+    assert distortion < 0.3
 
 
 def test_distortion_is_far_greater_between_speakers_than_within_one_recording() -> None:

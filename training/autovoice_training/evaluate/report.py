@@ -40,7 +40,7 @@ unconverted): source, WORLD and AutoVoice on such sources, copy-synthesis and ta
 - Similarity: cosine of resemblyzer embeddings with the mean embedding of other sentences of the speaker. The
   speaker encoder of the base voice is an export of the same network, so this judge is not blind to it.
 - MCD: Kubichek 1993, 10 / ln 10 * sqrt(2 * sum of squared differences) over mel-cepstra 1 to 24 at 16 kHz
-  along the DTW path, silence left out.
+  along the DTW path, silence left out, the envelope held above 7 kHz.
 - F0: swift-f0, against the transposed source; copy-synthesis against the target's own rendition. Gross
   errors are more than 20 % off.
 - Words: pocketsphinx with the model of its wheel.
