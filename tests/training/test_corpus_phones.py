@@ -48,6 +48,15 @@ def test_the_search_takes_the_worse_alternative_only_where_a_diphone_is_missing(
     assert missing == 1
 
 
+def test_the_search_avoids_a_diphone_missing_inside_an_affricate_and_a_needlessly_worse_vowel() -> None:
+    table = {"ch": (("t", "S"), ("T",)), "a": (("A",), ("B",)), "o": (("O",), ("B",), ("A",))}
+    everything = frozenset((left, right) for left in "tSTABO" for right in "tSTABO") - {("t", "S")}
+    assert phones.say(["a", "ch"], table, everything) == ([("A",), ("T",)], 0)
+    # Without ("A", "O") there are two ways out: B O costs one step of preference, A A two.
+    said, missing = phones.say(["a", "o"], table, everything - {("A", "O"), ("A", "B")})
+    assert (said, missing) == ([("B",), ("O",)], 0)
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=30), st.data())
 def test_each_frame_carries_the_phone_at_its_centre(lengths: list[float], data: st.DataObject) -> None:
