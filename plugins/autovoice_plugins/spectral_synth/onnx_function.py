@@ -1,13 +1,15 @@
 """SpectralSynth as an ONNX model-local function of standard ops.
 
 The transforms are matrix products at half the usual cost: about the middle of a block its even part meets
-only cosines and its odd part only sines, and the same holds for the result. Both shifts of the origin
-are a linear phase, added to the filters'.
+only cosines and its odd part only sines. The result is symmetric in the same way about its own middle, and
+about its quarters once bins of even and of odd number are kept apart, so a quarter of it is computed.
+Both shifts of the origin are a linear phase, added to the filters'.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import FunctionProto
 
 from autovoice_plugins.function_builder import FunctionBuilder, scalar, with_plugin_attributes
@@ -30,13 +32,17 @@ def spectral_synth_function(sample_rate: int, hop: int, fft_size: int, bands: in
     """Returns the function for these attributes; see the reference for what they mean.
 
     Raises:
-        ValueError: A size is impossible, or hop is odd.
+        ValueError: A size is impossible, hop is odd, or fft_size is no multiple of 4.
     """
     state_size(hop, fft_size, bands)
-    if hop % 2:
-        raise ValueError(f"hop={hop} is odd; the ONNX function needs an even one.")
+    if hop % 2 or fft_size % 4:
+        raise ValueError(
+            f"hop={hop} and fft_size={fft_size} must be multiples of 2 and 4 for ONNX; change them."
+        )
     b = FunctionBuilder()
-    bins, half, owed = fft_size // 2 + 1, hop // 2, fft_size // hop - 1
+    half, owed = hop // 2, fft_size // hop - 1
+    # Even bins first, then odd ones.
+    bins = np.concatenate([np.arange(first, fft_size // 2 + 1, 2) for first in (0, 1)])
 
     # Harmonic part and noise part go through the same steps, joined along the batch.
     signal = b.reshape(b.concat("EXCITATION", "NOISE", axis=0), 0, -1, hop)
@@ -46,10 +52,10 @@ def spectral_synth_function(sample_rate: int, hop: int, fft_size: int, bands: in
     above = b.concat(b.reshape(previous, 0, 1, bands), wanted, axis=1)
 
     matrices = envelope_matrices(sample_rate, fft_size, bands)
-    magnitude_matrix, phase_matrix = (matrix.astype(np.float32) for matrix in matrices)
+    magnitude_matrix, phase_matrix = (matrix[:, bins].astype(np.float32) for matrix in matrices)
     magnitude = b.op("Exp", b.op("Add", b.op("MatMul", above, magnitude_matrix), scalar(FLOOR)))
     # From the middle of the block to the middle of the result: (fft_size - hop) / 2 samples.
-    turns = np.arange(bins) * (fft_size - hop) / 2 / fft_size
+    turns = bins * (fft_size - hop) / 2 / fft_size
     shift = (2 * np.pi * (turns - np.round(turns))).astype(np.float32)
     phase = b.op("Add", b.op("MatMul", above, phase_matrix), shift)
     real = b.op("Mul", magnitude, b.op("Cos", phase))
@@ -60,9 +66,9 @@ def spectral_synth_function(sample_rate: int, hop: int, fft_size: int, bands: in
     left, right = b.slice(signal, 0, half, 2), b.slice(signal, -1, half - 1, 2, step=-1)
     rising_left, rising_right = b.op("Mul", left, rise_left), b.op("Mul", right, rise_right)
     falling_left, falling_right = b.op("Sub", left, rising_left), b.op("Sub", right, rising_right)
-    places, frequencies = 2 * np.arange(half) - (hop - 1), np.arange(bins)
-    cosines = b.waves("cos", places, frequencies, 2 * fft_size)
-    sines = b.waves("sin", places, frequencies, 2 * fft_size)
+    places = 2 * np.arange(half) - (hop - 1)
+    cosines = b.waves("cos", places, bins, 2 * fft_size)
+    sines = b.waves("sin", places, bins, 2 * fft_size)
     products = []
     for first, last, parts in (
         (1, None, (rising_left, rising_right)),
@@ -83,16 +89,7 @@ def spectral_synth_function(sample_rate: int, hop: int, fft_size: int, bands: in
         both = b.op("Split", b.op("Add", rising, falling), axis=0, num_outputs=2, outputs=2)
         spectrum.append(b.op("Add", both, f"{both}_1"))
 
-    weights = np.full((bins, 1), 2.0 / fft_size, dtype=np.float32)
-    weights[[0, -1]] /= 2
-    places = 2 * np.arange(fft_size // 2) - (fft_size - 1)
-    even, odd = (
-        b.op("MatMul", part, b.op("Mul", b.waves(wave, frequencies, places, 2 * fft_size), weights))
-        for part, wave in zip(spectrum, ("cos", "sin"), strict=True)
-    )
-    second = b.slice(b.op("Sub", even, odd), -1, None, 2, step=-1)
-    pieces = b.concat(b.op("Add", even, odd), second, axis=2)
-
+    pieces = _inverse(b, spectrum, bins, fft_size)
     summed = ""
     for part in range(owed + 1):
         here = b.slice(pieces, part * hop, (part + 1) * hop, 2)
@@ -107,3 +104,28 @@ def spectral_synth_function(sample_rate: int, hop: int, fft_size: int, bands: in
     return b.function(
         NAME, list(INPUTS), {"AUDIO": audio, "STATE_OUT": state}, with_plugin_attributes(attributes)
     )
+
+
+def _inverse(b: FunctionBuilder, spectrum: list[str], bins: NDArray[np.int64], fft_size: int) -> str:
+    """Returns the signal [B, F, fft_size] whose spectrum about its middle has this real part and minus this
+    imaginary part, [B, F, bins] each."""
+    weights = np.where((bins == 0) | (bins == fft_size // 2), 1.0, 2.0).astype(np.float32) / fft_size
+    quarter, evens = fft_size // 4, fft_size // 4 + 1
+    places = 2 * np.arange(quarter) + 1
+    parts = []
+    for part, wave in zip(spectrum, ("cos", "sin"), strict=True):
+        for start, end in ((0, evens), (evens, len(bins))):
+            matrix = b.waves(wave, bins[start:end], places, 2 * fft_size)
+            matrix = b.op("Mul", matrix, weights[start:end, None])
+            parts.append(b.op("MatMul", b.slice(part, start, end, 2), matrix))
+    cosine_even, cosine_odd, sine_even, sine_odd = parts
+    # From the middle outwards, and from the ends inwards.
+    inner_cosine, inner_sine = b.op("Add", cosine_even, cosine_odd), b.op("Add", sine_even, sine_odd)
+    outer_cosine, outer_sine = b.op("Sub", cosine_even, cosine_odd), b.op("Sub", sine_odd, sine_even)
+    quarters = (
+        b.op("Sub", outer_cosine, outer_sine),
+        b.slice(b.op("Sub", inner_cosine, inner_sine), -1, None, 2, step=-1),
+        b.op("Add", inner_cosine, inner_sine),
+        b.slice(b.op("Add", outer_cosine, outer_sine), -1, None, 2, step=-1),
+    )
+    return b.concat(*quarters, axis=2)
