@@ -220,6 +220,21 @@ def test_gradients() -> None:
     )
 
 
+def test_trains_after_inference() -> None:
+    """The constants are cached: they must not be tensors that only inference may use."""
+    options = {"bands": 7, "sample_rate": 8000}
+    inputs = [torch.randn(1, HOP), torch.randn(1, HOP), torch.randn(1, 1, 7), torch.randn(1, 1, 7)]
+    state = torch.zeros(1, 14 + FFT_SIZE - HOP)
+    with torch.inference_mode():
+        expected, _ = spectral_synth(*inputs, state, **options)
+    inputs[2].requires_grad_()
+    audio, _ = spectral_synth(*inputs, state, **options)
+    audio.sum().backward()
+    assert inputs[2].grad is not None
+    assert inputs[2].grad.abs().sum() > 0
+    torch.testing.assert_close(audio.detach(), expected)
+
+
 def test_large_batches_are_split_without_a_trace() -> None:
     inputs = [torch.from_numpy(a) for a in case(3, 300, "glide")]
     together, state = spectral_synth(*inputs, torch.zeros(3, SPECTRAL_SYNTH_STATE_SIZE))

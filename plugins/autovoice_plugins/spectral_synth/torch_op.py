@@ -78,10 +78,14 @@ def _constants(
     sample_rate: int, hop: int, fft_size: int, bands: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Returns magnitude and phase matrices side by side, [bands, 2 bins], and fade in and out, [2, hop]."""
-    matrices = torch.cat([torch.tensor(m) for m in envelope_matrices(sample_rate, fft_size, bands)], dim=1)
-    rise = torch.tensor(fade_in(hop))
-    slopes = torch.stack([rise, rise.flip(0)])
-    return matrices.to(device, dtype), slopes.to(device, dtype)
+    # Made outside inference mode, even if first needed there: training uses the same ones.
+    with torch.inference_mode(False):
+        matrices = torch.cat(
+            [torch.tensor(m) for m in envelope_matrices(sample_rate, fft_size, bands)], dim=1
+        )
+        rise = torch.tensor(fade_in(hop))
+        slopes = torch.stack([rise, rise.flip(0)])
+        return matrices.to(device, dtype), slopes.to(device, dtype)
 
 
 def _filtered(
