@@ -18,7 +18,7 @@ MINUTE_SECONDS = 62
 
 
 def voice_like(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
-    """Glides of a buzz with formants, breath, pauses and a click: voiced, unvoiced and silent stretches in turn."""
+    """Glides of a buzz, breath, pauses and a click: voiced, unvoiced and silent stretches in turn."""
     rng = np.random.default_rng(seed)
     count = round(seconds * rate)
     time = np.arange(count) / rate
