@@ -9,6 +9,7 @@ from autovoice.config import PipelineConfig
 from autovoice.embedded import EmbeddedExecutor, SequenceStore
 from autovoice.errors import ConfigurationError, DeviceError
 from autovoice.executor import Executor
+from autovoice.family import OFFLINE
 from autovoice.repository import ModelRepository
 from autovoice.resilience import ResilientExecutor
 from autovoice.results import StatsCounter
@@ -45,9 +46,24 @@ def make_executor(config: PipelineConfig, stats: StatsCounter) -> tuple[Resilien
         logger.warning("running on the CPU instead: %s", error)
         stats.fallback()
         primary = on_cpu()
+    if config.device == "auto" and not _device_works(primary):
+        primary = on_cpu()
     # A CPU that failed would fail again: only another device has somewhere to fall back to.
     falls_back = config.fallback == "cpu" and primary.device != "cpu"
     return resilient(primary, on_cpu if falls_back else None, config, stats), repository
+
+
+def _device_works(executor: EmbeddedExecutor) -> bool:
+    """Whether `"auto"` chose well: ONNX Runtime offers CUDA wherever its library is installed, GPU or not."""
+    if executor.device == "cpu":
+        return True
+    steps = executor.repository.steps_in_order(executor.spec(OFFLINE))
+    try:
+        executor.load(steps[-1].model)
+    except DeviceError as error:
+        logger.info("device 'auto' is the CPU: %s", error)
+        return False
+    return True
 
 
 def resilient(

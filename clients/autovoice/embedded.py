@@ -145,6 +145,15 @@ class EmbeddedExecutor:
             self._sequences.commit(sequence, request.after)
         return outputs
 
+    def load(self, model: str) -> None:
+        """Load one model now instead of when it is first used.
+
+        Raises:
+            RepositoryError: when it does not fit its config.
+            DeviceError: when the device cannot run it.
+        """
+        self._session(self._repository.spec(model))
+
     def close(self) -> None:
         """Let go of sessions (those no other pipeline uses are freed) and drop all sequences."""
         self._sessions.clear()

@@ -49,6 +49,13 @@ class FailingExecutor:
     def spec(self, model: str) -> ModelSpec:
         return self._inner.spec(model)
 
+    def load(self, model: str) -> None:
+        self._inner.load(model)
+
+    @property
+    def repository(self) -> ModelRepository:
+        return self._inner.repository
+
     def infer(
         self, model: str, inputs: Any, *, sequence: Sequence | None = None, timeout: float | None = None
     ) -> dict[str, np.ndarray]:
@@ -246,13 +253,24 @@ def test_cuda_offered_but_broken_falls_back_at_the_first_model(
     """onnxruntime lists the provider when only its library is installed, and drops it when CUDA does not
     start."""
     monkeypatch.setattr(sessions, "available_devices", lambda: ["cpu", "cuda"])
-    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, retries=5))
+    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, device="cuda", retries=5))
     assert pipeline.device == "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # onnxruntime warns about the provider it lacks
         made = pipeline.convert(np.ones(480, np.float32), voice, None, RATE)
     np.testing.assert_allclose(made, 0.5, atol=1e-6)
     assert (pipeline.stats.fallbacks, pipeline.stats.retries) == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # onnxruntime warns about the provider it lacks
+def test_auto_is_the_cpu_where_cuda_is_offered_but_does_not_start(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, voice: np.ndarray
+) -> None:
+    monkeypatch.setattr(sessions, "available_devices", lambda: ["cpu", "cuda"])
+    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, fallback="raise"))
+    assert pipeline.device == "cpu"
+    np.testing.assert_allclose(pipeline.convert(np.ones(480, np.float32), voice, None, RATE), 0.5, atol=1e-6)
+    assert pipeline.stats.fallbacks == 0
 
 
 def test_the_configured_timeout_reaches_the_engine(toy: Path, voice: np.ndarray) -> None:
