@@ -51,7 +51,7 @@ _POWER_OF_UNIT_RMS = 0.5 * _NETWORK_WINDOW_SAMPLES**2 * 0.375
 class SpeakerEncoder(nn.Module):
     """GE2E speaker encoder on 24 kHz audio, for recordings from one sample to minutes.
 
-    The memory needed grows by about 25 MB for each minute of audio.
+    In ONNX Runtime each minute of audio takes about 110 MB while it is embedded; a voice is known after one.
     """
 
     dft: Tensor
