@@ -1,0 +1,1 @@
+"""Running NVIDIA Triton Inference Server over a model repository: `autovoice serve`."""

@@ -1,0 +1,358 @@
+"""Triton's `onnxruntime` backend in Python, for servers that come without the native one.
+
+Lies in the backend directory as `onnxruntime/model.py` and serves every model whose config says
+`backend: "onnxruntime"`, so that one config.pbtxt means the same here and with NVIDIA's C++ backend. It reads the
+parameters of that backend under their own names and, beyond it, refuses values that are not finite.
+
+One process of Python serves one instance of one model. It imports nothing but NumPy and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+DEFAULT_MODEL_FILENAME = "model.onnx"
+DEFAULT_IDLE_SECONDS = 1.0  # Triton's own default of max_sequence_idle_microseconds
+DEFAULT_MAX_SEQUENCES = 1024
+
+# Requests above this size are rare; the memory that ONNX Runtime gathered for them is given back at once.
+LARGE_REQUEST_BYTES = 8 << 20
+
+# `optimization { graph { level } }` as the native backend reads it.
+_GRAPH_LEVELS = {
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_SYMBOLIC_SIZE = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
+
+Arrays = dict[str, Any]
+
+
+class RequestError(Exception):
+    """A request that cannot be answered; the others of its batch can."""
+
+
+@dataclass
+class Work:
+    """One request on its way through the model.
+
+    Attributes:
+        request: Triton's.
+        wanted: names of the outputs that are asked for.
+        inputs: arrays by name, batch axis first.
+        outputs: likewise, once there are any.
+        error: why there are none.
+    """
+
+    request: Any
+    wanted: tuple[str, ...] = ()
+    inputs: Arrays = field(default_factory=dict)
+    outputs: Arrays = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What has to be equal for two requests to share a run."""
+        return (self.wanted, *(array.shape[1:] for array in self.inputs.values()))
+
+
+class SequenceStates:
+    """States of live sequences by correlation id.
+
+    Triton gives a Python backend the initial state with every request and keeps nothing it returns, so the
+    states live here. Sequences that nobody ended go when they were idle for as long as Triton itself waits,
+    or when there are more than Triton has places for, the longest idle first.
+
+    Args:
+        capacity: sequences held at most.
+        idle_seconds: how long an idle sequence is kept.
+    """
+
+    def __init__(self, capacity: int, idle_seconds: float) -> None:
+        self._capacity = capacity
+        self._idle_seconds = idle_seconds
+        self._held: OrderedDict[Any, tuple[float, Arrays]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, sequence: Any) -> Arrays | None:
+        """States of a sequence, None when it is not live."""
+        held = self._held.get(sequence)
+        return held[1] if held is not None else None
+
+    def put(self, sequence: Any, states: Arrays) -> None:
+        """Keep the states of a sequence until its next request."""
+        now = time.monotonic()
+        self._held[sequence] = (now, states)
+        self._held.move_to_end(sequence)
+        while len(self._held) > self._capacity:
+            self._held.popitem(last=False)
+        while self._held and now - next(iter(self._held.values()))[0] > self._idle_seconds:
+            self._held.popitem(last=False)
+
+    def drop(self, sequence: Any) -> None:
+        """Forget a sequence."""
+        self._held.pop(sequence, None)
+
+
+class TritonPythonModel:
+    """What Triton's Python backend drives; the names of the methods are its."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model and run it once.
+
+        Raises:
+            Exception: which Triton reports as the reason why the model did not load.
+        """
+        config = json.loads(args["model_config"])
+        self._name = args["model_name"]
+        self._batched = config["max_batch_size"] > 0
+        filename = config.get("default_model_filename") or DEFAULT_MODEL_FILENAME
+        path = os.path.join(args["model_repository"], args["model_version"], filename)
+        self._session = onnxruntime.InferenceSession(
+            path, _session_options(config), providers=_providers(config, args)
+        )
+        self._shrink = onnxruntime.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._always_shrink = "memory.enable_memory_arena_shrinkage" in config["parameters"]
+
+        batching = config.get("sequence_batching", {})
+        states = batching.get("state", [])
+        self._states = {state["input_name"]: state["output_name"] for state in states}
+        self._output_names = tuple(output["name"] for output in config["output"])
+        self._shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self._check_names(config)
+        strategy = batching.get("oldest") or {}
+        idle = int(batching.get("max_sequence_idle_microseconds") or 0) / 1e6 or DEFAULT_IDLE_SECONDS
+        # Triton ends an idle sequence after the same time; kept a little longer here, no live one is lost.
+        self._sequences = SequenceStates(
+            2 * int(strategy.get("max_candidate_sequences") or DEFAULT_MAX_SEQUENCES), 1.5 * idle
+        )
+        if self._states:
+            # Triton cannot warm up a model with implicit state: its requests would come without the state.
+            self._session.run(None, self._smallest_inputs())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer requests, those of equal shape in one run; each gets its own response, in their order."""
+        works = [self._admit(request) for request in requests]
+        for group in _groups([work for work in works if not work.error]):
+            self._run_group(group)
+        return [self._respond(work) for work in works]
+
+    def finalize(self) -> None:
+        """Let go of the model; Triton ends the process next."""
+        del self._session
+
+    def _check_names(self, config: Mapping[str, Any]) -> None:
+        """Hold the config against the file, so that a mismatch fails the load and not the first request."""
+        for kind, nodes, declared in (
+            ("input", self._session.get_inputs(), [*config["input"], *_states_as(config, "input_name")]),
+            ("output", self._session.get_outputs(), [*config["output"], *_states_as(config, "output_name")]),
+        ):
+            found = {node.name for node in nodes}
+            names = {tensor["name"] for tensor in declared}
+            missing = names - found if kind == "output" else names ^ found
+            if missing:
+                raise ValueError(
+                    f"config.pbtxt of {self._name} and its ONNX file disagree about the {kind} "
+                    f"{min(missing)}; the file has {', '.join(sorted(found))}"
+                )
+
+    def _admit(self, request: Any) -> Work:
+        work = Work(request)
+        try:
+            asked = set(request.requested_output_names())
+            work.wanted = tuple(name for name in self._output_names if name in asked)
+            for tensor in request.inputs():
+                array = tensor.as_numpy()
+                _check_values(tensor.name(), array)
+                work.inputs[tensor.name()] = array
+            self._check_sizes(work.inputs)
+            if self._states:
+                self._restore_states(work)
+        except RequestError as error:
+            self._fail(work, str(error))
+        return work
+
+    def _check_sizes(self, inputs: Arrays) -> None:
+        """Hold the sizes of a request to the symbolic ones of the file, such as 240*F."""
+        known: dict[str, tuple[int, str]] = {}
+        for name, array in inputs.items():
+            for position, (size, expected) in enumerate(zip(array.shape, self._shapes[name], strict=False)):
+                symbol = _SYMBOLIC_SIZE.fullmatch(expected) if isinstance(expected, str) else None
+                if symbol is None:
+                    continue
+                factor, variable = int(symbol[1] or 1), symbol[2]
+                count, rest = divmod(size, factor)
+                if rest:
+                    raise RequestError(
+                        f"{name} has {size} values in axis {position}; send a multiple of {factor}"
+                    )
+                other, by = known.setdefault(variable, (count, name))
+                if other != count:
+                    raise RequestError(
+                        f"{name} has {size} values in axis {position}, but {by} asks for {other * factor}"
+                    )
+
+    def _restore_states(self, work: Work) -> None:
+        """Put the states of the sequence in the place of the initial ones that Triton sent."""
+        sequence = work.request.correlation_id()
+        if work.request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            self._sequences.drop(sequence)
+            return
+        states = self._sequences.get(sequence)
+        if states is None:
+            # Lost with a process that died, or dropped after an error: zeros would be someone's wrong audio.
+            raise RequestError(f"the state of sequence {sequence} is lost; start the sequence again")
+        work.inputs.update(states)
+
+    def _run_group(self, group: list[Work]) -> None:
+        try:
+            self._run(group)
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            if len(group) == 1:
+                shapes = {name: list(array.shape) for name, array in group[0].inputs.items()}
+                self._fail(group[0], f"ONNX Runtime failed on inputs of shapes {shapes}: {_first_line(error)}")
+                return
+            # One of them is to blame: only that one is to fail.
+            for work in group:
+                self._run_group([work])
+
+    def _run(self, group: list[Work]) -> None:
+        wanted = (*group[0].wanted, *self._states.values())
+        if len(group) == 1:
+            feeds = group[0].inputs
+        else:
+            feeds = {
+                name: np.concatenate([work.inputs[name] for work in group]) for name in group[0].inputs
+            }
+        large = sum(array.nbytes for array in feeds.values()) > LARGE_REQUEST_BYTES
+        values = self._session.run(wanted, feeds, self._shrink if large or self._always_shrink else None)
+        start = 0
+        for work in group:
+            if len(group) == 1:
+                rows = values
+            else:
+                end = start + next(iter(work.inputs.values())).shape[0]
+                rows = [value[start:end] for value in values]
+                start = end
+            made = dict(zip(wanted, rows, strict=True))
+            bad = next((name for name, value in made.items() if not _is_finite(value)), None)
+            if bad is not None:
+                self._fail(work, f"{bad} came out as not a number; send audio within [-1, 1]")
+                continue
+            if self._states:
+                self._keep_states(work, made)
+            work.outputs = made
+
+    def _keep_states(self, work: Work, made: Arrays) -> None:
+        states = {source: made.pop(target) for source, target in self._states.items()}
+        sequence = work.request.correlation_id()
+        if work.request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+            self._sequences.drop(sequence)
+            return
+        # A copy, where it is a row of a batch: the view would hold the states of the whole batch in memory.
+        self._sequences.put(sequence, {name: np.ascontiguousarray(value) for name, value in states.items()})
+
+    def _fail(self, work: Work, reason: str) -> None:
+        work.error = f"{self._name}: {reason}"
+        if self._states:
+            # The stages before or beside this one may have moved on: nothing after a gap may pass for audio.
+            self._sequences.drop(work.request.correlation_id())
+
+    def _respond(self, work: Work) -> Any:
+        if work.error:
+            identifier = work.request.request_id()
+            pb_utils.Logger.log_warn(f"[request id: {identifier or '<id_unknown>'}] {work.error}")
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(work.error, pb_utils.TritonError.INVALID_ARG)
+            )
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, np.ascontiguousarray(work.outputs[name])) for name in work.wanted]
+        )
+
+    def _smallest_inputs(self) -> Arrays:
+        """Zeros of the smallest size that the file allows."""
+        sizes = {
+            name: [
+                size if isinstance(size, int) else int(_SYMBOLIC_SIZE.fullmatch(size)[1] or 1)  # type: ignore[index]
+                for size in shape
+            ]
+            for name, shape in self._shapes.items()
+        }
+        return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+
+
+def _session_options(config: Mapping[str, Any]) -> onnxruntime.SessionOptions:
+    parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    if parameters.get("execution_mode") == "1":
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
+    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    options.graph_optimization_level = _GRAPH_LEVELS[level]
+    options.log_severity_level = 3
+    # The models of an ensemble take turns on the same cores: a pool that spins for work takes them from others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in parameters.items():
+        if name.startswith("session."):
+            options.add_session_config_entry(name, value)
+    return options
+
+
+def _providers(config: Mapping[str, Any], args: Mapping[str, str]) -> list[Any]:
+    if args["model_instance_kind"] != "GPU":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeError(
+            f"{config['name']} is configured for a GPU, and this onnxruntime has no CUDA; install "
+            "onnxruntime-gpu or set KIND_CPU in its instance_group"
+        )
+    device = {"device_id": args["model_instance_device_id"]}
+    return [("CUDAExecutionProvider", device), "CPUExecutionProvider"]
+
+
+def _states_as(config: Mapping[str, Any], side: str) -> Iterator[dict[str, str]]:
+    for state in config.get("sequence_batching", {}).get("state", []):
+        yield {"name": state[side]}
+
+
+def _groups(works: list[Work]) -> Iterator[list[Work]]:
+    """Requests of equal shape together; Triton never puts two requests of one sequence into one batch."""
+    groups: dict[tuple[Any, ...], list[Work]] = {}
+    for work in works:
+        groups.setdefault(work.shapes, []).append(work)
+    yield from groups.values()
+
+
+def _check_values(name: str, array: Any) -> None:
+    if array.size == 0:
+        raise RequestError(f"{name} is empty (shape {list(array.shape)}); send at least one value in each axis")
+    if not _is_finite(array):
+        raise RequestError(f"{name} holds values that are not finite; send numbers only")
+
+
+def _is_finite(array: Any) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,92 @@
+"""Triton's log, line by line: what it means for a start, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+LEVELS = ("error", "warning", "info", "verbose")
+Level = Literal["error", "warning", "info", "verbose"]
+
+_LINE = re.compile(
+    r"(?:(?P<iso>\d{4}-\d\d-\d\dT[\d:]+Z) )?(?P<level>[EWIV])(?:\d{4} [\d:.]+)? (?P<pid>\d+) (?P<source>\S+:\d+)\] "
+    r"(?P<text>.*)"
+)
+_LEVEL_NAMES: dict[str, Level] = {"E": "error", "W": "warning", "I": "info", "V": "verbose"}
+# What is no log line but tells why the server ended: a wrong option, or its last words.
+_LAST_WORDS = re.compile(r"error: |\S*tritonserver: ")
+_REQUEST = re.compile(r"\[request id: (?P<id>[^\]]*)\] ?")
+_LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
+_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)")
+# What Triton reports as errors on every machine without an NVIDIA driver, where nothing is wrong.
+_NO_DRIVER = re.compile(
+    r"CUDA driver version is insufficient|CudaDriverHelper|no pinned memory pool|no CUDA-capable device"
+)
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One line of the server's log.
+
+    Attributes:
+        level: its severity.
+        text: the message.
+        source: file and line in the server, empty for output that is no log line.
+        time: as the server wrote it, ISO 8601.
+        request_id: of the request it is about, if it says so.
+    """
+
+    level: Level
+    text: str
+    source: str = ""
+    time: str = ""
+    request_id: str = ""
+
+    @property
+    def loaded_model(self) -> str | None:
+        """The model that this line reports as loaded."""
+        match = _LOADED.search(self.text)
+        return match["model"] if match else None
+
+    @property
+    def failed_model(self) -> tuple[str, str] | None:
+        """The model that this line reports as not loaded, and why."""
+        match = _FAILED.search(self.text)
+        return (match["model"], match["reason"]) if match else None
+
+    def as_json(self) -> str:
+        """One JSON object; empty fields are left out."""
+        fields = {
+            "time": self.time,
+            "level": self.level,
+            "source": self.source,
+            "request_id": self.request_id,
+            "message": self.text,
+        }
+        return json.dumps({name: value for name, value in fields.items() if value})
+
+    def as_text(self) -> str:
+        """One line for people."""
+        request = f" request {self.request_id}:" if self.request_id else ""
+        return f"{self.time} {self.level}{request} {self.text}".lstrip()
+
+    def shown_at(self, level: Level) -> bool:
+        """Whether somebody who asked for `level` wants to see this line."""
+        return LEVELS.index(self.level) <= LEVELS.index(level)
+
+
+def parse_line(line: str) -> LogRecord:
+    """Read a line of the server's output; what is no log line (tables, native messages) counts as verbose."""
+    line = line.rstrip("\n")
+    match = _LINE.match(line)
+    if match is None:
+        return LogRecord("error" if _LAST_WORDS.match(line) else "verbose", line)
+    text = match["text"]
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    request = _REQUEST.search(text)
+    identifier = request["id"] if request and request["id"] != "<id_unknown>" else ""
+    level: Level = "verbose" if _NO_DRIVER.search(text) else _LEVEL_NAMES[match["level"]]
+    return LogRecord(level, _REQUEST.sub("", text), match["source"], match["iso"] or "", identifier)
