@@ -150,9 +150,7 @@ class Report:
             "gpu": ", ".join(here.gpus) or "none",
             "system": f"{here.system}, Python {here.python}",
             "load": load,
-            "packages": ", ".join(
-                f"{name} {version or 'missing'}" for name, version in here.packages.items()
-            ),
+            "packages": ", ".join(f"{name} {version or 'none'}" for name, version in here.packages.items()),
             "commit": here.commit or "unknown",
             **{name: _plain(value) for name, value in self.settings.items()},
         }
@@ -169,9 +167,7 @@ class Report:
         """Prints a table and keeps it for the file under `name`."""
         self.sections[name] = section
         columns = list(dict.fromkeys(column for row in section.rows for column in row))
-        table = Table(
-            title=section.title, caption=section.note or None, title_justify="left", caption_justify="left"
-        )
+        table = Table(title=section.title, title_justify="left")
         for column in columns:
             text = all(isinstance(row.get(column, ""), str) for row in section.rows)
             table.add_column(column.replace("_", " "), justify="left" if text else "right")

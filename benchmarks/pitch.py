@@ -1,0 +1,252 @@
+"""PitchYin beside other pitch trackers, on signals of known F0: `python benchmarks/pitch.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+import typer
+from options import Quick, Repository, Results, Speech
+from pitch_metrics import PitchErrors, compare, total
+from pitch_signals import (
+    NOISES,
+    SAMPLE_RATE,
+    UNSETTLED_S,
+    KnownPitch,
+    complexes,
+    glides,
+    resynthesised,
+    telephone,
+    tones,
+    with_noise,
+)
+from pitch_trackers import F0_MAX, F0_MIN, PEERS, Tracker, autovoice, make_peer
+from report import DEFAULT_RESULTS, Environment, Report, Section, fail, significant, skipped
+from rich.progress import track as progress
+from speech import FloatArray, SpeechError, find_recordings, load, looped
+from timing import cores, time_together
+from world import world_missing
+
+from autovoice import PipelineConfig, VoiceConversionError, VoiceConversionPipeline
+
+PACKAGES = (
+    "autovoice", "onnxruntime", "numpy", "scipy", "pyworld", "librosa", "swift-f0", "torchcrepe", "torch",
+)  # fmt: skip
+TRANSPOSITIONS = (1.0, 0.7, 1.5)
+SNRS_DB = (20.0, 10.0, 0.0)
+CLEAN = "clean"
+FEW_CONDITIONS = (CLEAN, "white_10db")
+SLOW_RTF = 1.0
+"""A tracker slower than real time is judged under few conditions only: all would take most of an hour."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        pitches: notes of the synthetic signals, between 60 and 1000 Hz.
+        note_s: length of each.
+        recordings: at most so many are rebuilt by WORLD.
+        speech_s: cut to this.
+        speed_s: audio of the speed table.
+        repeats: runs of the speed table.
+        peers: what to compare with.
+    """
+
+    pitches: int = 12
+    note_s: float = 0.4
+    recordings: int = 12
+    speech_s: float = 10.0
+    speed_s: float = 10.0
+    repeats: int = 5
+    peers: tuple[str, ...] = tuple(PEERS)
+
+
+QUICK = Plan(5, 0.2, 1, 2.0, 3.0, 2, ("dio", "swift-f0"))
+
+
+def make_signals(plan: Plan, recordings: Sequence[Path]) -> list[KnownPitch]:
+    """Tones, harmonic sounds, and speech rebuilt by WORLD where that is installed."""
+    pitches = np.geomspace(60.0, 1000.0, plan.pitches).tolist()
+    voices = [hz for hz in pitches if hz < 500.0]
+    signals = [
+        tones(pitches, plan.note_s),
+        complexes(pitches, plan.note_s),
+        telephone(voices, plan.note_s),
+        glides(80.0, 640.0, plan.note_s * plan.pitches / 2),
+    ]
+    if world_missing():
+        return signals
+    for number, file in enumerate(recordings):
+        audio = load(file, SAMPLE_RATE)[: round(plan.speech_s * SAMPLE_RATE)]
+        signals.append(resynthesised(file.stem, audio, TRANSPOSITIONS[number % len(TRANSPOSITIONS)]))
+    return signals
+
+
+def make_conditions() -> dict[str, Callable[[KnownPitch, int], FloatArray]]:
+    """The signal as it is, and in noise of each colour and level; the second argument is a seed."""
+
+    def noisy(colour: str, snr_db: float) -> Callable[[KnownPitch, int], FloatArray]:
+        return lambda signal, seed: with_noise(signal, colour, snr_db, seed)
+
+    conditions: dict[str, Callable[[KnownPitch, int], FloatArray]] = {CLEAN: lambda signal, _: signal.audio}
+    for colour in NOISES:
+        for snr_db in SNRS_DB:
+            conditions[f"{colour}_{snr_db:g}db"] = noisy(colour, snr_db)
+    return conditions
+
+
+def judge(tracker: Tracker, signal: KnownPitch, audio: FloatArray) -> PitchErrors:
+    """Errors of a tracker on one signal, at the instants of its own frames."""
+    wanted = audio
+    if tracker.sample_rate != SAMPLE_RATE:
+        wanted = soxr.resample(audio, SAMPLE_RATE, tracker.sample_rate).astype(np.float32)
+    times, f0 = tracker.track(wanted)
+    truth, judged = signal.at(times)
+    return compare(truth[judged], f0[judged])
+
+
+def measure_speed(
+    report: Report, trackers: Sequence[Tracker], audio: FloatArray, repeats: int
+) -> dict[str, float]:
+    """RTF of every tracker on one core, in turns, and the ratio to the first one's."""
+    seconds = audio.size / SAMPLE_RATE
+
+    def call(tracker: Tracker) -> Callable[[], object]:
+        source = soxr.resample(audio, SAMPLE_RATE, tracker.sample_rate).astype(np.float32)
+        return lambda: tracker.track(source)
+
+    times = time_together({tracker.name: call(tracker) for tracker in trackers}, repeats)
+    first = times[trackers[0].name].cpu_median
+    rows = [
+        {
+            "tracker": name,
+            "rtf": significant(timing.median / seconds),
+            "cpu_rtf": significant(timing.cpu_median / seconds),
+            f"times_{trackers[0].name}": significant(timing.cpu_median / first),
+        }
+        for name, timing in times.items()
+    ]
+    report.add(
+        "speed",
+        Section(
+            f"speed on {seconds:g} s of speech, 1 core",
+            rows,
+            "RTF = time / audio time, median of the runs, resampling to a tracker's own rate left out. "
+            "The ratio is one of processor times.",
+        ),
+    )
+    return {name: timing.cpu_median / seconds for name, timing in times.items()}
+
+
+def measure_accuracy(
+    report: Report, trackers: Sequence[Tracker], signals: Sequence[KnownPitch], rtf: dict[str, float]
+) -> None:
+    """One table for each kind of error: trackers and material down, conditions across."""
+    conditions = make_conditions()
+    errors: dict[tuple[str, str, str], PitchErrors] = {}
+    jobs = [
+        (tracker, condition)
+        for tracker in trackers
+        for condition in conditions
+        if rtf[tracker.name] <= SLOW_RTF or condition in FEW_CONDITIONS
+    ]
+    materials = list(dict.fromkeys(signal.material for signal in signals))
+    for tracker, condition in progress(jobs, description="accuracy", console=report.console, transient=True):
+        for material in materials:
+            errors[material, tracker.name, condition] = total(
+                judge(tracker, signal, conditions[condition](signal, seed))
+                for seed, signal in enumerate(signals)
+                if signal.material == material
+            )
+    for name, title, figure in (
+        (
+            "gross_errors",
+            "off by more than 20 %, % of frames voiced in both",
+            PitchErrors.gross_percent,
+        ),
+        ("voicing_errors", "wrong voicing decisions, % of all frames", PitchErrors.voicing_percent),
+        ("frame_errors", "frames wrong in pitch or voicing, % of all", PitchErrors.frame_percent),
+        ("fine_errors", "mean error in cents where it is not gross", PitchErrors.fine_cents),
+    ):
+        rows = []
+        for material in materials:
+            for tracker in trackers:
+                row: dict[str, str | float | None] = {"material": material, "tracker": tracker.name}
+                for condition in conditions:
+                    found = errors.get((material, tracker.name, condition))
+                    value = None if found is None else figure(found)
+                    row[condition] = None if value is None else round(value, 2)
+                rows.append(row)
+        report.add(name, Section(title, rows))
+
+
+def main(
+    quick: Quick = False,
+    repository: Repository = None,
+    speech: Speech = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Measures accuracy and speed of pitch tracking beside WORLD, librosa, swift-f0 and CREPE."""
+    environment = Environment.here(PACKAGES)
+    plan = QUICK if quick else Plan()
+    try:
+        recordings = find_recordings(speech, plan.recordings)
+        models = PipelineConfig(repository=repository, device="cpu", threads=1)
+        with cores(1), VoiceConversionPipeline(models) as pipeline:
+            report = Report("pitch", environment, _settings(plan, speech, recordings, quick))
+            run(report, plan, pipeline, recordings, results)
+    except (VoiceConversionError, SpeechError) as error:
+        raise typer.Exit(fail(f"benchmark: {error}")) from error
+
+
+def run(
+    report: Report, plan: Plan, pipeline: VoiceConversionPipeline, recordings: Sequence[Path], results: Path
+) -> None:
+    """Measures and writes the report."""
+    report.print_head()
+    trackers = [autovoice(pipeline)]
+    for name in PEERS:
+        if name not in plan.peers:
+            skipped(report.console, name, "left to the whole benchmark")
+            continue
+        try:
+            trackers.append(make_peer(name))
+        except ImportError as error:
+            skipped(report.console, name, str(error))
+    if world_missing():
+        skipped(report.console, "speech of known F0", world_missing())
+    signals = make_signals(plan, recordings)
+    spoken = looped(load(recordings[0], SAMPLE_RATE), round(plan.speed_s * SAMPLE_RATE))
+    rtf = measure_speed(report, trackers, spoken, plan.repeats)
+    measure_accuracy(report, trackers, signals, rtf)
+    report.save(results)
+
+
+def _settings(plan: Plan, speech: Path | None, recordings: Sequence[Path], quick: bool) -> dict[str, Any]:
+    return {
+        "quick": quick,
+        "f0_range_hz": (F0_MIN, F0_MAX),
+        "hop_ms": 10,
+        "tones": "sines, 60 to 1000 Hz, with pauses",
+        "harmonics": "all harmonics; 300 to 3400 Hz only; glides from 80 to 640 Hz with vibrato",
+        "speech": f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings of at most "
+        f"{plan.speech_s:g} s rebuilt by WORLD, F0 times {_listed(TRANSPOSITIONS)} in turns",
+        "noise": f"{' and '.join(NOISES)}, {_listed(SNRS_DB)} dB below the voiced parts",
+        "not_judged": f"{1e3 * UNSETTLED_S:g} ms around changes of voicing",
+        "speed_s": plan.speed_s,
+        "repeats": plan.repeats,
+    }
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+if __name__ == "__main__":
+    typer.run(main)
