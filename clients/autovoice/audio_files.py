@@ -172,6 +172,43 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class _Disk:
+    """File object for libsndfile that remembers the first failure of the system.
+
+    libsndfile tells only of some failed writes: the last ones, made when an encoder is closed, it loses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            return 0
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)  # writes what is buffered
+        except OSError as error:
+            self.error = self.error or error
+            return 0
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self.error = self.error or error
+
+
 class AudioSink:
     """Writer of one mono file; made by `open_sink`.
 
@@ -179,9 +216,9 @@ class AudioSink:
         samples: how many were written so far.
     """
 
-    def __init__(self, file: Any, stored_at: Path, path: str | os.PathLike[str]) -> None:
-        self._file = file
-        self._stored_at = stored_at
+    def __init__(self, encoder: Any, disk: _Disk, path: str | os.PathLike[str]) -> None:
+        self._encoder = encoder
+        self._disk = disk
         self._path = path
         self.samples = 0
 
@@ -191,17 +228,9 @@ class AudioSink:
         Raises:
             OutputError: when the disk is full.
         """
-        import soundfile
-
         for part in slices(samples, _WRITE_FRAMES):
-            try:
-                self._file.write(part)
-            except (
-                soundfile.LibsndfileError,
-                OSError,
-                AssertionError,
-            ) as error:  # soundfile asserts on a short write
-                raise OutputError(_full_disk(self._path, error)) from error
+            with self._whole():
+                self._encoder.write(part)
             self.samples += part.size
 
     def finish(self) -> None:
@@ -210,23 +239,27 @@ class AudioSink:
         Raises:
             OutputError: when the disk is full.
         """
-        import soundfile
-
-        try:
-            self._file.close()
-            stored = soundfile.info(str(self._stored_at)).frames
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise OutputError(_full_disk(self._path, error)) from error
-        # Lossy formats pad; fewer samples than were written means that the end never reached the disk.
-        if stored < self.samples:
-            raise OutputError(_full_disk(self._path, f"{stored} of {self.samples} samples stored"))
+        with self._whole():
+            self._encoder.close()
+            self._disk.close()
 
     def discard(self) -> None:
         """Close without looking: the file is about to be deleted, and on a full disk closing fails too."""
+        with suppress(OutputError):
+            self.finish()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
         import soundfile
 
-        with suppress(soundfile.LibsndfileError, OSError):
-            self._file.close()
+        failure: object = None
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts on a short write
+            failure = error
+        failure = self._disk.error or failure
+        if failure is not None:
+            raise OutputError(_full_disk(self._path, failure))
 
 
 @contextmanager
@@ -260,17 +293,18 @@ def open_sink(
     if file_format == "WAV" and expected_samples * 4 > _WAV_LIMIT_BYTES:
         file_format = "RF64"
     with atomic_path(path) as temporary:
+        disk = _Disk(temporary)
         try:
-            file = soundfile.SoundFile(
-                str(temporary), "w", samplerate=sample_rate, channels=1, subtype=subtype, format=file_format
+            encoder = soundfile.SoundFile(
+                disk, "w", samplerate=sample_rate, channels=1, subtype=subtype, format=file_format
             )
-        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+        except (soundfile.LibsndfileError, ValueError) as error:
+            disk.close()
             raise OutputError(
                 f"output {path} cannot be written as {file_format} at {sample_rate} Hz ({_reason(error)}); "
-                "choose another format or "
-                f"output rate"
+                "choose another format or output rate"
             ) from error
-        sink = AudioSink(file, temporary, path)
+        sink = AudioSink(encoder, disk, path)
         try:
             yield sink
             sink.finish()

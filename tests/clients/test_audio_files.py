@@ -139,6 +139,20 @@ def test_full_disk_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, suffi
     assert path.read_text() == "what was there before"
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("short_by", [1, 100, 3000])
+def test_a_disk_that_fills_up_at_the_very_end(tmp_path: Path, suffix: str, short_by: int) -> None:
+    """Encoders write their last frames when they are closed, and libsndfile does not tell when that fails."""
+    path = tmp_path / f"out.{suffix}"
+    noise = np.random.default_rng(0).uniform(-1, 1, 5 * RATE).astype(np.float32)
+    write_audio(path, noise, RATE)
+    size = path.stat().st_size
+    path.unlink()
+    with file_size_limit(size - short_by), pytest.raises(OutputError, match="could not be written in full"):
+        write_audio(path, noise, RATE)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small disk takes root")
 def test_really_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
