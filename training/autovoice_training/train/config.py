@@ -27,6 +27,7 @@ class TrainConfig:
         warmup_steps: linear rise to the peak, then a cosine to a hundredth of it.
         weight_decay: of AdamW.
         gradient_clip: norm.
+        relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.
         phone_weight: weight of the phone cross-entropy on the content.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
@@ -44,6 +45,7 @@ class TrainConfig:
     warmup_steps: int = 200
     weight_decay: float = 1e-2
     gradient_clip: float = 1.0
+    relative_weight: float = 0.5
     phone_weight: float = 0.2
     ema_decay: float = 0.998
     human_share: float = 0.5

@@ -91,9 +91,9 @@ class VoiceConversionTrainer:
         phone = functional.cross_entropy(logits.float(), batch.phones, ignore_index=-1)
         audio = self.synthesize(synthesizer, content.float(), loudness, batch)
         late = DELAY_SAMPLES
-        mel_loss = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
+        mel, relative = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
-        return {"mel": mel_loss, "phone": phone, "accuracy": accuracy}
+        return {"mel": mel, "relative": relative, "phone": phone, "accuracy": accuracy}
 
     def synthesize(self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch) -> Tensor:
         """Audio [B, 240 F] of a batch, 600 samples late; phase and filters stay in float32."""
@@ -144,7 +144,11 @@ class VoiceConversionTrainer:
         """One optimiser step; the batch depends on the seed and the step alone."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         losses = self.losses(self.modules, self.sampler.batch(self.step), generator)
-        total = losses["mel"] + self.config.phone_weight * losses["phone"]
+        total = (
+            losses["mel"]
+            + self.config.relative_weight * losses["relative"]
+            + self.config.phone_weight * losses["phone"]
+        )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.gradient_clip)
