@@ -63,7 +63,9 @@ class GatedBlock(nn.Module):
         self.condition = nn.Linear(condition, 2 * channels) if condition else None
         self.output = FrameConvolution(channels, channels, 1)
 
-    def forward(self, x: Tensor, past: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: StateReader, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Filters one chunk.
 
         Args:
@@ -74,6 +76,7 @@ class GatedBlock(nn.Module):
         Returns:
             The output [B, F, C] and the new past [B, context * C].
         """
+        past = state.take(self.state_size)
         padded = torch.cat([past.reshape(-1, self.context, self.channels), x], dim=1)
         hidden = self.convolution(padded)
         if self.condition is not None and condition is not None:

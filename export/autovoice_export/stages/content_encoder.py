@@ -44,6 +44,10 @@ class ContentEncoder(nn.Module):
     leaves it one mel frame of look-ahead.
     """
 
+    window: Tensor
+    dft: Tensor
+    filterbank: Tensor
+
     def __init__(self, config: ContentEncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ContentEncoderConfig()
@@ -55,10 +59,11 @@ class ContentEncoder(nn.Module):
             persistent=False,
         )
         self.input = FrameConvolution(config.mel_bands, config.channels, 1)
-        self.blocks = nn.ModuleList(GatedBlock(config.channels, dilation) for dilation in config.dilations)
+        blocks = [GatedBlock(config.channels, dilation) for dilation in config.dilations]
+        self.blocks = nn.ModuleList(blocks)
         self.output = FrameConvolution(config.channels, config.content_size, 1)
         self.audio_state = WINDOW - HOP
-        self.state_size = self.audio_state + 1 + sum(block.state_size for block in self.blocks)
+        self.state_size = self.audio_state + 1 + sum(block.state_size for block in blocks)
 
     def mel(self, audio: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Mel power of the frames that the new blocks complete.
@@ -94,7 +99,7 @@ class ContentEncoder(nn.Module):
         states = [power[:, -1:]]
         x = self.input(torch.log(mel + POWER_FLOOR) * 0.25 + 2.5)
         for block in self.blocks:
-            x, past = block(x, state.take(block.state_size))
+            x, past = block(x, state)
             states.append(past)
         return self.output(x), loudness, states
 

@@ -61,6 +61,8 @@ class Synthesizer(nn.Module):
     is added to both filters, so that level passes through and silence stays silent.
     """
 
+    noise: Tensor
+
     def __init__(self, config: SynthesizerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SynthesizerConfig()
@@ -70,16 +72,17 @@ class Synthesizer(nn.Module):
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
         )  # fmt: skip
         self.input = FrameConvolution(config.content_size + 3, config.channels, 1)
-        self.blocks = nn.ModuleList(
+        blocks = [
             GatedBlock(config.channels, dilation, config.condition_size) for dilation in config.dilations
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.hidden = FrameConvolution(config.channels, config.channels, 1)
         self.output = FrameConvolution(config.channels, 2 * BANDS, 1)
         nn.init.normal_(self.output.weight, std=0.01)
-        with torch.no_grad():
-            self.output.bias.copy_(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
+        # A plausible start: harmonics a little below the source's loudness, noise 17 dB under them.
+        self.output.bias = nn.Parameter(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
         self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
-        self.state_size = self.filter_state + sum(block.state_size for block in self.blocks)
+        self.state_size = self.filter_state + sum(block.state_size for block in blocks)
 
     def filters(
         self,
@@ -98,7 +101,7 @@ class Synthesizer(nn.Module):
         condition = self.embedding(embedding * (EMBEDDING_SIZE**0.5))
         states = []
         for block in self.blocks:
-            x, past = block(x, state.take(block.state_size), condition)
+            x, past = block(x, state, condition)
             states.append(past)
         x = self.output(torch.nn.functional.silu(self.hidden(x))) + loudness.unsqueeze(2)
         harmonic, noise = x.chunk(2, dim=2)
