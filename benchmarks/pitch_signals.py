@@ -18,6 +18,8 @@ UNSETTLED_S = 0.015
 """Within this of a change of voicing either answer is right: the frame holds both."""
 PEAK = 0.5
 VOICED_BELOW_LOUDEST_DB = 40.0
+SMOOTHING_FRAMES = 15
+"""Of 5 ms: a Hann window of 75 ms, half of that between its half-power points."""
 NOISES = ("white", "pink")
 
 _Voice = Callable[[Array, Array, np.random.Generator], Array]
@@ -84,8 +86,10 @@ def glides(lowest: float, highest: float, seconds: float) -> KnownPitch:
 def resynthesised(name: str, audio: FloatArray, transposition: float) -> KnownPitch:
     """A recording rebuilt by WORLD from an F0 curve that is then known exactly.
 
-    The curve is the recording's own, multiplied; the envelope stays. Frames more than 40 dB below the loudest
-    are made unvoiced, so that no frame counts as voiced that nobody could hear.
+    The curve is the recording's own, smoothed and multiplied; the envelope stays. Without the smoothing it
+    would hold the analysis's own jitter from frame to frame, which no tracker with a window can follow.
+    Frames more than 40 dB below the loudest are made unvoiced, so that no frame counts as voiced that nobody
+    could hear.
 
     Args:
         name: of the recording.
@@ -101,7 +105,7 @@ def resynthesised(name: str, audio: FloatArray, transposition: float) -> KnownPi
     aperiodicity = world.d4c(samples, f0, times, SAMPLE_RATE, threshold=0.0)
     level = 10 * np.log10(envelope.sum(axis=1))
     voiced = (f0 > 0) & (level > level.max() - VOICED_BELOW_LOUDEST_DB)
-    f0 = np.where(voiced, f0 * transposition, 0.0)
+    f0 = np.where(voiced, _smoothed(f0, voiced) * transposition, 0.0)
     aperiodicity[~voiced] = 1.0
     rebuilt = world.synthesize(f0, envelope, aperiodicity, SAMPLE_RATE, FRAME_MS)[: audio.size]
     grid = np.arange(-(-rebuilt.size * TRUTH_HZ // SAMPLE_RATE)) / TRUTH_HZ
@@ -130,6 +134,15 @@ def with_noise(signal: KnownPitch, colour: str, snr_db: float, seed: int) -> Flo
     power = np.mean(np.square(signal.audio[voiced], dtype=np.float64))
     gain = np.sqrt(power / np.mean(noise**2) / 10 ** (snr_db / 10))
     return (signal.audio + gain * noise).astype(np.float32)
+
+
+def _smoothed(f0: Array, voiced: npt.NDArray[np.bool_]) -> Array:
+    """The curve [F] through the voiced frames, its logarithm averaged over `SMOOTHING_FRAMES`."""
+    frames = np.arange(f0.size)
+    curve = np.interp(frames, frames[voiced], np.log(f0[voiced]))
+    window = np.hanning(SMOOTHING_FRAMES + 2)[1:-1]
+    padded = np.pad(curve, SMOOTHING_FRAMES // 2, mode="edge")
+    return np.exp(np.convolve(padded, window / window.sum(), mode="valid"))
 
 
 def _samples(seconds: float) -> int:
