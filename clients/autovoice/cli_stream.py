@@ -26,6 +26,7 @@ from autovoice.audio import check_sample_rate, resample
 from autovoice.cli import report_error
 from autovoice.cli_convert import parse_pitch_shift
 from autovoice.cli_embed import load_voice
+from autovoice.cli_engine import load_engine
 from autovoice.cli_outputs import require_writable
 from autovoice.errors import ConfigurationError, PitchError
 from autovoice.results import FloatArray
@@ -103,6 +104,7 @@ def simulate_stream(
         )
     if output is not None:
         require_writable(output, overwrite)
+    load_engine()
     recorded, recorded_rate = read_audio(source)
     with VoiceConversionPipeline(config) as pipeline:
         # A live service opens its microphone at the rate of the voice, so that nothing need be resampled.

@@ -511,8 +511,11 @@ class TestProcess:
         assert "space" in done.stderr
         assert list(tmp_path.iterdir()) == []
 
-    def test_interrupt_leaves_nothing(self, voice: Path, tmp_path: Path) -> None:
-        """Interrupted in the middle of a conversion, the command ends with 130, one line, and no file."""
+    @pytest.mark.parametrize(("number", "code", "lines"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0)])
+    def test_stopping_leaves_nothing(
+        self, number: signal.Signals, code: int, lines: int, voice: Path, tmp_path: Path
+    ) -> None:
+        """Stopped in the middle of a conversion, the command ends in good order and without a file."""
         audio, rate = soundfile.read(SOURCE)
         source = tmp_path / "long.wav"
         soundfile.write(source, np.tile(audio, 120), rate)
@@ -534,10 +537,10 @@ class TestProcess:
             while not any(out.iterdir()) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert any(out.iterdir()), "the conversion never began to write"
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 130, stderr
-        assert stderr.count("\n") == 1
+        assert process.returncode == code, stderr
+        assert stderr.count("\n") == lines
         assert list(out.iterdir()) == []
 
     def test_a_reader_that_leaves_is_no_error(self) -> None:
