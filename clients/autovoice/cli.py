@@ -1,8 +1,8 @@
 """The `autovoice` command: options, exit codes and error lines over the Python API.
 
 Exit codes: 0 done, 1 the conversion itself failed, 2 the caller's mistake, 130 interrupted, 143 told to stop.
-A failure is one line on stderr. What a command does lives in `cli_<command>.py`, imported when it runs, so that
-`--help` does not wait for ONNX Runtime.
+A failure is one line on stderr. What a command does lives in `cli_<command>.py`, imported when it runs, so
+that `--help` does not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
