@@ -39,6 +39,9 @@ _SOURCE_AUDIO = StageTensor("SOURCE_AUDIO", (_SAMPLES,))
 _SOURCE_F0 = StageTensor("SOURCE_F0", (_FRAMES,))
 _PADDED_AUDIO = StageTensor("AUDIO", (_PADDED_BLOCKS,))
 
+# One second of audio: samples, frames, and frames after padding.
+_WARMUP_SIZES = {"T": SAMPLE_RATE, "F": SAMPLE_RATE // HOP, "P": -(-(SAMPLE_RATE + LOOKAHEAD) // HOP)}
+
 PARAMETERS = {
     "family": "base",
     "sample_rate": str(SAMPLE_RATE),
@@ -120,7 +123,10 @@ def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyM
         where = Instances("cpu", instances.count, instances.intra_op_threads) if small else instances
         inputs = tuple(tensor.config() for tensor in stage.inputs)
         outputs = tuple(tensor.config() for tensor in stage.outputs)
-        configs.append(StageModelConfig(stage.name, inputs, outputs, MAX_BATCH_SIZE, instances=where))
+        warmup = {tensor.name: tensor.shape(1, _WARMUP_SIZES)[1:] for tensor in stage.inputs}
+        configs.append(
+            StageModelConfig(stage.name, inputs, outputs, MAX_BATCH_SIZE, instances=where, warmup=warmup)
+        )
         if stage.state_size:
             configs.append(
                 StageModelConfig(

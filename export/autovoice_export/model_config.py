@@ -131,6 +131,9 @@ class StageModelConfig:
         max_batch_size: largest batch the server forms.
         batching: `DynamicBatching` for stateless models, `SequenceBatching` for live streams.
         instances: copies and threads.
+        warmup: shape of every input, without the batch axis, of the request of zeros that each copy answers
+            before it counts as loaded; None for none. Impossible with `SequenceBatching`: Triton sends
+            warm-up requests past the scheduler that adds the state.
     """
 
     name: str
@@ -139,9 +142,16 @@ class StageModelConfig:
     max_batch_size: int
     batching: DynamicBatching | SequenceBatching = field(default_factory=DynamicBatching)
     instances: Instances = field(default_factory=Instances)
+    warmup: Mapping[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)
+        if self.warmup is None:
+            return
+        if isinstance(self.batching, SequenceBatching):
+            raise ValueError(f"model {self.name} keeps state: it cannot have warm-up requests")
+        if self.warmup.keys() != {tensor.name for tensor in self.inputs}:
+            raise ValueError(f"warm-up of {self.name} has {sorted(self.warmup)}: give every input a shape")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def to_wire(config: AnyModelConfig) -> Any:
         input=[pb.ModelInput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.inputs],
         output=[pb.ModelOutput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.outputs],
     )
+    message.version_policy.latest.num_versions = 1
     _fill(config, message)
     return message
 
@@ -51,6 +52,12 @@ def _(config: StageModelConfig, message: Any) -> None:
     message.parameters["intra_op_thread_count"].string_value = str(config.instances.intra_op_threads)
     message.parameters["inter_op_thread_count"].string_value = "1"
     _fill_batching(config.batching, message)
+    if config.warmup is not None:
+        warmup = message.model_warmup.add(name="zeros", batch_size=1)
+        for name, dims in config.warmup.items():
+            warmup.inputs[name].CopyFrom(
+                pb.ModelWarmup.Input(data_type=_DATA_TYPE, dims=dims, zero_data=True)
+            )
 
 
 @_fill.register
@@ -97,3 +104,5 @@ def _(batching: SequenceBatching, message: Any) -> None:
                 )
             ],
         )
+    # A cached answer would be that of another moment of the stream.
+    message.response_cache.enable = False

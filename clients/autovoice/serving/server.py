@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -27,6 +28,7 @@ from autovoice.serving.overrides import write_view
 EXIT_SECONDS = 30  # how long a stopping server may finish the requests it has
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
+_SHARED_MEMORY = re.compile(r"\btriton_\w+_shm_region_[\w-]+")
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")
 
 
@@ -64,7 +66,6 @@ class TritonServer:
         self._failures: dict[str, str] = {}
         self._errors: list[str] = []
         self._folder: Path | None = None
-        self._shared_memory = f"autovoice_{os.getpid()}_{id(self):x}_"
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -95,8 +96,6 @@ class TritonServer:
         if not installation.has_native_backend and not _SHELL_SAFE.fullmatch(str(backends)):
             backends = self._link("backends", backends)
         command = [str(installation.executable), *self.options.arguments(served, backends)]
-        # Named after this server, so that what a killed one leaves in /dev/shm can be found and removed.
-        command.append(f"--backend-config=onnxruntime,shm-region-prefix-name={self._shared_memory}")
         command.append(f"--exit-timeout-secs={EXIT_SECONDS}")
         self.process = subprocess.Popen(
             command,
@@ -205,18 +204,32 @@ class TritonServer:
         return f"the server ended with {how}: {self._errors[-1] if self._errors else 'it gave no reason'}"
 
     def _clean_up(self) -> None:
-        process = self._running()
-        try:
-            # Processes of Python backends that a killed server left behind.
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+        # A server that was killed leaves processes of Python backends behind, and their shared memory.
+        orphans = _commands_of_group(self._running().pid)
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for command in orphans.values():
+            for region in _SHARED_MEMORY.findall(command):
+                (Path("/dev/shm") / region).unlink(missing_ok=True)
         if self._reader is not None:
             self._reader.join(5)
-        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-            region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _commands_of_group(group: int) -> dict[int, str]:
+    """Command lines of the processes of a process group by process id."""
+    commands = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        # A process may end while it is looked at.
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                commands[int(folder.name)] = command.decode(errors="replace")
+    return commands
 
 
 def _end_with_parent() -> None:

@@ -265,8 +265,8 @@ class TritonPythonModel:
         if work.request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
             self._sequences.drop(sequence)
             return
-        # A copy, where it is a row of a batch: the view would hold the states of the whole batch in memory.
-        self._sequences.put(sequence, {name: np.ascontiguousarray(value) for name, value in states.items()})
+        # Copies: a row of a batch would keep the states of the whole batch in memory.
+        self._sequences.put(sequence, {name: value.copy() for name, value in states.items()})
 
     def _fail(self, work: Work, reason: str) -> None:
         work.error = f"{self._name}: {reason}"

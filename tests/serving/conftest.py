@@ -1,0 +1,74 @@
+"""A real Triton server over the repository, one for all tests of a process that do not harm it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autovoice.serving.options import ServeOptions
+from autovoice.serving.server import TritonServer
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
+
+from triton_calls import Client, grpc_client, http_client  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository of the checkout when its models are there, else the one in $AUTOVOICE_REPOSITORY."""
+    committed = ROOT / "model_repository"
+    if (committed / "voice_conversion" / "config.pbtxt").is_file():
+        return committed
+    configured = os.environ.get("AUTOVOICE_REPOSITORY")
+    if not configured:
+        pytest.fail(f"no models in {committed}; build them or set AUTOVOICE_REPOSITORY")
+    return Path(configured)
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """Skips where no server can be installed: its wheel exists for Linux only."""
+    if shutil.which("tritonserver") is None and importlib.util.find_spec("pytriton") is None:
+        pytest.skip("no tritonserver: pip install 'autovoice[server]'")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the backend directory is assembled."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def server(installed: None, repository: Path, cache: Path) -> Iterator[TritonServer]:
+    """A server that tests send anything to but neither kill nor reconfigure."""
+    with TritonServer(local_options(repository), cache=cache) as running:
+        yield running
+
+
+@pytest.fixture(params=[grpc_client, http_client], ids=["grpc", "http"])
+def client(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Client]:
+    """A client of the shared server, over one protocol and then the other."""
+    with request.param(server.options) as connected:
+        yield connected
+    assert server.is_ready()
+
+
+@pytest.fixture
+def grpc(server: TritonServer) -> Iterator[Client]:
+    """A gRPC client of the shared server."""
+    with grpc_client(server.options) as connected:
+        yield connected
+    assert server.is_ready()
+
+
+def local_options(repository: Path, **changes: object) -> ServeOptions:
+    """Options of a server that shares this machine with others."""
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    return ServeOptions(repository, **(ports | changes))  # type: ignore[arg-type]
