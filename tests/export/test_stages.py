@@ -77,7 +77,7 @@ def test_noise_table_wraps_without_a_seam(stages: dict[str, nn.Module]) -> None:
     audio = speech_like(NOISE_BLOCKS + 20)
     whole = convert(stages, audio, [])["audio"]
     chunked = convert(stages, audio, [NOISE_BLOCKS - 1, NOISE_BLOCKS + 1])["audio"]
-    torch.testing.assert_close(chunked, whole, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(chunked, whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("changed", [1, 17, 40])

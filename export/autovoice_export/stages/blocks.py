@@ -70,7 +70,7 @@ class GatedBlock(nn.Module):
 
         Args:
             x: [B, F, C].
-            past: the last ``context`` frames of this block's input, flattened, [B, context * C].
+            state: positioned at this block's past, the last ``context`` frames of its input.
             condition: [B, condition], when the block was built with one.
 
         Returns:
