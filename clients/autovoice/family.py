@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autovoice.errors import RepositoryError
 from autovoice.executor import Executor
 
 OFFLINE = "voice_conversion"
@@ -50,14 +51,20 @@ def read_family(executor: Executor) -> VoiceFamily:
     """Read the constants of the family that `executor` serves.
 
     Raises:
-        RepositoryError: when the ensemble or one of its parameters is missing.
+        RepositoryError: when the ensemble or one of its parameters is missing or at odds with its inputs.
     """
     spec = executor.spec(OFFLINE)
+    embedding_size = spec.integer_parameter("embedding_size")
+    if spec.input("TARGET_EMBEDDING").dims != (embedding_size,):
+        raise RepositoryError(
+            f"model {spec.name} has parameter embedding_size = {embedding_size}, but its TARGET_EMBEDDING has dims "
+            f"{list(spec.input('TARGET_EMBEDDING').dims)}; rebuild the repository"
+        )
     return VoiceFamily(
         name=spec.parameters.get("family", ""),
         sample_rate=spec.integer_parameter("sample_rate"),
         frame_samples=spec.integer_parameter("frame_samples"),
         lookahead_samples=spec.integer_parameter("lookahead_samples"),
-        embedding_size=spec.integer_parameter("embedding_size"),
+        embedding_size=embedding_size,
         max_batch_size=max(spec.max_batch_size, 1),
     )

@@ -204,6 +204,9 @@ def test_steps_are_reported_to_the_thread_that_caused_them(executor: EmbeddedExe
     assert models[-1] == "trim_output"
     assert len(models) == 5
     assert [timing.model for timing in elsewhere] == ["target_pitch"]
+    count = len(seen)
+    executor.infer("target_pitch", {"EMBEDDING": np.ones((1, 4), np.float32)})
+    assert len(seen) == count  # nobody listens after the block
     assert all(timing.seconds > 0 and timing.device == "cpu" for timing in seen)
 
 

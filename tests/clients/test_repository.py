@@ -205,6 +205,12 @@ def test_parameters_must_make_sense(models: Path, value: str, says: str) -> None
         VoiceConversionPipeline(PipelineConfig(repository=models))
 
 
+def test_the_embedding_size_must_be_that_of_the_input(models: Path) -> None:
+    edit(models / "voice_conversion" / "config.pbtxt", 'string_value: "4"', 'string_value: "5"')
+    with pytest.raises(RepositoryError, match=r"embedding_size = 5, but its TARGET_EMBEDDING has dims \[4\]"):
+        VoiceConversionPipeline(PipelineConfig(repository=models))
+
+
 def add_version(models: Path, version: int, factor: str) -> None:
     folder = models / "target_pitch" / str(version)
     folder.mkdir()
