@@ -42,7 +42,7 @@ def evaluate(
     cache: Annotated[Path, typer.Option(help="Folder for what the judges said.")] = Path(
         "data/cache/evaluate"
     ),
-    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge.")] = 72,
+    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge.")] = 64,
     quick: Annotated[bool, typer.Option("--quick", help=f"Judge {QUICK_PAIRS} conversions only.")] = False,
     seed: Annotated[int, typer.Option(help="Of the draw of pairs.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, os.cpu_count() or 1),
