@@ -61,7 +61,7 @@ def client(request: pytest.FixtureRequest, server: TritonServer) -> Iterator[Cli
 
 
 @pytest.fixture
-def grpc(server: TritonServer) -> Iterator[Client]:
+def over_grpc(server: TritonServer) -> Iterator[Client]:
     """A gRPC client of the shared server."""
     with grpc_client(server.options) as connected:
         yield connected
