@@ -57,8 +57,8 @@ def read_family(executor: Executor) -> VoiceFamily:
     embedding_size = spec.integer_parameter("embedding_size")
     if spec.input("TARGET_EMBEDDING").dims != (embedding_size,):
         raise RepositoryError(
-            f"model {spec.name} has parameter embedding_size = {embedding_size}, but its TARGET_EMBEDDING has dims "
-            f"{list(spec.input('TARGET_EMBEDDING').dims)}; rebuild the repository"
+            f"model {spec.name} has parameter embedding_size = {embedding_size}, but its TARGET_EMBEDDING "
+            f"has dims {list(spec.input('TARGET_EMBEDDING').dims)}; rebuild the repository"
         )
     return VoiceFamily(
         name=spec.parameters.get("family", ""),
