@@ -111,7 +111,7 @@ def _stage_medians(profiles: Sequence[ConversionProfile]) -> dict[str, float]:
 
 def measure_other_calls(bench: Bench) -> None:
     """What else a service calls, on one thread."""
-    seconds, batch = 10.0, 8
+    seconds, batch = bench.plan.calls_s, 8
     source = bench.source(seconds)
     resampled = looped(load(find_recordings(None, 1)[0], 44100), round(seconds * 44100))
     rate, voice = bench.sample_rate, bench.embedding

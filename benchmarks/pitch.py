@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import soxr
@@ -64,11 +64,11 @@ class Plan:
     """
 
     pitches: int = 12
-    note_s: float = 0.4
+    note_s: float = 0.3
     recordings: int = 12
-    speech_s: float = 10.0
-    speed_s: float = 10.0
-    repeats: int = 5
+    speech_s: float = 5.0
+    speed_s: float = 5.0
+    repeats: int = 3
     peers: tuple[str, ...] = tuple(PEERS)
 
 
@@ -196,10 +196,21 @@ def main(
     repository: Repository = None,
     speech: Speech = None,
     results: Results = DEFAULT_RESULTS,
+    peers: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(PEERS)}; all that are installed if left out.")
+    ] = "",
 ) -> None:
     """Measures accuracy and speed of pitch tracking beside WORLD, librosa, swift-f0 and CREPE."""
     environment = Environment.here(PACKAGES)
     plan = QUICK if quick else Plan()
+    if peers:
+        plan = replace(plan, peers=tuple(name.strip() for name in peers.split(",")))
+    unknown = set(plan.peers) - set(PEERS)
+    if unknown:
+        known = ", ".join(PEERS)
+        raise typer.Exit(
+            fail(f"benchmark: no peer is called {', '.join(sorted(unknown))}; there are {known}")
+        )
     try:
         recordings = find_recordings(speech, plan.recordings)
         models = PipelineConfig(repository=repository, device="cpu", threads=1)
@@ -218,7 +229,7 @@ def run(
     trackers = [autovoice(pipeline)]
     for name in PEERS:
         if name not in plan.peers:
-            skipped(report.console, name, "left to the whole benchmark")
+            skipped(report.console, name, "not asked for")
             continue
         try:
             trackers.append(make_peer(name))

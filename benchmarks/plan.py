@@ -18,6 +18,7 @@ class Plan:
         lengths_s: sources of the RTF table.
         threads: ONNX Runtime threads of the RTF table.
         repeats: runs of each cell.
+        calls_s: source of the table of other calls.
         cold_starts: processes started.
         memory_lengths_s: files converted, the last one being the one with an aim.
         stream_s: audio played in real time for every chunk length.
@@ -27,6 +28,7 @@ class Plan:
     lengths_s: tuple[float, ...] = (2, 10, 60)
     threads: tuple[int, ...] = (1, 2)
     repeats: int = 7
+    calls_s: float = 10
     cold_starts: int = 7
     memory_lengths_s: tuple[float, ...] = (600, 3600)
     stream_s: float = 20
@@ -34,7 +36,13 @@ class Plan:
 
 
 QUICK = Plan(
-    lengths_s=(2, 10), repeats=2, cold_starts=2, memory_lengths_s=(15, 30), stream_s=2, chunks_ms=(20,)
+    lengths_s=(2, 10),
+    repeats=2,
+    calls_s=2,
+    cold_starts=2,
+    memory_lengths_s=(30, 60),
+    stream_s=2,
+    chunks_ms=(20,),
 )
 
 
