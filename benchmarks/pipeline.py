@@ -81,7 +81,7 @@ def _conversion_row(
     if with_peer and threads == 1:
         calls["world"] = lambda: analyse_and_resynthesise(source, bench.sample_rate)
     times = time_together(calls, bench.plan.repeats)
-    stages = _stage_medians(profiles[1:])
+    stages = stage_medians(profiles[1:])
     row: dict[str, float | int] = {
         "audio_s": seconds,
         "threads": threads,
@@ -97,7 +97,7 @@ def _conversion_row(
     return row
 
 
-def _stage_medians(profiles: Sequence[ConversionProfile]) -> dict[str, float]:
+def stage_medians(profiles: Sequence[ConversionProfile]) -> dict[str, float]:
     """Milliseconds of every stage; a long source runs the streaming twins of the models, counted as one."""
     merged: list[dict[str, float]] = []
     for profile in profiles:

@@ -94,6 +94,8 @@ def test_rebuilt_speech_follows_the_curve_it_was_rebuilt_from() -> None:
     recording = load(DEMO / "target_slt.flac", SAMPLE_RATE)[: 3 * SAMPLE_RATE]
     signal = resynthesised("slt", recording, 0.7)
     assert signal.audio.size == recording.size
+    medians = [np.median(each.f0[each.f0 > 0]) for each in (signal, resynthesised("slt", recording, 1.0))]
+    assert medians[0] / medians[1] == pytest.approx(0.7, rel=0.01)
     scores = np.array([periodicity(signal.audio, place, hz) for place, hz in voiced_places(signal)])
     off = np.array([periodicity(signal.audio, place, hz / 0.7) for place, hz in voiced_places(signal)])
     assert scores.size > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -84,13 +85,20 @@ def test_calls_are_timed_in_turns_after_one_call_each(monkeypatch: pytest.Monkey
     assert times["b"].cpu_median == 0.25
 
 
-def test_cores_are_limited_inside_the_block_only() -> None:
-    os = pytest.importorskip("os")
+def test_cores_are_limited_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("the system does not bind processes to cores")
-    before = os.sched_getaffinity(0)
     np.ones((300, 300)) @ np.ones((300, 300))  # starts the threads of BLAS
     with timing.cores(1):
         bound = {len(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
     assert bound == {1}
-    assert os.sched_getaffinity(0) == before
+
+    chosen: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: chosen.append(cores))
+    with timing.cores(2):
+        assert chosen
+        assert all(cores == {1, 2} for cores in chosen)
+        chosen.clear()
+    assert chosen
+    assert all(cores == {0, 1, 2} for cores in chosen)
