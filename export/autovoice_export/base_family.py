@@ -15,7 +15,7 @@ from autovoice_export.model_config import (
     TensorConfig,
 )
 from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT, Axis, Stage, StageTensor
-from autovoice_export.stages.alignment import PadSource, PadSourceWithF0, TrimOutput
+from autovoice_export.stages.alignment import PadSource, PadSourceWithF0, PassAudio, TrimOutput
 from autovoice_export.stages.pitch_extractor import PitchExtractor
 from autovoice_export.stages.speaker_encoder import EMBEDDING_SIZE, SpeakerEncoder
 from autovoice_export.stages.timing import LOOKAHEAD
@@ -37,6 +37,7 @@ _EMBEDDING = StageTensor("EMBEDDING", (EMBEDDING_SIZE,))
 _PITCH_SHIFT = StageTensor("PITCH_SHIFT", (1,))
 _SOURCE_AUDIO = StageTensor("SOURCE_AUDIO", (_SAMPLES,))
 _SOURCE_F0 = StageTensor("SOURCE_F0", (_FRAMES,))
+_PASSED_AUDIO = StageTensor("PASSED_AUDIO", (_BLOCKS,))
 _PADDED_AUDIO = StageTensor("AUDIO", (_PADDED_BLOCKS,))
 
 # One second of audio: samples, frames, and frames after padding.
@@ -87,9 +88,9 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
         ),
         Stage(
             "pitch_extractor",
-            pitch_extractor.eval(),
+            PassAudio(pitch_extractor).eval(),
             (_AUDIO, _state(sizes[1])),
-            (_F0, _PERIODICITY, _next_state(sizes[1])),
+            (_F0, _PERIODICITY, _next_state(sizes[1]), _PASSED_AUDIO),
         ),
         Stage(
             "synthesizer",
@@ -169,11 +170,11 @@ def _offline_steps(*, with_f0: bool) -> tuple[EnsembleStep, ...]:
         if with_f0
         else EnsembleStep("pad_source", source, padded)
     )
-    content, pitch, synthesizer = _feature_steps("", "PADDED_AUDIO", "F0", measure_f0=not with_f0)
+    pitch, content, synthesizer = _feature_steps("", "PADDED_AUDIO", "F0", measure_f0=not with_f0)
     return (
         pad,
-        EnsembleStep(content.model, {**content.inputs, STATE_INPUT: "CONTENT_STATE"}, content.outputs),
         EnsembleStep(pitch.model, {**pitch.inputs, STATE_INPUT: "PITCH_STATE"}, pitch.outputs),
+        EnsembleStep(content.model, {**content.inputs, STATE_INPUT: "CONTENT_STATE"}, content.outputs),
         EnsembleStep(
             synthesizer.model,
             {**synthesizer.inputs, STATE_INPUT: "SYNTHESIZER_STATE"},
@@ -192,10 +193,11 @@ def _stream_steps(*, with_f0: bool) -> tuple[EnsembleStep, ...]:
 
 
 def _feature_steps(suffix: str, audio: str, f0: str, *, measure_f0: bool) -> tuple[EnsembleStep, ...]:
-    measured = _same("PERIODICITY") | ({"F0": f0} if measure_f0 else {})
+    measured = _same("PERIODICITY", "PASSED_AUDIO") | ({"F0": f0} if measure_f0 else {})
     return (
-        EnsembleStep("content_encoder" + suffix, {"AUDIO": audio}, _same("CONTENT", "LOUDNESS")),
         EnsembleStep("pitch_extractor" + suffix, {"AUDIO": audio}, measured),
+        # Not the audio itself: one step at a time, see PassAudio.
+        EnsembleStep("content_encoder" + suffix, {"AUDIO": "PASSED_AUDIO"}, _same("CONTENT", "LOUDNESS")),
         EnsembleStep(
             "synthesizer" + suffix,
             {

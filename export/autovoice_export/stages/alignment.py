@@ -79,5 +79,24 @@ class TrimOutput(nn.Module):
         return audio[:, LOOKAHEAD : LOOKAHEAD + source_audio.shape[1]]
 
 
+class PassAudio(nn.Module):
+    """A stage that also hands on the audio it got, so that the next stage of an ensemble can wait for it.
+
+    No two steps of our ensembles become ready at once. Triton up to 2.51 at least crashes when it refuses the
+    first of two such steps, which a client can cause at will: a chunk of a sequence that never started.
+
+    Args:
+        stage: takes audio and a state.
+    """
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, audio: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """What the stage returns, and then AUDIO as it came."""
+        return (*self.stage(audio, state), audio.clone())
+
+
 def _padded_frames(length: int) -> int:
     return (length + LOOKAHEAD + HOP - 1) // HOP
