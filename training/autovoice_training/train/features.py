@@ -79,7 +79,7 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
 def extract(corpus: Corpus, folder: Path, console: Console) -> None:
     """Writes the features of every speaker that has none yet; safe to interrupt and run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = SpeakerEncoder().eval()
+    encoder = SpeakerEncoder.from_resemblyzer()
     for speaker in track(sorted(corpus.speakers), "features", console=console):
         path = folder / f"{speaker}.npz"
         if path.exists():
