@@ -96,6 +96,21 @@ class SpeakerEncoder(nn.Module):
         partials = _unit_length(torch.relu(self.linear(hidden[-1]))).reshape(batch, count, EMBEDDING_SIZE)
         return _unit_length((partials * weights.unsqueeze(2)).sum(dim=1))
 
+    def embed_window(self, speech: Tensor) -> Tensor:
+        """Embeds one window of speech without looking for pauses, for use as a training loss.
+
+        Args:
+            speech: [B, T] mono at 24 kHz, T >= 159 * 240; the first 1.6 s are used.
+
+        Returns:
+            [B, 256] non-negative, unit length, differentiable.
+        """
+        power = self._power_spectrum(speech[:, : (WINDOW_FRAMES - 1) * HOP_SAMPLES])
+        level = power.sum(dim=2).mean(dim=1)[:, None, None] / _POWER_OF_UNIT_RMS
+        scale = 10.0 ** (_SPEECH_LEVEL_DBFS / 10.0) / torch.clamp(level, min=_TINY_POWER)
+        _, (hidden, _) = self.lstm(power @ self.mel_basis * scale)
+        return _unit_length(torch.relu(self.linear(hidden[-1])))
+
     def _power_spectrum(self, audio: Tensor) -> Tensor:
         """Power spectrogram [B, F, 201] of [B, T] audio scaled to a peak of 1, F = T // 240 + 1."""
         peak = audio.abs().amax(dim=1, keepdim=True)

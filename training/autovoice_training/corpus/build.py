@@ -113,6 +113,16 @@ def warp_jobs(config: CorpusConfig, jobs: list[Job]) -> list[Job]:
     return out
 
 
+def follow_jobs(config: CorpusConfig, parts: dict[str, list[tuple[str, str, str]]]) -> list[Job]:
+    """Diphone voices that follow the recordings of each labelled flite voice."""
+    voices = [voice.name for voice in DIPHONE_VOICES if voice.split == "train"][: config.followers]
+    leaders = [v.name for v in TEXT_VOICES if v.engine == "flite" and v.labelled and v.split == "train"]
+    sentences = tuple(parts["free"][: config.follow_sentences])
+    return [
+        Job("follow", name, sentences, leader=leader) for leader in leaders for name in voices if sentences
+    ]
+
+
 def _run(root: Path, jobs: list[Job], seed: int, workers: int, title: str) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -197,6 +207,9 @@ def build(
         if not all(store.finished(root, f"{job.name}_w{number}") for number in range(config.warps))
     ]
     _run(root, warps, seed, workers, "warps")
+    follow = follow_jobs(config, parts)
+    absent = [job for job in follow if not store.finished(root, f"{job.name}_as_{job.leader}")]
+    _run(root, absent, seed, workers, "followers")
     _write_evaluation(root, parts["evaluation"], seed)
     index = store.write_index(root, seed)
     say(f"{len(index['speakers'])} speakers, {len(index['utterances'])} utterances")

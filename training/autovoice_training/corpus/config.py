@@ -25,6 +25,8 @@ class CorpusConfig:
         espeak_sentences: sentences of each.
         warps: pseudo-speakers made of each training human (at most 8).
         warp_sentences: sentences of each.
+        followers: diphone voices that follow the timing of each flite voice (at most 7).
+        follow_sentences: sentences of each.
     """
 
     parallel: int = 1000
@@ -36,6 +38,8 @@ class CorpusConfig:
     espeak_sentences: int = 30
     warps: int = 8
     warp_sentences: int = 32
+    followers: int = 5
+    follow_sentences: int = 150
 
     def __post_init__(self) -> None:
         """Refuse negative counts."""

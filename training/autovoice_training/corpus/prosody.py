@@ -5,9 +5,10 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+import pyworld
 
 from autovoice_training.corpus import phones
-from autovoice_training.corpus.audio import FRAME_SECONDS
+from autovoice_training.corpus.audio import FRAME_SECONDS, SAMPLE_RATE
 from autovoice_training.corpus.engines import Segments
 from autovoice_training.corpus.voices import REFERENCE, VOICES, Voice
 
@@ -54,6 +55,28 @@ def common_timing(plan: Segments, sentence: str, seed: int, natural: bool) -> tu
     reference = VOICES[REFERENCE].f0_hz
     shaped = reference * (f0 / reference) ** expand
     return Segments(plan.phones, tuple(new_ends), tuple(zip(moved, shaped, strict=True))), frames
+
+
+def timing_of(audio: np.ndarray, labels: np.ndarray) -> Segments:
+    """Timing and melody of a recording, the melody moved to the reference voice's register.
+
+    Args:
+        audio: int16 [240 * frames], 24 kHz.
+        labels: phone codes [frames].
+    """
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
+    samples = audio.astype(np.float64) / 32768.0
+    coarse, times = pyworld.dio(samples, SAMPLE_RATE, 55.0, 500.0, frame_period=1000 * FRAME_SECONDS)
+    f0 = pyworld.stonemask(samples, coarse, times, SAMPLE_RATE)
+    voiced = f0 > 0
+    if not voiced.any():
+        raise ValueError("the recording to follow has no voiced frame; leave it out")
+    shaped = f0[voiced] * VOICES[REFERENCE].f0_hz / np.median(f0[voiced])
+    return Segments(
+        tuple(phones.PHONES[code] for code in labels[edges[:-1]]),
+        tuple(float(edge) * FRAME_SECONDS for edge in edges[1:]),
+        tuple(zip(times[voiced].tolist(), shaped.tolist(), strict=True)),
+    )
 
 
 def in_voice(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,18 @@ class Job:
     """One speaker to render.
 
     Attributes:
-        kind: "diphone", "text", "espeak" or "warp".
+        kind: "diphone", "text", "espeak", "warp" or "follow".
         name: speaker name.
         sentences: (sentence id, text, split) in the order of the corpus; for warps only their number counts.
         count: for warps, how many pseudo-speakers to make of the speaker ``name``.
+        leader: for "follow", the speaker whose recorded timing and melody the voice ``name`` follows.
     """
 
     kind: str
     name: str
     sentences: tuple[tuple[str, str, str], ...]
     count: int = 0
+    leader: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,15 @@ def diphone_utterances(
     voice: Voice, sentences: tuple[str, ...], plans: dict[str, engines.Segments], seed: int, natural: bool
 ) -> dict[str, Rendered]:
     """Speak sentences in a diphone voice with the reference voice's timing."""
-    diphones = phones.read_diphones(voice.group_file)
     timings = {name: prosody.common_timing(plans[name], name, seed, natural) for name in sentences}
+    return _speak(voice, timings, seed, natural)
+
+
+def _speak(
+    voice: Voice, timings: dict[str, tuple[engines.Segments, int]], seed: int, natural: bool
+) -> dict[str, Rendered]:
+    """Speak given timings, each with its number of frames, in a diphone voice."""
+    diphones = phones.read_diphones(voice.group_file)
     items = [
         (name, prosody.in_voice(timing, voice, diphones, name, seed, natural)[0])
         for name, (timing, _) in timings.items()
@@ -219,12 +228,41 @@ def _warps(root: Path, job: Job, seed: int) -> None:
         writer.close()
 
 
+def _follow(root: Path, job: Job, seed: int) -> None:
+    """A diphone voice says what another speaker was recorded saying, phone by phone, with its melody.
+
+    So voices that decide their own timing, too, have aligned partners. The result is a speaker of its own,
+    named after both, in groups with the recordings it follows.
+    """
+    folder = root / "speakers" / job.leader
+    stored: dict[str, Any] = json.loads((folder / "speaker.json").read_text())
+    recorded, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("audio", "phones"))
+    taken = [u for u in stored["utterances"] if u["split"] == "train" and u["labelled"]]
+    order = prosody.generator(seed, "followed sentences", job.leader).permutation(len(taken))
+    followed = [taken[index] for index in sorted(order[: len(job.sentences)])]
+    timings = {}
+    for utterance in followed:
+        span = slice(utterance["start_frame"], utterance["start_frame"] + utterance["frames"])
+        audio = recorded[span.start * levels.HOP : span.stop * levels.HOP]
+        timings[utterance["sentence"]] = (prosody.timing_of(audio, labels[span]), utterance["frames"])
+    voice = VOICES[job.name]
+    rendered = _speak(voice, timings, seed, natural=False)
+    description = _voice_speaker(voice, next(iter(rendered.values())).rate)
+    writer = SpeakerWriter(root, replace(description, name=f"{job.name}_as_{job.leader}"))
+    for utterance in followed:
+        one, sentence = rendered[utterance["sentence"]], utterance["sentence"]
+        writer.add(sentence, utterance["text"], one.audio, one.labels, "train", f"{job.leader}:{sentence}")
+    writer.close()
+
+
 def run_job(root: Path, job: Job, seed: int) -> None:
     """Render one job to disk."""
     if job.kind == "espeak":
         _espeak(root, job, seed)
     elif job.kind == "warp":
         _warps(root, job, seed)
+    elif job.kind == "follow":
+        _follow(root, job, seed)
     else:
         voice = VOICES[job.name]
         if job.kind == "diphone":

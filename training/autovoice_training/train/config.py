@@ -28,6 +28,8 @@ class TrainConfig:
         weight_decay: of AdamW.
         gradient_clip: norm.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.
+        speaker_weight: weight of the distance to the target's embedding.
+        speaker_items: pairs of a batch for which that is measured.
         phone_weight: weight of the phone cross-entropy on the content.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
@@ -46,6 +48,8 @@ class TrainConfig:
     weight_decay: float = 1e-2
     gradient_clip: float = 1.0
     relative_weight: float = 0.5
+    speaker_weight: float = 0.5
+    speaker_items: int = 6
     phone_weight: float = 0.2
     ema_decay: float = 0.998
     human_share: float = 0.5

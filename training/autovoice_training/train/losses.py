@@ -6,10 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import mel_filterbank
+from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
 MAGNITUDE_FLOOR = 1e-4
+
+
+class SpeakerLoss(nn.Module):
+    """How far the speaker encoder hears a result from the voice that was asked for.
+
+    One minus the cosine (speaker consistency loss; Casanova et al. 2022, YourTTS). Spectral losses alone
+    are content with the average of the voices that a frame could belong to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False)
+
+    def forward(self, result: Tensor, embedding: Tensor) -> Tensor:
+        """Compares audio [B, T >= 1.6 s] with embeddings [B, 256] of unit length; a scalar."""
+        return 1.0 - (self.encoder.embed_window(result) * embedding).sum(dim=1).mean()
 
 
 class MelLoss(nn.Module):

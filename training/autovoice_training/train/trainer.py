@@ -29,7 +29,7 @@ from autovoice_export.stages.synthesizer import Synthesizer
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler
-from autovoice_training.train.losses import MelLoss
+from autovoice_training.train.losses import MelLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 
 
@@ -58,6 +58,7 @@ class VoiceConversionTrainer:
             self.modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay)
         )
         self.loss = MelLoss()
+        self.speaker_loss = SpeakerLoss()
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(),
             lr=config.learning_rate,
@@ -92,8 +93,10 @@ class VoiceConversionTrainer:
         audio = self.synthesize(synthesizer, content.float(), loudness, batch)
         late = DELAY_SAMPLES
         mel, relative = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
+        some = self.config.speaker_items
+        speaker = self.speaker_loss(audio[:some, late:], batch.embedding[:some])
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
-        return {"mel": mel, "relative": relative, "phone": phone, "accuracy": accuracy}
+        return {"mel": mel, "relative": relative, "speaker": speaker, "phone": phone, "accuracy": accuracy}
 
     def synthesize(self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch) -> Tensor:
         """Audio [B, 240 F] of a batch, 600 samples late; phase and filters stay in float32."""
@@ -147,6 +150,7 @@ class VoiceConversionTrainer:
         total = (
             losses["mel"]
             + self.config.relative_weight * losses["relative"]
+            + self.config.speaker_weight * losses["speaker"]
             + self.config.phone_weight * losses["phone"]
         )
         self.optimizer.zero_grad(set_to_none=True)
