@@ -29,6 +29,7 @@ TINY = CorpusConfig(
     espeak_speakers=1,
     espeak_sentences=1,
     warps=1,
+    followers=2,
     warp_sentences=1,
 )
 
@@ -77,7 +78,7 @@ def test_the_index_describes_the_arrays_exactly(corpus: tuple[Path, dict[str, An
     assert json.loads((root / "index.json").read_text()) == json.loads(json.dumps(index))
     assert len(index["phones"]) == 41
     names = {speaker["name"] for speaker in index["speakers"]}
-    assert {"kal", "lp", "mv", "slt", "ona", "espeak00", "kal_w0", "ona_w0"} <= names
+    assert {"kal", "lp", "mv", "slt", "ona", "espeak00", "kal_w0", "ona_w0", "kal_as_slt"} <= names
     assert "slt_hts_w0" not in names  # the same human as slt
     for name in names:
         own = sorted((u for u in index["utterances"] if u["speaker"] == name), key=lambda u: u["start_frame"])
@@ -106,6 +107,12 @@ def test_the_speech_is_level_and_neither_clipped_nor_silent(corpus: tuple[Path, 
 def test_parallel_utterances_agree_frame_by_frame(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
     reference = {u["group"]: _load(root, u) for u in index["utterances"] if u["speaker"] == "kal"}
+    # A follower is aligned to the recording that it follows.
+    reference |= {
+        f"{u['speaker']}:{u['sentence']}": _load(root, u)
+        for u in index["utterances"]
+        if u["speaker"] in ("slt", "awb")
+    }
     offsets: dict[str, list[int]] = {}
     for utterance in index["utterances"]:
         if utterance["group"] is None:
