@@ -119,7 +119,17 @@ class ServeOptions:
         return f"http://{_reachable(self.host)}:{self.metrics_port}/metrics"
 
     def with_free_ports(self) -> ServeOptions:
-        """These options with a free port in the place of every 0."""
+        """These options with a free port in the place of every 0.
+
+        Raises:
+            ConfigurationError: when a port that was asked for is taken.
+        """
+        for name in ("http_port", "grpc_port", "metrics_port"):
+            port = getattr(self, name)
+            if port and (name != "metrics_port" or self.metrics) and not _is_free(self.host, port):
+                raise ConfigurationError(
+                    f"port {port} of {self.host} is in use; choose another {name}, or 0 for any free one"
+                )
         names = [name for name in ("http_port", "grpc_port", "metrics_port") if getattr(self, name) == 0]
         return replace(self, **dict(zip(names, free_ports(self.host, len(names)), strict=True)))
 
@@ -162,12 +172,23 @@ class ServeOptions:
         arguments.append("--disable-auto-complete-config")
         return [*arguments, *self._restrictions(), *self._tracing(), *self.extra]
 
+    def closed(self) -> ServeOptions:
+        """These options with a control key that nobody was told, where there is none and others reach the server."""
+        if self.is_loopback or self.api_key or self.control_key:
+            return self
+        return replace(self, control_key=secrets.token_hex(16))
+
+    def control_headers(self) -> dict[str, str]:
+        """HTTP headers that the control APIs ask for."""
+        key = self.control_key or self.api_key
+        return {API_KEY_HEADER: key} if key else {}
+
     def _restrictions(self) -> list[str]:
-        control_key = self.control_key or self.api_key
-        if control_key is None and not self.is_loopback:
-            control_key = secrets.token_hex(16)  # that nobody knows
         restrictions = []
-        for apis, key in ((INFERENCE_APIS, self.api_key), (CONTROL_APIS, control_key)):
+        for apis, key in (
+            (INFERENCE_APIS, self.api_key),
+            (CONTROL_APIS, self.control_key or self.api_key),
+        ):
             if key is not None:
                 rule = f"{','.join(apis)}:{API_KEY_HEADER}={key}"
                 restrictions += [f"--http-restricted-api={rule}", f"--grpc-restricted-protocol={rule}"]
@@ -198,6 +219,17 @@ def free_ports(host: str, count: int) -> list[int]:
     finally:
         for listener in sockets:
             listener.close()
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        # As servers do: connections of a former server that are still closing do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def _reachable(host: str) -> str:

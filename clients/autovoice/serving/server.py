@@ -22,6 +22,7 @@ from autovoice.errors import ConfigurationError, InferenceError
 from autovoice.repository import ModelRepository
 from autovoice.serving.installation import backend_directory, find_installation
 from autovoice.serving.logs import LogRecord, parse_line
+from autovoice.serving.mending import Mender
 from autovoice.serving.options import ServeOptions
 from autovoice.serving.overrides import write_view
 
@@ -58,7 +59,7 @@ class TritonServer:
         on_log: Callable[[LogRecord], None] | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.options = options.with_free_ports()
+        self.options = options.with_free_ports().closed()
         self.process: subprocess.Popen[str] | None = None
         self._on_log = on_log
         self._cache = cache
@@ -66,6 +67,7 @@ class TritonServer:
         self._failures: dict[str, str] = {}
         self._errors: list[str] = []
         self._folder: Path | None = None
+        self._mender: Mender | None = None
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -128,6 +130,10 @@ class TritonServer:
                     "(--log-level info) or give it longer (--startup-timeout)"
                 )
             time.sleep(_POLL_SECONDS)
+        self._mender = Mender(
+            self._running().pid, self.options.http_url, self.options.control_headers(), self._report
+        )
+        self._mender.start()
 
     def is_ready(self) -> bool:
         """Whether the server answers and all models are available."""
@@ -140,12 +146,16 @@ class TritonServer:
     def wait(self) -> int:
         """Wait until the server ends, and clean up; returns its exit code, negative for a signal."""
         code = self._running().wait()
+        if self._mender is not None:
+            self._mender.stop()
         self._clean_up()
         return code
 
     def stop(self) -> int:
         """End the server: it finishes the requests it has, and is killed when that takes too long."""
         process = self._running()
+        if self._mender is not None:
+            self._mender.stop()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
@@ -191,8 +201,12 @@ class TritonServer:
             elif record.level == "error":
                 self._errors.append(record.text)
                 del self._errors[:-20]
-            if self._on_log is not None and line.strip():
-                self._on_log(record)
+            if line.strip():
+                self._report(record)
+
+    def _report(self, record: LogRecord) -> None:
+        if self._on_log is not None:
+            self._on_log(record)
 
     def _reason(self) -> str:
         if self._reader is not None:
