@@ -57,7 +57,8 @@ def shared_memory() -> set[str]:
 def backend_processes(server: TritonServer, model: str) -> list[psutil.Process]:
     assert server.process is not None
     children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if any(f"/{model}/" in part for part in child.cmdline())]
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -28,6 +28,9 @@ class Mender:
         url: of its HTTP service.
         headers: that model control asks for.
         report: told what happens.
+
+    Attributes:
+        mended: how many models were loaded again.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class Mender:
         self._headers = headers
         self._report = report
         self._models: dict[int, str] = {}
+        self.mended = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="autovoice-mender", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; the processes that are there now are known from here on."""
+        self._dead_processes()
         self._thread.start()
 
     def stop(self) -> None:
@@ -88,7 +93,7 @@ class Mender:
                 headers={"Content-Type": "application/json", **self._headers},
             )
             with urllib.request.urlopen(request, timeout=_LOAD_SECONDS):
-                pass
+                self.mended += 1
         except OSError as error:
             self._report(LogRecord("error", f"model {model} could not be loaded again: {error}"))
 

@@ -27,6 +27,8 @@ from autovoice.serving.options import ServeOptions
 from autovoice.serving.overrides import write_view
 
 EXIT_SECONDS = 30  # how long a stopping server may finish the requests it has
+_UNLOADING = "All models are stopped, unloading models"
+_UNLOAD_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = re.compile(r"\btriton_\w+_shm_region_[\w-]+")
@@ -203,6 +205,9 @@ class TritonServer:
                 del self._errors[:-20]
             if line.strip():
                 self._report(record)
+            if record.text == _UNLOADING and self._mender is not None and self._mender.mended:
+                # All requests are answered. Triton would now wait in vain for the process that died.
+                threading.Timer(_UNLOAD_SECONDS, self._running().kill).start()
 
     def _report(self, record: LogRecord) -> None:
         if self._on_log is not None:
