@@ -15,7 +15,7 @@ from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.corpus.store import FORMAT
 from autovoice_training.train.config import TrainConfig
-from autovoice_training.train.data import APPROXIMATE_WEIGHT, PairSampler
+from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
 from autovoice_training.train.losses import MelLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.publish import publish
@@ -80,11 +80,19 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_sampler(folder: Path, **options: float) -> PairSampler:
     settings = {"human_share": 1.0, "self_share": 0.0, **options}
-    return PairSampler(Corpus(folder), folder / "features", seed=5, batch_size=6, crop_frames=100, **settings)
+    return PairSampler(
+        Corpus(folder),
+        folder / "features",
+        seed=5,
+        batch_size=6,
+        unpaired_items=2,
+        crop_frames=100,
+        **settings,
+    )
 
 
 def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
-    size = {"seed": 5, "batch_size": 2, "crop_frames": 40}
+    size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
     shares = {"human_share": 0.5, "self_share": 0.2}
     sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares)
     config = TrainConfig(
@@ -107,8 +115,9 @@ def test_batches_depend_on_seed_and_step_alone(corpus_folder: Path) -> None:
 
 def test_f0_of_a_batch_is_two_frames_late(corpus_folder: Path) -> None:
     """The stored F0 counts frames, so a crop's first sample tells which frame the F0 should be."""
-    batch = make_sampler(corpus_folder, human_share=1.0).batch(0)
-    rising = batch.f0[:, 2:]
+    sampler = make_sampler(corpus_folder)
+    batch = sampler.batch(0)
+    rising = batch.f0[sampler.unpaired_items :, 2:]
     torch.testing.assert_close(rising[:, 1:] - rising[:, :-1], torch.ones_like(rising[:, 1:]))
     # A crop at the start of an utterance has no F0 yet for its first two indices.
     sampler = make_sampler(corpus_folder)
@@ -122,10 +131,24 @@ def test_sources_are_other_voices_saying_the_same(corpus_folder: Path) -> None:
     sampler = make_sampler(corpus_folder)
     random = np.random.default_rng(1)
     for _ in range(50):
-        source, target, _ = sampler._training_pair(random)
-        assert source.speaker != target.speaker
-        assert source.group == target.group
-        assert source.split == target.split == "train"
+        pair = sampler._training_pair(random)
+        assert pair.source.speaker != pair.target.speaker
+        assert pair.source.group == pair.target.group
+        assert pair.source.split == pair.target.split == "train"
+
+
+def test_unpaired_items_keep_the_melody_in_the_new_register(corpus_folder: Path) -> None:
+    sampler = make_sampler(corpus_folder)
+    by_voice = {u.speaker: u for u in sampler.groups["p0"]}
+    item = Pair(by_voice["low"], by_voice["high"], perturb=False, blend="high")
+    batch = sampler._collate([item], np.random.default_rng(0))
+    assert batch.weight.max().item() == 0.0
+    torch.testing.assert_close(batch.source, batch.target)
+    ratio = sampler.features["high"].median_f0 / sampler.features["low"].median_f0
+    steps = batch.f0[0, 3:] - batch.f0[0, 2:-1]
+    torch.testing.assert_close(steps, torch.full_like(steps, ratio), rtol=1e-3, atol=1e-3)
+    voices = sampler.features["high"].embeddings.mean(axis=0)
+    assert batch.embedding[0].numpy() @ voices / np.linalg.norm(voices) > 0.9
 
 
 def test_approximated_sounds_weigh_little_and_are_not_labels(corpus_folder: Path) -> None:
@@ -135,7 +158,7 @@ def test_approximated_sounds_weigh_little_and_are_not_labels(corpus_folder: Path
     mixed = sampler._weight(by_voice["low"], by_voice["high"], phones)
     np.testing.assert_allclose(mixed, [1, 1, APPROXIMATE_WEIGHT, 1])
     np.testing.assert_allclose(sampler._weight(by_voice["low"], by_voice["low_w0"], phones), 1)
-    pair = [(by_voice["high"], by_voice["low"], False)]
+    pair = [Pair(by_voice["high"], by_voice["low"], perturb=False)]
     batch = sampler._collate(pair, np.random.default_rng(0))
     assert PHONES.index("th") not in batch.phones.unique().tolist()
     assert PHONES.index("aa") in batch.phones.unique().tolist()

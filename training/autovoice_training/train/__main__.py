@@ -52,6 +52,7 @@ def main(
         features,
         seed=settings.seed,
         batch_size=settings.batch_size,
+        unpaired_items=settings.unpaired_items,
         crop_frames=settings.crop_frames,
         human_share=settings.human_share,
         self_share=settings.self_share,

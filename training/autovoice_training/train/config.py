@@ -21,7 +21,9 @@ class TrainConfig:
     Attributes:
         seed: of the sampler and the initial weights.
         steps: optimiser steps of the whole run; the learning rate's schedule spans them.
-        batch_size: pairs in a step.
+        batch_size: items in a step.
+        unpaired_items: of those, items without a recording of the target saying the same; they count in the
+            speaker loss alone.
         crop_frames: frames of 10 ms in a pair.
         learning_rate: peak, after the warm-up.
         warmup_steps: linear rise to the peak, then a cosine to a hundredth of it.
@@ -29,7 +31,7 @@ class TrainConfig:
         gradient_clip: norm.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.
         speaker_weight: weight of the distance to the target's embedding.
-        speaker_items: pairs of a batch for which that is measured.
+        speaker_items: items of a batch for which that is measured, unpaired ones first.
         phone_weight: weight of the phone cross-entropy on the content.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
@@ -42,6 +44,7 @@ class TrainConfig:
     seed: int = 1
     steps: int = 4000
     batch_size: int = 16
+    unpaired_items: int = 4
     crop_frames: int = 200
     learning_rate: float = 1.5e-3
     warmup_steps: int = 200

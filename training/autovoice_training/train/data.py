@@ -22,14 +22,33 @@ UNKNOWN_PHONE = -1
 # Chance that an aligned source is perturbed as well, so that unheard voices meet a hardened encoder.
 PERTURB_ALIGNED = 0.5
 EMBEDDING_NOISE = 0.02
+# Share of unpaired items whose voice is a mixture of two: voices that nobody has.
+BLENDED = 0.5
 # Weight of frames in which one of the two voices says another sound than the sentence has, because its
 # language lacks it: enough to learn the voice from, too little to learn the accent.
 APPROXIMATE_WEIGHT = 0.15
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One item of a batch.
+
+    Attributes:
+        source: utterance that is encoded.
+        target: utterance that should come out; of an unpaired item only its speaker counts.
+        perturb: whether the source is perturbed.
+        blend: for an unpaired item, another speaker whose voice is mixed in (or the same); None for a pair.
+    """
+
+    source: Utterance
+    target: Utterance
+    perturb: bool
+    blend: str | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Aligned crops of ``B`` pairs, ``F`` frames each.
+    """Aligned crops of ``B`` pairs, ``F`` frames each; the unpaired items come first.
 
     Attributes:
         source: audio that is encoded, [B, 240 F].
@@ -37,7 +56,7 @@ class Batch:
         f0: of the target in Hz, [B, F]; index j holds frame j - 2.
         periodicity: of the target, [B, F], likewise.
         phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
-        weight: of the target's frames in the spectral loss, [B, F], not delayed.
+        weight: of the target's frames in the spectral loss, [B, F], not delayed; 0 for unpaired items.
         embedding: of other utterances of the target speaker, [B, 256].
         native_rate: sample rate at which the target was made, [B].
         perturb: whether the source is perturbed, [B].
@@ -61,7 +80,9 @@ class PairSampler:
         corpus: the rendered corpus.
         features: folder that ``features.extract`` has filled.
         seed: of all draws.
-        batch_size: pairs in a batch.
+        batch_size: items in a batch.
+        unpaired_items: of those, items whose target voice is drawn freely, so that there is nothing to
+            compare with but the voice itself.
         crop_frames: frames in a crop.
         human_share: share of targets that are the engines' own voices.
         self_share: share of pairs that use the target itself as source although aligned voices exist.
@@ -74,13 +95,15 @@ class PairSampler:
         *,
         seed: int,
         batch_size: int,
+        unpaired_items: int,
         crop_frames: int,
         human_share: float,
         self_share: float,
     ) -> None:
         self.corpus = corpus
         self.phone_set = corpus.phone_set
-        self.seed, self.batch_size, self.crop_frames = seed, batch_size, crop_frames
+        self.seed, self.crop_frames = seed, crop_frames
+        self.batch_size, self.unpaired_items = batch_size, unpaired_items
         self.human_share, self.self_share = human_share, self_share
         self.features: dict[str, SpeakerFeatures] = {}
         self.groups: dict[str, list[Utterance]] = defaultdict(list)
@@ -96,6 +119,10 @@ class PairSampler:
                 self.validation.append(utterance)
         for speaker in {utterance.speaker for utterance in corpus.utterances}:
             self.features[speaker] = read_features(features, speaker)
+        self.partnered = {
+            name: [utterance for utterance in utterances if self._partners(utterance)]
+            for name, utterances in self.targets.items()
+        }
         speakers = corpus.speakers
         # One more entry than phones, False: where the unknown phone, -1, points to.
         self.approximate = {
@@ -111,7 +138,9 @@ class PairSampler:
     def batch(self, step: int) -> Batch:
         """The training batch of a step."""
         random = np.random.default_rng((self.seed, step))
-        return self._collate([self._training_pair(random) for _ in range(self.batch_size)], random)
+        unpaired = [self._unpaired(random) for _ in range(self.unpaired_items)]
+        pairs = [self._training_pair(random) for _ in range(self.batch_size - self.unpaired_items)]
+        return self._collate(unpaired + pairs, random)
 
     def validation_batch(self, index: int) -> Batch:
         """One of the fixed validation batches: the validation voice as target, aligned sources."""
@@ -119,44 +148,67 @@ class PairSampler:
         pairs = []
         for _ in range(self.batch_size):
             target = self.validation[random.integers(len(self.validation))]
-            pairs.append((self._source(target, random, self_share=0.0), target, False))
+            partners = self._partners(target) or [target]
+            pairs.append(Pair(partners[random.integers(len(partners))], target, perturb=False))
         return self._collate(pairs, random)
 
-    def _training_pair(self, random: np.random.Generator) -> tuple[Utterance, Utterance, bool]:
+    def _partners(self, utterance: Utterance) -> list[Utterance]:
+        """Aligned utterances of other voices in the same split."""
+        return [u for u in self.groups[utterance.group] if u is not utterance and u.split == utterance.split]
+
+    def _speaker(self, random: np.random.Generator) -> str:
         pool = self.natural if random.random() < self.human_share or not self.synthetic else self.synthetic
-        utterances = self.targets[pool[random.integers(len(pool))]]
+        return pool[random.integers(len(pool))]
+
+    def _training_pair(self, random: np.random.Generator) -> Pair:
+        utterances = self.partnered[self._speaker(random)]
+        if not utterances or random.random() < self.self_share:
+            utterances = self.targets[self._speaker(random)]
+            target = utterances[random.integers(len(utterances))]
+            return Pair(target, target, perturb=True)
         target = utterances[random.integers(len(utterances))]
-        source = self._source(target, random, self.self_share)
-        return source, target, source is target or random.random() < PERTURB_ALIGNED
+        partners = self._partners(target)
+        source = partners[random.integers(len(partners))]
+        return Pair(source, target, perturb=random.random() < PERTURB_ALIGNED)
 
-    def _source(self, target: Utterance, random: np.random.Generator, self_share: float) -> Utterance:
-        others = [u for u in self.groups[target.group] if u is not target and u.split == target.split]
-        if not others or random.random() < self_share:
-            return target
-        return others[random.integers(len(others))]
+    def _unpaired(self, random: np.random.Generator) -> Pair:
+        said = self.targets[self._speaker(random)]
+        target = self.targets[self._speaker(random)][0]
+        blend = self._speaker(random) if random.random() < BLENDED else target.speaker
+        return Pair(said[random.integers(len(said))], target, perturb=random.random() < 0.5, blend=blend)
 
-    def _collate(self, pairs: list[tuple[Utterance, Utterance, bool]], random: np.random.Generator) -> Batch:
+    def _collate(self, pairs: list[Pair], random: np.random.Generator) -> Batch:
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        for source, target, perturb in pairs:
-            frames = min(source.frames, target.frames)
+        for pair in pairs:
+            source, target = pair.source, pair.target
+            frames = source.frames if pair.blend else min(source.frames, target.frames)
             first = int(random.integers(max(1, frames - self.crop_frames + 1)))
             gain = 10.0 ** (random.uniform(-14.0, 8.0) / 20.0)
-            voice = self.features[target.speaker]
-            rows["source"].append(self._audio(source, first) * gain)
-            rows["target"].append(self._audio(target, first) * gain)
             late = first - FEATURE_DELAY_FRAMES
-            rows["f0"].append(self._frames(voice.f0, target, late, 0.0))
-            rows["periodicity"].append(self._frames(voice.periodicity, target, late, 0.0))
+            # An unpaired item keeps its source's melody, moved to the register of the voice asked for.
+            sung = source if pair.blend else target
+            voice = self.features[target.speaker]
+            embedding, ratio = voice.draw_embedding(random, EMBEDDING_NOISE), 1.0
+            if pair.blend:
+                other, share = self.features[pair.blend], random.uniform(0.2, 0.8)
+                embedding = share * embedding + (1.0 - share) * other.draw_embedding(random, EMBEDDING_NOISE)
+                embedding = embedding / np.linalg.norm(embedding)
+                register = voice.median_f0**share * other.median_f0 ** (1.0 - share)
+                ratio = register / self.features[source.speaker].median_f0
+            rows["source"].append(self._audio(source, first) * gain)
+            rows["target"].append(self._audio(sung, first) * gain)
+            melody = self.features[sung.speaker]
+            rows["f0"].append(self._frames(melody.f0, sung, late, 0.0) * np.float32(ratio))
+            rows["periodicity"].append(self._frames(melody.periodicity, sung, late, 0.0))
             labels = self.corpus.phones(source.speaker)
             phones = self._frames(labels, source, late, UNKNOWN_PHONE)
             doubtful = self.approximate[source.speaker][phones]
             rows["phones"].append(np.where(doubtful, UNKNOWN_PHONE, phones).astype(np.int64))
-            rows["weight"].append(
-                self._weight(source, target, self._frames(labels, source, first, UNKNOWN_PHONE))
-            )
-            rows["embedding"].append(voice.draw_embedding(random, EMBEDDING_NOISE))
+            weight = self._weight(source, target, self._frames(labels, source, first, UNKNOWN_PHONE))
+            rows["weight"].append(weight * np.float32(pair.blend is None))
+            rows["embedding"].append(embedding.astype(np.float32))
             rows["native_rate"].append(np.float32(self.corpus.speakers[target.speaker].native_rate))
-            rows["perturb"].append(np.bool_(perturb))
+            rows["perturb"].append(np.bool_(pair.perturb))
         tensors = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
         floats = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
         return Batch(**(tensors | floats))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class SpeakerFeatures:
     periodicity: NDArray[np.float32]
     embeddings: NDArray[np.float32]
 
-    @property
+    @cached_property
     def median_f0(self) -> float:
         """Median F0 of the voiced frames in Hz."""
         return float(np.median(self.f0[self.f0 > 0]))
