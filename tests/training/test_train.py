@@ -11,17 +11,19 @@ import torch
 from rich.console import Console
 
 from autovoice_export.checkpoint import load_checkpoint
+from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.corpus.store import FORMAT
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
+from autovoice_training.train.features import extract, read_features
 from autovoice_training.train.losses import MelLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.publish import publish
 from autovoice_training.train.trainer import VoiceConversionTrainer
 
-FRAMES = 150
+FRAMES = 165
 PHONES = ["pau", "aa", "th"]
 VOICES = {"low": (110.0, ()), "high": (220.0, ("th",)), "low_w0": (140.0, ())}
 
@@ -104,6 +106,21 @@ def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
 def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="make corpus"):
         Corpus(tmp_path)
+
+
+def test_features_are_those_of_the_stages_that_serve_the_voice(corpus_folder: Path, tmp_path: Path) -> None:
+    """Above all the embeddings: an encoder without its weights hears one and the same voice everywhere."""
+    corpus = Corpus(corpus_folder)
+    extract(corpus, tmp_path, Console(quiet=True))
+    encoder = SpeakerEncoder.from_resemblyzer()
+    for name, (pitch, _) in VOICES.items():
+        features = read_features(tmp_path, name)
+        assert features.f0.shape == features.periodicity.shape == (4 * FRAMES,)
+        assert features.median_f0 == pytest.approx(pitch, rel=0.01)
+        audio = torch.from_numpy(corpus.audio(name)[: FRAMES * HOP].astype(np.float32) / 32768.0)
+        with torch.no_grad():
+            expected = encoder(audio.unsqueeze(0))[0].numpy()
+        np.testing.assert_allclose(features.embeddings[0], expected, atol=1e-5)
 
 
 def test_batches_depend_on_seed_and_step_alone(corpus_folder: Path) -> None:
