@@ -22,6 +22,7 @@ from autovoice.errors import (
     SampleRateError,
     SequenceError,
     StreamClosedError,
+    UnavailableError,
     VoiceConversionError,
 )
 from autovoice.executor import Executor
@@ -65,6 +66,7 @@ __all__ = [
     "SequenceError",
     "StreamClosedError",
     "StreamSession",
+    "UnavailableError",
     "VoiceConversionError",
     "VoiceConversionPipeline",
     "__version__",

@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 import numpy.typing as npt
 
 from autovoice.audio_files import AudioSource
-from autovoice.backends import make_executor, resilient
+from autovoice.backends import make_executor
 from autovoice.config import PipelineConfig
 from autovoice.conversion import Source, track_source_f0
 from autovoice.embedding import EmbeddingCache, embed_source
@@ -18,6 +18,7 @@ from autovoice.executor import Executor
 from autovoice.family import VoiceFamily, read_family
 from autovoice.pitch import median_voiced
 from autovoice.repository import ModelRepository
+from autovoice.resilience import ResilientExecutor
 from autovoice.results import FloatArray, PipelineStats, StatsCounter
 from autovoice.runner import Runner
 
@@ -41,7 +42,16 @@ class VoiceAnalysis:
         if executor is None:
             self._executor, self._repository = make_executor(self._config, self._counter)
         else:
-            self._executor = resilient(executor, None, self._config, self._counter)
+            self._executor = ResilientExecutor(
+                executor,
+                None,
+                breaker=None,
+                sequences_move=True,
+                retries=self._config.retries,
+                retry_delay_seconds=self._config.retry_delay_seconds,
+                timeout=self._config.timeout_seconds,
+                stats=self._counter,
+            )
         self._family = read_family(self._executor)
         self._runner = Runner(self._executor, self._family, self._config, self._counter)
         self._embeddings = EmbeddingCache(self._config.embedding_cache_size)
@@ -54,7 +64,7 @@ class VoiceAnalysis:
 
     @property
     def repository(self) -> ModelRepository | None:
-        """The models on disk; None when an executor was passed in."""
+        """The models on disk; None when they run in a server or an executor was passed in."""
         return self._repository
 
     @property

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from autovoice.circuit import CircuitBreaker
 from autovoice.config import PipelineConfig
 from autovoice.embedded import EmbeddedExecutor, SequenceStore
-from autovoice.errors import ConfigurationError, DeviceError
-from autovoice.executor import Executor
+from autovoice.errors import ConfigurationError, DeviceError, RepositoryError
 from autovoice.family import OFFLINE
+from autovoice.remote.address import parse_address
 from autovoice.repository import ModelRepository
 from autovoice.resilience import ResilientExecutor
 from autovoice.results import StatsCounter
 
+if TYPE_CHECKING:
+    from autovoice.remote.executor import RemoteExecutor
+    from autovoice.remote.wire import Transport
+
 logger = logging.getLogger(__name__)
 
+DEVICE_REST_SECONDS = 30.0  # a GPU that failed needs someone to do something about it
+SERVER_REST_SECONDS = 5.0  # a server is soon started again
+SERVER_FAILURES = 5  # in a row, before callers without a fallback are refused at once
+SERVER_TIMEOUT_SECONDS = 60.0  # a server that hangs must not hang its clients
 
-def make_executor(config: PipelineConfig, stats: StatsCounter) -> tuple[ResilientExecutor, ModelRepository]:
-    """Open the configured repository and put retries and the fallback around its executor.
+
+def make_executor(
+    config: PipelineConfig, stats: StatsCounter
+) -> tuple[ResilientExecutor, ModelRepository | None]:
+    """Open the configured repository or server and put retries and the fallback around its executor.
+
+    Returns:
+        The executor, and the repository on disk when that is what it runs.
 
     Raises:
-        ConfigurationError: for a backend that this version does not drive.
+        ConfigurationError: TLS files that cannot be used.
         RepositoryError: when the repository is missing.
         DeviceError: when the device is not to be had and `fallback` is not `"cpu"`.
     """
     if config.backend != "embedded":
-        raise ConfigurationError(
-            f"backend {config.backend!r} needs a Triton client, which this version does not have; use "
-            "backend='embedded'"
-        )
+        return _over_server(config, stats), None
     repository = ModelRepository(config.repository_path())
     sequences = SequenceStore()
 
@@ -50,7 +64,19 @@ def make_executor(config: PipelineConfig, stats: StatsCounter) -> tuple[Resilien
         primary = on_cpu()
     # A CPU that failed would fail again: only another device has somewhere to fall back to.
     falls_back = config.fallback == "cpu" and primary.device != "cpu"
-    return resilient(primary, on_cpu if falls_back else None, config, stats), repository
+    return (
+        ResilientExecutor(
+            primary,
+            on_cpu if falls_back else None,
+            breaker=CircuitBreaker(1, DEVICE_REST_SECONDS) if falls_back else None,
+            sequences_move=True,
+            retries=config.retries,
+            retry_delay_seconds=config.retry_delay_seconds,
+            timeout=config.timeout_seconds,
+            stats=stats,
+        ),
+        repository,
+    )
 
 
 def _device_works(executor: EmbeddedExecutor) -> bool:
@@ -66,18 +92,69 @@ def _device_works(executor: EmbeddedExecutor) -> bool:
     return True
 
 
-def resilient(
-    primary: Executor,
-    make_fallback: Callable[[], Executor] | None,
-    config: PipelineConfig,
-    stats: StatsCounter,
-) -> ResilientExecutor:
-    """Put the config's retries, timeout and fallback around an executor."""
+def _over_server(config: PipelineConfig, stats: StatsCounter) -> ResilientExecutor:
+    """Connect to the configured server, with the embedded runtime behind it where the config allows."""
+    server = connect(config)
+
+    def embedded() -> EmbeddedExecutor:
+        repository = ModelRepository(config.repository_path())
+        executor = EmbeddedExecutor(repository, device="cpu", threads=config.thread_count)
+        _require_same_family(executor, server)
+        return executor
+
+    falls_back = config.fallback == "cpu"
     return ResilientExecutor(
-        primary,
-        make_fallback,
+        server,
+        embedded if falls_back else None,
+        breaker=CircuitBreaker(1 if falls_back else SERVER_FAILURES, SERVER_REST_SECONDS),
+        sequences_move=False,
         retries=config.retries,
         retry_delay_seconds=config.retry_delay_seconds,
-        timeout=config.timeout_seconds,
+        timeout=config.timeout_seconds if config.timeout_seconds is not None else SERVER_TIMEOUT_SECONDS,
         stats=stats,
     )
+
+
+def connect(config: PipelineConfig) -> RemoteExecutor:
+    """The bare executor over the server that `config.backend` names; nothing is sent yet.
+
+    Raises:
+        ConfigurationError: TLS files that cannot be used.
+    """
+    from autovoice.remote.executor import RemoteExecutor
+
+    address = parse_address(config.backend)
+    # Only the protocol in use is imported.
+    module = importlib.import_module(f"autovoice.remote.{address.protocol}_transport")
+    try:
+        transport: Transport = module.TRANSPORT(
+            address,
+            api_key=config.server_key,
+            root_certificates=_optional_path(config.tls_root_certificates),
+            client_certificate=_optional_path(config.tls_client_certificate),
+            client_key=_optional_path(config.tls_client_key),
+        )
+    except OSError as error:  # which ssl.SSLError is, too
+        raise ConfigurationError(f"the TLS files cannot be used ({error}); give PEM files") from error
+    return RemoteExecutor(address, transport)
+
+
+def _require_same_family(embedded: EmbeddedExecutor, server: RemoteExecutor) -> None:
+    """Refuse to fall back to models of another kind, as far as is known; the server may never have answered.
+
+    Raises:
+        RepositoryError: naming the difference.
+    """
+    known = server.known_spec(OFFLINE)
+    if known is None:
+        return
+    here = embedded.spec(OFFLINE)
+    if (here.parameters, here.inputs) != (known.parameters, known.inputs):
+        raise RepositoryError(
+            f"{embedded.repository.path} holds another voice family than {server.device}; set repository to "
+            "a copy of the server's"
+        )
+
+
+def _optional_path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()

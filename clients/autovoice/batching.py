@@ -11,8 +11,9 @@ from autovoice.audio import output_length, resample
 from autovoice.conversion import ArraySource, Conversion, ConversionPlan, StageClock
 from autovoice.executor import Executor, observe_steps
 from autovoice.family import OFFLINE, OFFLINE_WITH_F0, VoiceFamily
+from autovoice.frames import fit_f0, fit_length
 from autovoice.results import FloatArray
-from autovoice.streaming import fit_f0, fit_length, samples_needed
+from autovoice.streaming import samples_needed
 
 MAX_PADDING = 0.25  # share of a row that may be padding
 MAX_BATCH_SECONDS = 60.0  # audio in one request; bounds its memory

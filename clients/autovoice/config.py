@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from autovoice.errors import ConfigurationError, RepositoryError
+from autovoice.remote.address import parse_address
 
 DEVICES = ("auto", "cuda", "cpu")
 FALLBACKS = ("cpu", "passthrough", "raise")
-REMOTE_SCHEMES = ("grpc://", "http://")
 REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"
+API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
 DEFAULT_MAX_THREADS = 4
+_HEADER_VALUE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,29 @@ class PipelineConfig:
 
     Attributes:
         backend: `"embedded"` runs the repository in this process; `"grpc://host:port"` and
-            `"http://host:port"` name a Triton server.
+            `"http://host:port"` name a Triton server, `"grpcs://..."` and `"https://..."` one behind TLS.
         repository: folder of the models. None: `$AUTOVOICE_REPOSITORY`, else the `model_repository` of the
             checkout this package runs from, else `./model_repository`.
         device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cpu"` never touches
             it.
         threads: ONNX Runtime threads per model. None: the usable cores, at most four.
         retries: how often a transient failure is tried again before the fallback, 0 or more.
-        retry_delay_seconds: pause before the first retry; doubles with each one.
-        timeout_seconds: limit for one request to the engine (one block), None for no limit.
-        fallback: when retries are used up: `"cpu"` moves to CPU sessions of the same repository,
-            `"passthrough"` returns the level-normalised input and says so, `"raise"` raises.
+        retry_delay_seconds: pause before the first retry, somewhat random; doubles with each one.
+        timeout_seconds: limit for one request to the engine (one block), its retries included. None: no limit
+            in this process, 60 s for a server.
+        fallback: when retries are used up: `"cpu"` moves to CPU sessions of the same repository (from a
+            server to the embedded runtime), `"passthrough"` returns the level-normalised input and says so,
+            `"raise"` raises.
         f0_min: lowest voiced value accepted in `source_f0`, Hz.
         f0_max: highest voiced value accepted in `source_f0`, Hz.
         block_seconds: audio handled at once; bounds memory on long inputs.
         embedding_cache_size: how many results of `embed` are kept, 0 for none.
+        replay_seconds: how much of its latest input a live stream keeps, to be played again to an engine that
+            lost the stream's state (a server that restarted).
+        api_key: sent to the server with every request. None: `$AUTOVOICE_API_KEY`, else no key.
+        tls_root_certificates: PEM file of the authorities that may vouch for the server; None for the usual.
+        tls_client_certificate: PEM file that identifies this client, where the server asks for one.
+        tls_client_key: PEM file of its key.
 
     Raises:
         ConfigurationError: naming the first field that makes no sense.
@@ -55,15 +66,15 @@ class PipelineConfig:
     f0_max: float = 1100.0
     block_seconds: float = 10.0
     embedding_cache_size: int = 32
+    replay_seconds: float = 10.0
+    api_key: str | None = field(default=None, repr=False)
+    tls_root_certificates: str | Path | None = None
+    tls_client_certificate: str | Path | None = None
+    tls_client_key: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.backend, str) or not (
-            self.backend == "embedded"
-            or any(self.backend.startswith(s) and len(self.backend) > len(s) for s in REMOTE_SCHEMES)
-        ):
-            raise ConfigurationError(
-                f"backend is {self.backend!r}; use 'embedded', 'grpc://host:port' or 'http://host:port'"
-            )
+        if self.backend != "embedded":
+            parse_address(self.backend)
         self._require_choice("device", DEVICES)
         self._require_choice("fallback", FALLBACKS)
         if self.repository is not None and not isinstance(self.repository, (str, os.PathLike)):
@@ -82,11 +93,27 @@ class PipelineConfig:
             )
         self._require_number("block_seconds", 0.1, 600.0)
         self._require_number("embedding_cache_size", 0, 1_000_000, integer=True)
+        self._require_number("replay_seconds", 0.0, 3600.0)
+        if self.api_key is not None and not _HEADER_VALUE.fullmatch(self.api_key):
+            raise ConfigurationError("api_key is empty or no header could hold it; give the server's key")
+        if (self.tls_client_certificate is None) != (self.tls_client_key is None):
+            raise ConfigurationError(
+                "tls_client_certificate and tls_client_key go together; give both or neither"
+            )
+        for name in ("tls_root_certificates", "tls_client_certificate", "tls_client_key"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise ConfigurationError(f"{name} is {str(path)!r}, which is no file; give a PEM file")
 
     @property
     def thread_count(self) -> int:
         """ONNX Runtime threads per model, with None resolved."""
         return self.threads if self.threads is not None else min(usable_cores(), DEFAULT_MAX_THREADS)
+
+    @property
+    def server_key(self) -> str | None:
+        """The API key, with None resolved."""
+        return self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
 
     def repository_path(self) -> Path:
         """Return the folder of the models, with None resolved.

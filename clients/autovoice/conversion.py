@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ from typing import Protocol
 import numpy as np
 
 from autovoice.audio import Resampler, frame_count, output_length, passthrough_gain, slices
-from autovoice.errors import AudioInputError
+from autovoice.errors import AudioInputError, SequenceError
 from autovoice.executor import Executor, StepTiming, observe_steps
 from autovoice.family import VoiceFamily
+from autovoice.frames import MAX_RESTARTS, FrameConverter, Target, fit_length
 from autovoice.pitch import expected_median_f0, matching_shift, median_voiced, track_f0
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
-from autovoice.streaming import FrameConverter, StreamSession, Target, fit_length
+from autovoice.streaming import StreamSession
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -171,11 +175,31 @@ class Conversion:
     def blocks(self) -> Iterator[FloatArray]:
         """Yield converted audio at the plan's rate; in all exactly as long as the source.
 
+        When the engine loses its state, the source is converted from its start again, and what was yielded
+        before is left out: the samples are the same as without the loss.
+
         Raises:
             AudioInputError: when the source holds less than one frame.
             InferenceError: when the engine failed.
         """
         self.shift_semitones = self.resolve_shift()
+        yielded = 0
+        for left in reversed(range(MAX_RESTARTS + 1)):
+            position = 0
+            try:
+                for block in self._blocks_from_start():
+                    fresh = block[max(yielded - position, 0) :]
+                    position += block.size
+                    if fresh.size:
+                        yielded = position
+                        yield fresh
+                return
+            except SequenceError as error:
+                if not left:
+                    raise
+                logger.warning("converting %s from its start again: %s", self._name, error)
+
+    def _blocks_from_start(self) -> Iterator[FloatArray]:
         target = Target(self._plan.embedding, self.shift_semitones, self._plan.f0)
         frame = self._family.frame_samples
         block = max(1, round(self._plan.block_seconds * self._family.frames_per_second)) * frame
@@ -254,16 +278,22 @@ def check_duration(samples: int, sample_rate: int, family: VoiceFamily, name: st
 
 
 def track_source_f0(executor: Executor, family: VoiceFamily, source: Source, block: int) -> FloatArray:
-    """Follow the pitch of a source, read `block` samples at a time.
+    """Follow the pitch of a source, read `block` samples at a time, from its start again when the engine
+    loses its state.
 
     Returns:
         Hz per 10 ms frame, 0 where unvoiced.
     """
-    resampler = Resampler(source.sample_rate, family.sample_rate)
 
     def resampled() -> Iterator[FloatArray]:
+        resampler = Resampler(source.sample_rate, family.sample_rate)
         for chunk in source.blocks(block):
             yield resampler.push(chunk)
         yield resampler.push(np.zeros(0, np.float32), last=True)
 
+    for _ in range(MAX_RESTARTS):
+        try:
+            return track_f0(executor, family, resampled())
+        except SequenceError as error:
+            logger.warning("following the pitch from the start again: %s", error)
     return track_f0(executor, family, resampled())

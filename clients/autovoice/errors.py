@@ -67,6 +67,10 @@ class InferenceTimeoutError(InferenceError):
     """A request took longer than the configured timeout."""
 
 
+class UnavailableError(InferenceError):
+    """A server that cannot be reached, is overloaded, or failed so often that it is left alone a while."""
+
+
 class DeviceError(InferenceError):
     """The asked-for device is not there or cannot hold the model."""
 

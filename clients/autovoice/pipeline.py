@@ -37,7 +37,8 @@ class VoiceConversionPipeline(VoiceAnalysis):
         executor: runs the models instead of what `config.backend` names.
 
     Raises:
-        ConfigurationError: for a backend that this version does not drive.
+        ConfigurationError: TLS files that cannot be used, or an API key that the server refuses.
+        InferenceError: when the server does not answer and there is no fallback.
         RepositoryError: when the model repository is missing or incomplete.
         DeviceError: when `device="cuda"` is not to be had and `fallback` is not `"cpu"`.
     """

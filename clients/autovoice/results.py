@@ -112,6 +112,7 @@ class PipelineStats:
         device_use: conversions per device.
         retries: requests sent to the engine again.
         fallbacks: requests handed to CPU sessions.
+        lost_sequences: times that an engine lost the state of a stream or of a long conversion.
         passthroughs: conversions that returned the level-normalised input.
     """
 
@@ -124,6 +125,7 @@ class PipelineStats:
     retries: int = 0
     fallbacks: int = 0
     passthroughs: int = 0
+    lost_sequences: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain types, for JSON."""
@@ -143,6 +145,7 @@ class StatsCounter:
         self._retries = 0
         self._fallbacks = 0
         self._passthroughs = 0
+        self._lost_sequences = 0
 
     def success(
         self, elapsed_ms: float, audio_seconds: float, device: str, *, passthrough: bool = False
@@ -171,6 +174,11 @@ class StatsCounter:
         with self._lock:
             self._fallbacks += 1
 
+    def lost_sequence(self) -> None:
+        """Count one sequence whose state an engine lost."""
+        with self._lock:
+            self._lost_sequences += 1
+
     def snapshot(self) -> PipelineStats:
         """The counters now."""
         with self._lock:
@@ -184,4 +192,5 @@ class StatsCounter:
                 retries=self._retries,
                 fallbacks=self._fallbacks,
                 passthroughs=self._passthroughs,
+                lost_sequences=self._lost_sequences,
             )

@@ -26,9 +26,10 @@ from autovoice.errors import (
 )
 from autovoice.executor import Executor
 from autovoice.family import VoiceFamily
+from autovoice.frames import FrameConverter, Target
 from autovoice.pitch import check_f0, check_shift
 from autovoice.results import ConversionProfile, FloatArray, ProgressCallback, StatsCounter
-from autovoice.streaming import FrameConverter, StreamSession, Target
+from autovoice.streaming import StreamSession
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ class Runner:
             block=self._block_samples(),
             live=True,
             passthrough=self._config.fallback == "passthrough",
+            replay=round(self._config.replay_seconds * self._family.sample_rate),
         )
         return StreamSession(
             converter,

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from autovoice import ConfigurationError, PipelineConfig, VoiceConversionPipeline
+from autovoice import ConfigurationError, PipelineConfig
 from autovoice.config import usable_cores
+from autovoice.remote.address import ServerAddress, parse_address
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,14 @@ from autovoice.config import usable_cores
     [
         ("backend", "tensorrt"),
         ("backend", "grpc://"),
+        ("backend", "ftp://localhost:21"),
+        ("backend", "grpc://localhost:port"),
+        ("backend", "http://localhost:0"),
+        ("backend", "http://localhost:8000/v2"),
+        ("backend", "http://user@localhost:8000"),
+        ("replay_seconds", -1.0),
+        ("tls_root_certificates", "/nowhere/ca.pem"),
+        ("tls_client_key", "/nowhere/key.pem"),
         ("backend", None),
         ("device", "gpu"),
         ("fallback", "ignore"),
@@ -53,7 +62,25 @@ def test_repository_comes_from_the_config_then_the_environment(monkeypatch: pyte
     assert PipelineConfig().repository_path().name == "model_repository"
 
 
-@pytest.mark.parametrize("backend", ["grpc://localhost:8001", "http://localhost:8000"])
-def test_remote_backends_say_what_is_supported(backend: str, toy: Path) -> None:
-    with pytest.raises(ConfigurationError, match="use backend='embedded'"):
-        VoiceConversionPipeline(PipelineConfig(backend=backend, repository=toy))
+@pytest.mark.parametrize(
+    ("backend", "address"),
+    [
+        ("grpc://localhost:9001", ServerAddress("grpc", "localhost", 9001, tls=False)),
+        ("http://triton", ServerAddress("http", "triton", 8000, tls=False)),
+        ("grpcs://[::1]", ServerAddress("grpc", "::1", 8001, tls=True)),
+        ("https://voice.example:443/", ServerAddress("http", "voice.example", 443, tls=True)),
+    ],
+)
+def test_addresses_are_understood(backend: str, address: ServerAddress) -> None:
+    assert parse_address(PipelineConfig(backend=backend).backend) == address
+
+
+def test_api_keys_stay_out_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOVOICE_API_KEY", "from-the-environment")
+    assert PipelineConfig().server_key == "from-the-environment"
+    config = PipelineConfig(api_key="very-secret-key")
+    assert config.server_key == "very-secret-key"
+    assert "secret" not in repr(config)
+    with pytest.raises(ConfigurationError, match="api_key") as refusal:
+        PipelineConfig(api_key="secret\nlines")
+    assert "secret" not in str(refusal.value)

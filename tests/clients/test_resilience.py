@@ -150,9 +150,8 @@ def test_the_cpu_takes_over_in_a_live_stream(
 def test_a_rested_primary_is_tried_again(
     toy: Path, monkeypatch: pytest.MonkeyPatch, voice: np.ndarray
 ) -> None:
-    monkeypatch.setattr("autovoice.resilience.REST_SECONDS", 0.0)
+    monkeypatch.setattr(backends, "DEVICE_REST_SECONDS", 0.0)
     pipeline, (executor,) = pipeline_with(toy, monkeypatch, lambda number: number == 1, retries=0)
-    monkeypatch.setattr(pipeline._executor, "_rest_seconds", 0.0)
     pipeline.convert(np.ones(480, np.float32), voice, None, RATE)
     pipeline.convert(np.ones(480, np.float32), voice, None, RATE)
     assert executor.requests == 2

@@ -1,0 +1,1 @@
+"""Triton as the engine. Nothing here is imported before a pipeline asks for a server."""
