@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autovoice.audio_files import load_embedding, read_audio, save_embedding, write_audio
 from autovoice.config import PipelineConfig
@@ -39,9 +39,13 @@ from autovoice.sessions import available_devices
 from autovoice.streaming import StreamSession
 
 if TYPE_CHECKING:
+    from autovoice.asynchronous import AsyncStreamSession, AsyncVoiceConversionPipeline
+
     __version__: str
 
 __all__ = [
+    "AsyncStreamSession",
+    "AsyncVoiceConversionPipeline",
     "AudioFileError",
     "AudioInputError",
     "ConfigurationError",
@@ -78,8 +82,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """Look `__version__` up when asked: importlib.metadata costs a tenth of a cold start."""
+def __getattr__(name: str) -> Any:
+    """Look up when asked what a cold start need not pay for: importlib.metadata and asyncio."""
+    if name in ("AsyncStreamSession", "AsyncVoiceConversionPipeline"):
+        from autovoice import asynchronous
+
+        return getattr(asynchronous, name)
     if name == "__version__":
         from importlib import metadata
 

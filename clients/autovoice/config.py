@@ -96,14 +96,14 @@ class PipelineConfig:
         self._require_number("replay_seconds", 0.0, 3600.0)
         if self.api_key is not None and not _HEADER_VALUE.fullmatch(self.api_key):
             raise ConfigurationError("api_key is empty or no header could hold it; give the server's key")
-        if (self.tls_client_certificate is None) != (self.tls_client_key is None):
-            raise ConfigurationError(
-                "tls_client_certificate and tls_client_key go together; give both or neither"
-            )
         for name in ("tls_root_certificates", "tls_client_certificate", "tls_client_key"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise ConfigurationError(f"{name} is {str(path)!r}, which is no file; give a PEM file")
+        if (self.tls_client_certificate is None) != (self.tls_client_key is None):
+            raise ConfigurationError(
+                "tls_client_certificate and tls_client_key go together; give both or neither"
+            )
 
     @property
     def thread_count(self) -> int:

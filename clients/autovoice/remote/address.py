@@ -42,12 +42,14 @@ def parse_address(backend: str) -> ServerAddress:
     Raises:
         ConfigurationError: for what is no such address.
     """
+    if not isinstance(backend, str):
+        raise _refusal(backend)
     try:
         parts = urlsplit(backend)
         port = parts.port
-    except (ValueError, TypeError, AttributeError):
+    except ValueError:
         raise _refusal(backend) from None
-    protocol = str(parts.scheme).removesuffix("s")
+    protocol = parts.scheme.removesuffix("s")
     extra = parts.path.rstrip("/") or parts.query or parts.fragment or parts.username
     if protocol not in _DEFAULT_PORTS or not parts.hostname or extra or port == 0:
         raise _refusal(backend)
