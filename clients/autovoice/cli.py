@@ -215,9 +215,22 @@ def info(
     check: Annotated[
         bool, typer.Option("--check", help="Load every model and check it against its configuration.")
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Show a server instead: http://host:port. Its key: $AUTOVOICE_API_KEY."
+        ),
+    ] = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="With --server: only check that it is ready (exit code 0 or 1).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Show the model repository, engines, versions and devices."""
+    """Show the model repository, engines, versions and devices, or what a server does and how fast."""
+    if server is not None:
+        from autovoice.cli_server_info import check_ready, show_server
+
+        return check_ready(server) if ready else show_server(server, as_json=as_json)
     from autovoice.cli_info import show_info
 
     return show_info(repository, check=check, as_json=as_json)

@@ -65,9 +65,7 @@ def test_an_id_can_be_used_again(client: Client, sequence: int) -> None:
     first, second = hum(SAMPLES, 110.0), hum(SAMPLES, 170.0)
     client.stream(voice(1), cut(first, [480]), sequence)
     made = client.stream(voice(2), cut(second, [480]), sequence)
-    np.testing.assert_allclose(
-        joined(made, SAMPLES), offline(client, 2, second), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(joined(made, SAMPLES), offline(client, 2, second), atol=1e-4, rtol=0)
 
 
 def test_starting_anew_in_the_middle_forgets_the_past(client: Client, sequence: int) -> None:
@@ -88,7 +86,7 @@ def test_unknown_and_ended_sequences_are_refused(client: Client, sequence: int) 
     client.stream(voice(1), [hum(480), hum(480)], sequence)
     with pytest.raises(InferenceServerException, match="START"):
         client.infer(STREAM, chunk, sequence_id=sequence)
-    with pytest.raises(InferenceServerException, match="CORRID|correlation|START"):
+    with pytest.raises(InferenceServerException, match="correlation ID"):
         client.infer(STREAM, chunk)
 
 
@@ -114,7 +112,5 @@ def test_abandoned_sequences_make_room(server: TritonServer, over_grpc: Client) 
         over_grpc.infer(STREAM, chunk, sequence_id=next(_ids), sequence_start=True)
     audio = hum(SAMPLES)
     made = over_grpc.stream(voice(5), cut(audio, [480]), next(_ids))
-    np.testing.assert_allclose(
-        joined(made, SAMPLES), offline(over_grpc, 5, audio), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(joined(made, SAMPLES), offline(over_grpc, 5, audio), atol=1e-4, rtol=0)
     assert server.is_ready()

@@ -44,7 +44,11 @@ class Client:
         return {name: result.as_numpy(name) for name in names}
 
     def stream(
-        self, feeds: Mapping[str, Array], chunks: list[Array], sequence: int, model: str = "voice_conversion_stream"
+        self,
+        feeds: Mapping[str, Array],
+        chunks: list[Array],
+        sequence: int,
+        model: str = "voice_conversion_stream",
     ) -> list[Array]:
         """Converted chunks of one whole sequence."""
         return [
@@ -99,7 +103,7 @@ def hum(samples: int, hertz: float = 140.0) -> Array:
 
 
 def cut(audio: Array, sizes: list[int]) -> list[Array]:
-    """Pieces of the given sizes, over and over, of audio padded so that the last sample comes out of a stream."""
+    """Pieces of the given sizes, in turn, of audio padded so that a stream gives its last sample."""
     needed = audio.shape[1] + LOOKAHEAD
     pieces, start = [], 0
     while start < needed:

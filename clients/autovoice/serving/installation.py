@@ -30,7 +30,7 @@ class Installation:
         executable: `tritonserver`.
         backends: its own backend directory.
         libraries: folders that its programs need on `LD_LIBRARY_PATH`.
-        stub: the program in which Python backends run, for this interpreter; None where it lies in `backends`.
+        stub: the program that runs Python backends with this interpreter; None where it lies in `backends`.
     """
 
     executable: Path
@@ -114,8 +114,8 @@ def _check_stub(installation: Installation, stub: Path, version: str) -> None:
 def backend_directory(installation: Installation, cache: Path | None = None) -> Path:
     """The backend directory to start the server with.
 
-    That is the server's own where it has the native ONNX Runtime backend; otherwise a folder in the cache, with
-    copies of its backends and ours beside them. Its name says what it was made from, so it is made once.
+    That is the server's own where it has the native ONNX Runtime backend; otherwise a folder in the cache,
+    with copies of its backends and ours beside them. Its name says what it was made from, so it is made once.
 
     Args:
         installation: the server.
@@ -165,7 +165,7 @@ def _sources(installation: Installation) -> dict[str, Path]:
         sources[f"python/{_STUB}"] = installation.stub
     if not any(name.startswith("python/") and name.endswith(".so") for name in sources):
         raise ConfigurationError(
-            f"{installation.backends} has neither an ONNX Runtime nor a Python backend; use a full Triton image"
+            f"{installation.backends} has no backend for ONNX Runtime or Python; use a full Triton image"
         )
     sources[f"{BACKEND}/model.py"] = _OUR_BACKEND
     return sources

@@ -11,8 +11,8 @@ LEVELS = ("error", "warning", "info", "verbose")
 Level = Literal["error", "warning", "info", "verbose"]
 
 _LINE = re.compile(
-    r"(?:(?P<iso>\d{4}-\d\d-\d\dT[\d:]+Z) )?(?P<level>[EWIV])(?:\d{4} [\d:.]+)? (?P<pid>\d+) (?P<source>\S+:\d+)\] "
-    r"(?P<text>.*)"
+    r"(?:(?P<iso>\d{4}-\d\d-\d\dT[\d:]+Z) )?(?P<level>[EWIV])(?:\d{4} [\d:.]+)? \d+ "
+    r"(?P<source>\S+:\d+)\] (?P<text>.*)"
 )
 _LEVEL_NAMES: dict[str, Level] = {"E": "error", "W": "warning", "I": "info", "V": "verbose"}
 # What is no log line but tells why the server ended: a wrong option, or its last words.

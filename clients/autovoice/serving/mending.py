@@ -1,7 +1,7 @@
 """Brings back the models whose backend process died.
 
-Triton 2.51 answers for a model with a dead Python process "Stub process is not healthy" for ever and still calls
-the server ready. Loading the model anew mends it: the new process starts while the old instance is let go.
+Triton 2.51 answers for a model with a dead Python process "Stub process is not healthy" for ever and still
+calls the server ready. Loading the model anew mends it: a new process starts, the old instance is let go.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Mender:
         suspects: set[int] = set()
         while not self._stopped.wait(_POLL_SECONDS):
             dead = self._dead_processes()
-            # Triton collects the processes of models that it unloads itself at once: only who is still a zombie
-            # at a second look has died on its own.
+            # Triton collects the processes of models that it unloads itself at once: only who is still a
+            # zombie at a second look has died on its own.
             broken = sorted({self._models.pop(pid) for pid in dead & suspects if pid in self._models})
             suspects = dead
             for model in broken:

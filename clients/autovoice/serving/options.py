@@ -130,8 +130,13 @@ class ServeOptions:
                 raise ConfigurationError(
                     f"port {port} of {self.host} is in use; choose another {name}, or 0 for any free one"
                 )
-        names = [name for name in ("http_port", "grpc_port", "metrics_port") if getattr(self, name) == 0]
-        return replace(self, **dict(zip(names, free_ports(self.host, len(names)), strict=True)))
+        free = iter(free_ports(self.host, 3))
+        return replace(
+            self,
+            http_port=self.http_port or next(free),
+            grpc_port=self.grpc_port or next(free),
+            metrics_port=self.metrics_port or next(free),
+        )
 
     def arguments(self, repository: Path, backends: Path) -> list[str]:
         """Triton's command line, without the program.
@@ -173,7 +178,7 @@ class ServeOptions:
         return [*arguments, *self._restrictions(), *self._tracing(), *self.extra]
 
     def closed(self) -> ServeOptions:
-        """These options with a control key that nobody was told, where there is none and others reach the server."""
+        """These options, with a control key that nobody knows where others reach the server without one."""
         if self.is_loopback or self.api_key or self.control_key:
             return self
         return replace(self, control_key=secrets.token_hex(16))

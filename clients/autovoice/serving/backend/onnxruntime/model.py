@@ -1,8 +1,8 @@
 """Triton's `onnxruntime` backend in Python, for servers that come without the native one.
 
 Lies in the backend directory as `onnxruntime/model.py` and serves every model whose config says
-`backend: "onnxruntime"`, so that one config.pbtxt means the same here and with NVIDIA's C++ backend. It reads the
-parameters of that backend under their own names and, beyond it, refuses values that are not finite.
+`backend: "onnxruntime"`, so that one config.pbtxt means the same here and with NVIDIA's C++ backend. It reads
+the parameters of that backend under their own names and, beyond it, refuses values that are not finite.
 
 One process of Python serves one instance of one model. It imports nothing but NumPy and ONNX Runtime.
 """
@@ -226,7 +226,9 @@ class TritonPythonModel:
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             if len(group) == 1:
                 shapes = {name: list(array.shape) for name, array in group[0].inputs.items()}
-                self._fail(group[0], f"ONNX Runtime failed on inputs of shapes {shapes}: {_first_line(error)}")
+                self._fail(
+                    group[0], f"ONNX Runtime failed on inputs of shapes {shapes}: {_first_line(error)}"
+                )
                 return
             # One of them is to blame: only that one is to fail.
             for work in group:
@@ -237,9 +239,7 @@ class TritonPythonModel:
         if len(group) == 1:
             feeds = group[0].inputs
         else:
-            feeds = {
-                name: np.concatenate([work.inputs[name] for work in group]) for name in group[0].inputs
-            }
+            feeds = {name: np.concatenate([work.inputs[name] for work in group]) for name in group[0].inputs}
         large = sum(array.nbytes for array in feeds.values()) > LARGE_REQUEST_BYTES
         values = self._session.run(wanted, feeds, self._shrink if large or self._always_shrink else None)
         start = 0
@@ -309,7 +309,7 @@ def _session_options(config: Mapping[str, Any]) -> onnxruntime.SessionOptions:
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
     options.graph_optimization_level = _GRAPH_LEVELS[level]
     options.log_severity_level = 3
-    # The models of an ensemble take turns on the same cores: a pool that spins for work takes them from others.
+    # The models of an ensemble take turns on the same cores: a pool that spins for work takes them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in parameters.items():
         if name.startswith("session."):
@@ -344,7 +344,7 @@ def _groups(works: list[Work]) -> Iterator[list[Work]]:
 
 def _check_values(name: str, array: Any) -> None:
     if array.size == 0:
-        raise RequestError(f"{name} is empty (shape {list(array.shape)}); send at least one value in each axis")
+        raise RequestError(f"{name} is empty (shape {list(array.shape)}); no axis may be 0")
     if not _is_finite(array):
         raise RequestError(f"{name} holds values that are not finite; send numbers only")
 

@@ -1,0 +1,187 @@
+"""The Dockerfile without Docker: its sources, its paths, and its CPU image's steps replayed."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import typer
+
+from autovoice.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTRUCTION = re.compile(r"^(FROM|COPY|RUN|CMD|ENTRYPOINT|HEALTHCHECK|USER|ENV|WORKDIR|EXPOSE|ARG)\s+(.*)$")
+
+
+@dataclass
+class Stage:
+    name: str
+    base: str
+    steps: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, instruction: str) -> list[str]:
+        return [text for name, text in self.steps if name == instruction]
+
+
+def read_stages() -> dict[str, Stage]:
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    stages: dict[str, Stage] = {}
+    for line in text.splitlines():
+        match = INSTRUCTION.match(line)
+        if match is None:
+            assert not line.strip() or line.startswith(("#", "STOPSIGNAL")), line
+        elif match[1] == "FROM":
+            base, _, name = match[2].partition(" AS ")
+            stages[name] = Stage(name, base)
+        elif stages:
+            list(stages.values())[-1].steps.append((match[1], match[2]))
+    return stages
+
+
+STAGES = read_stages()
+SERVING = [STAGES["cpu"], STAGES["gpu"]]
+
+
+def tracked() -> list[str]:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return listing.stdout.splitlines()
+
+
+def in_context(name: str) -> bool:
+    """Whether .dockerignore lets a file through; the last rule that matches it or a folder above it decides."""
+    parts = name.split("/")
+    prefixes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    kept = True
+    for rule in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = rule.strip().removeprefix("!")
+        if not pattern or pattern.startswith("#"):
+            continue
+        bare = pattern.removeprefix("**/")
+        names = [part for part in parts] if bare != pattern else prefixes[: bare.count("/") + 1][-1:]
+        if any(fnmatch.fnmatch(candidate, bare) for candidate in names):
+            kept = rule.startswith("!")
+    return kept
+
+
+def copies(stage: Stage) -> list[tuple[str | None, list[str], str]]:
+    made = []
+    for text in stage.all("COPY"):
+        words = text.split()
+        source_stage = words.pop(0).removeprefix("--from=") if words[0].startswith("--from=") else None
+        made.append((source_stage, words[:-1], words[-1]))
+    return made
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_every_copy_has_a_source(stage: Stage) -> None:
+    present = [name for name in tracked() if in_context(name)]
+    for source_stage, sources, _ in copies(stage):
+        for source in sources:
+            if source_stage is None:
+                assert any(name == source or name.startswith(source + "/") for name in present), source
+            else:
+                made = STAGES[source_stage]
+                done = " ".join([*made.all("RUN"), *(target for _, _, target in copies(made))])
+                assert source in done, f"{source_stage} does not make {source}"
+
+
+def test_what_the_context_leaves_out() -> None:
+    assert in_context("clients/autovoice/serving/backend/onnxruntime/model.py")
+    for secret in ("api.key", "clients/tls.pem", ".env", "clients/.env", "training/checkpoints/base.safetensors"):
+        assert not in_context(secret), secret
+    for other in ("tests/test_house.py", ".git/config", "benchmarks/pipeline.py", "data/corpus/a.flac"):
+        assert not in_context(other), other
+
+
+@pytest.mark.parametrize("stage", SERVING, ids=["cpu", "gpu"])
+def test_image_runs_commands_that_exist_as_nobody_special(stage: Stage) -> None:
+    (command,) = (json.loads(text) for text in stage.all("CMD"))
+    (check,) = (json.loads(text.partition("CMD ")[2]) for text in stage.all("HEALTHCHECK"))
+    group = typer.main.get_command(app)
+    for program, name, *arguments in (command, check):
+        assert program == "autovoice"
+        assert any("autovoice-*.whl" in step for step in stage.all("RUN"))  # which installs the program
+        group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+    names = [name for name, _ in stage.steps]
+    assert names.index("USER") < names.index("CMD")
+    assert stage.all("USER") == ["autovoice"]
+    assert any("useradd" in step and "autovoice" in step for step in stage.all("RUN"))
+    (environment,) = stage.all("ENV")
+    variable, _, folder = environment.partition("=")
+    assert variable == "AUTOVOICE_REPOSITORY"
+    assert (None, ["model_repository"], folder) in copies(stage)
+
+
+def test_images_are_pinned_and_hold_no_secret() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert "ARG TRITON=26.07" in text
+    for stage in STAGES.values():
+        assert ":" in stage.base
+        assert "latest" not in stage.base
+        for instruction, step in stage.steps:
+            if instruction in ("ENV", "ARG", "RUN"):
+                assert not re.search(r"(?i)(key|secret|token|password)\s*=", step), step
+
+
+def test_cpu_image_replayed(installed: None, repository: Path, cache: Path, tmp_path: Path) -> None:
+    """Its Python steps from an exported context: build the wheel, install it, start, check, stop.
+
+    The server's bundle and the other requirements are taken from this environment; that they resolve from the
+    index is what installing the development environment has shown.
+    """
+    context = tmp_path / "context"
+    for name in tracked():
+        if in_context(name) and not name.startswith("model_repository/"):
+            target = context / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    (build,) = [step for step in STAGES["wheel"].all("RUN") if step.startswith("pip wheel")]
+    wheels = tmp_path / "wheels"
+    command = build.replace("/wheels", str(wheels)).split()
+    offline = ["--no-build-isolation", "-q"]
+    subprocess.run([sys.executable, "-m", *command, *offline], cwd=context, check=True, timeout=240)
+    (wheel,) = wheels.glob("autovoice-*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, timeout=240)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),  # before the checkout that this environment has installed
+        "AUTOVOICE_REPOSITORY": str(repository),
+        "XDG_CACHE_HOME": str(cache / "image"),
+    }
+    where = [sys.executable, "-c", "import autovoice; print(autovoice.__file__)"]
+    found = subprocess.run(where, env=environment, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout.startswith(str(site))
+    arguments = json.loads(STAGES["cpu"].all("CMD")[0])[1:]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    serve = [sys.executable, "-m", "autovoice", *arguments, *ports]
+    process = subprocess.Popen(serve, env=environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    try:
+        _, _, url = process.stdout.readline().split()
+        check = json.loads(STAGES["cpu"].all("HEALTHCHECK")[0].partition("CMD ")[2])[1:]
+        check = [url if argument.startswith("http://") else argument for argument in check]
+        run = [sys.executable, "-m", "autovoice", *check]
+        assert subprocess.run(run, env=environment, check=False, timeout=60, cwd=tmp_path).returncode == 0
+        # Bound to all addresses and without a key: nobody may change the models.
+        request = urllib.request.Request(f"{url}/v2/repository/models/target_pitch/unload", data=b"{}")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=10)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    assert code == 0
+    assert subprocess.run(run, env=environment, check=False, timeout=60, cwd=tmp_path).returncode == 1
