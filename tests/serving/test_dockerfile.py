@@ -60,7 +60,7 @@ def tracked() -> list[str]:
 
 
 def in_context(name: str) -> bool:
-    """Whether .dockerignore lets a file through; the last rule that matches it or a folder above it decides."""
+    """Whether .dockerignore lets a file through: the last rule that matches it or a folder above decides."""
     parts = name.split("/")
     prefixes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     kept = True
@@ -69,7 +69,7 @@ def in_context(name: str) -> bool:
         if not pattern or pattern.startswith("#"):
             continue
         bare = pattern.removeprefix("**/")
-        names = [part for part in parts] if bare != pattern else prefixes[: bare.count("/") + 1][-1:]
+        names = parts if bare != pattern else prefixes[: bare.count("/") + 1][-1:]
         if any(fnmatch.fnmatch(candidate, bare) for candidate in names):
             kept = rule.startswith("!")
     return kept
@@ -99,7 +99,13 @@ def test_every_copy_has_a_source(stage: Stage) -> None:
 
 def test_what_the_context_leaves_out() -> None:
     assert in_context("clients/autovoice/serving/backend/onnxruntime/model.py")
-    for secret in ("api.key", "clients/tls.pem", ".env", "clients/.env", "training/checkpoints/base.safetensors"):
+    for secret in (
+        "api.key",
+        "clients/tls.pem",
+        ".env",
+        "clients/.env",
+        "training/checkpoints/base.safetensors",
+    ):
         assert not in_context(secret), secret
     for other in ("tests/test_house.py", ".git/config", "benchmarks/pipeline.py", "data/corpus/a.flac"):
         assert not in_context(other), other

@@ -122,15 +122,15 @@ class ServeOptions:
         """These options with a free port in the place of every 0.
 
         Raises:
-            ConfigurationError: when a port that was asked for is taken.
+            ConfigurationError: when a port that was asked for is taken, or the host is not this machine.
         """
+        free = iter(free_ports(self.host, 3))
         for name in ("http_port", "grpc_port", "metrics_port"):
             port = getattr(self, name)
             if port and (name != "metrics_port" or self.metrics) and not _is_free(self.host, port):
                 raise ConfigurationError(
                     f"port {port} of {self.host} is in use; choose another {name}, or 0 for any free one"
                 )
-        free = iter(free_ports(self.host, 3))
         return replace(
             self,
             http_port=self.http_port or next(free),
