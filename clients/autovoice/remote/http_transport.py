@@ -131,9 +131,13 @@ class HttpTransport:
             _limit(connection, deadline)
             response = connection.getresponse()
             content = bytearray()
-            while part := response.read(_READ_BYTES):
+            # `read` would gather all of it under the limit of a single receipt.
+            while part := response.read1(_READ_BYTES):
                 content += part
                 _limit(connection, deadline)
+            if response.length:
+                raise http.client.IncompleteRead(bytes(content), response.length)
+            response.close()
         except TimeoutError as error:
             connection.close()
             raise TransportError(FailureKind.TIMEOUT, "no answer in time") from error

@@ -1,0 +1,73 @@
+"""API keys and TLS against a real server."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from remote_calls import RATE, assert_same, hum, speaker, url
+
+from autovoice import ConfigurationError, PipelineConfig, UnavailableError, VoiceConversionPipeline
+from autovoice.serving.server import TritonServer
+
+KEY = "0123456789abcdef"
+SOURCE = hum(0.2)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for this machine that vouches for itself; its key lies beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext".split()
+        + f"subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {folder}/key.pem -out {folder}/cert.pem".split(),
+        check=True,
+        capture_output=True,
+    )
+    return folder / "cert.pem"
+
+
+@pytest.fixture(scope="module")
+def guarded(start: Callable[..., TritonServer], certificate: Path) -> Iterator[TritonServer]:
+    """Asks for a key on both protocols and speaks TLS on gRPC."""
+    tls = {"tls_certificate": certificate, "tls_key": certificate.with_name("key.pem")}
+    with start(api_key=KEY, **tls) as server:
+        yield server
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_key_opens_and_nothing_else_does(
+    guarded: TritonServer,
+    certificate: Path,
+    repository: Path,
+    embedded: VoiceConversionPipeline,
+    protocol: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refusal is told at once, fallback or not: the caller has to mend it."""
+    options: dict[str, Any] = {"backend": url(guarded, protocol).replace("grpc:", "grpcs:")}
+    options |= {"repository": repository, "threads": 1, "tls_root_certificates": certificate}
+    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
+    for wrong in (None, "fedcba9876543210"):
+        with (
+            VoiceConversionPipeline(PipelineConfig(api_key=wrong, **options)) as pipeline,
+            pytest.raises(ConfigurationError, match="another API key"),
+        ):
+            pipeline.convert(SOURCE, speaker(0), None, RATE)
+    monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
+    with VoiceConversionPipeline(PipelineConfig(fallback="raise", **options)) as pipeline:
+        made = pipeline.convert(SOURCE, speaker(0), None, RATE)
+    assert_same(made, embedded.convert(SOURCE, speaker(0), None, RATE))
+
+
+def test_a_server_that_nobody_vouches_for_is_not_talked_to(guarded: TritonServer) -> None:
+    backend = guarded.options.grpc_url.replace("grpc:", "grpcs:")
+    config = PipelineConfig(backend=backend, api_key=KEY, fallback="raise", retries=0)
+    with pytest.raises(UnavailableError):
+        VoiceConversionPipeline(config)
