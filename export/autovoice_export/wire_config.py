@@ -17,6 +17,12 @@ from autovoice_export.model_config import (
 
 BACKEND = "onnxruntime"
 MODEL_FILENAME = "model.onnx"
+MAX_INPUT_BYTES = 16 << 20
+"""Any one input of a request: 2.9 minutes of audio, or batches of 16 with 10.9 s each.
+
+Longer recordings go in pieces or as a stream, which gives the same samples. Our Python backend enforces it; the
+native one does not know the parameter.
+"""
 _DATA_TYPE = pb.TYPE_FP32
 _INSTANCE_KINDS = {
     "auto": pb.ModelInstanceGroup.KIND_AUTO,
@@ -51,6 +57,7 @@ def _(config: StageModelConfig, message: Any) -> None:
     # The names the native ONNX Runtime backend reads; it takes 0 for "leave the default".
     message.parameters["intra_op_thread_count"].string_value = str(config.instances.intra_op_threads)
     message.parameters["inter_op_thread_count"].string_value = "1"
+    message.parameters["max_input_bytes"].string_value = str(MAX_INPUT_BYTES)
     _fill_batching(config.batching, message)
     if config.warmup is not None:
         warmup = message.model_warmup.add(name="zeros", batch_size=1)

@@ -242,6 +242,13 @@ def test_parameters_of_the_native_backend(
     assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
 
 
+def test_large_input_is_refused_where_the_config_says_so(backend: Any, tmp_path: Path) -> None:
+    limit = 'parameters { key: "max_input_bytes" value { string_value: "16" } }'
+    served = load(backend, tmp_path, STATEFUL + limit)
+    assert answers(served, ask([1, 2, 3, 4], 1, START)) == [[1, 2, 3, 4]]
+    assert "X has 24 bytes, more than the 16 allowed" in answers(served, ask([1] * 6, 2, START))[0]
+
+
 def test_config_and_file_that_disagree_do_not_load(backend: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="disagree about the input S; the file has S, X"):
         load(backend, tmp_path, "")

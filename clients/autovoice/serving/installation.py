@@ -19,6 +19,7 @@ BACKEND = "onnxruntime"
 _NATIVE_LIBRARY = f"libtriton_{BACKEND}.so"
 _STUB = "triton_python_backend_stub"
 _OUR_BACKEND = Path(__file__).parent / "backend" / BACKEND / "model.py"
+_GIVE_BACK_BYTES = 4 << 20
 _UNLOADABLE = 127  # exit code of a program whose shared libraries are missing
 
 
@@ -49,6 +50,9 @@ class Installation:
         # The stub embeds Python and finds its packages through the first `python3` on PATH.
         _prepend(environment, "PATH", [Path(sys.executable).parent])
         _prepend(environment, "LD_LIBRARY_PATH", self.libraries)
+        # glibc keeps what large requests needed unless it is told from which size on to give memory back.
+        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_GIVE_BACK_BYTES))
+        environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(_GIVE_BACK_BYTES))
         return environment
 
 

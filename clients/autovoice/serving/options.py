@@ -157,6 +157,8 @@ class ServeOptions:
             "grpc-address": self.host,
             "grpc-port": self.grpc_port,
             "allow-metrics": str(self.metrics).lower(),
+            # Triton would keep the messages of 8 requests for reuse, however large they were.
+            "grpc-infer-allocation-pool-size": 0,
             "log-format": "ISO8601",
             "log-verbose": int(self.log_level == "verbose"),
         }

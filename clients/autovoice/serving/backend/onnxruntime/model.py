@@ -2,7 +2,8 @@
 
 Lies in the backend directory as `onnxruntime/model.py` and serves every model whose config says
 `backend: "onnxruntime"`, so that one config.pbtxt means the same here and with NVIDIA's C++ backend. It reads
-the parameters of that backend under their own names and, beyond it, refuses values that are not finite.
+the parameters of that backend under their own names and, beyond it, refuses values that are not finite and
+inputs of more than `max_input_bytes`.
 
 One process of Python serves one instance of one model. It imports nothing but NumPy and ONNX Runtime.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -27,7 +29,7 @@ DEFAULT_IDLE_SECONDS = 1.0  # Triton's own default of max_sequence_idle_microsec
 DEFAULT_MAX_SEQUENCES = 1024
 
 # Requests above this size are rare; the memory that ONNX Runtime gathered for them is given back at once.
-LARGE_REQUEST_BYTES = 8 << 20
+LARGE_REQUEST_BYTES = 2 << 20
 
 # `optimization { graph { level } }` as the native backend reads it.
 _GRAPH_LEVELS = {
@@ -128,6 +130,8 @@ class TritonPythonModel:
         )
         self._shrink = onnxruntime.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        limit = config["parameters"].get("max_input_bytes")
+        self._max_bytes = int(limit["string_value"]) if limit else sys.maxsize
         self._always_shrink = "memory.enable_memory_arena_shrinkage" in config["parameters"]
 
         batching = config.get("sequence_batching", {})
@@ -179,7 +183,7 @@ class TritonPythonModel:
             work.wanted = tuple(name for name in self._output_names if name in asked)
             for tensor in request.inputs():
                 array = tensor.as_numpy()
-                _check_values(tensor.name(), array)
+                self._check_values(tensor.name(), array)
                 work.inputs[tensor.name()] = array
             self._check_sizes(work.inputs)
             if self._states:
@@ -187,6 +191,17 @@ class TritonPythonModel:
         except RequestError as error:
             self._fail(work, str(error))
         return work
+
+    def _check_values(self, name: str, array: Any) -> None:
+        if array.size == 0:
+            raise RequestError(f"{name} is empty (shape {list(array.shape)}); no axis may be 0")
+        if array.nbytes > self._max_bytes:
+            raise RequestError(
+                f"{name} has {array.nbytes} bytes, more than the {self._max_bytes} allowed; send the audio in "
+                "pieces or as a stream"
+            )
+        if not _is_finite(array):
+            raise RequestError(f"{name} holds values that are not finite; send numbers only")
 
     def _check_sizes(self, inputs: Arrays) -> None:
         """Hold the sizes of a request to the symbolic ones of the file, such as 240*F."""
@@ -340,13 +355,6 @@ def _groups(works: list[Work]) -> Iterator[list[Work]]:
     for work in works:
         groups.setdefault(work.shapes, []).append(work)
     yield from groups.values()
-
-
-def _check_values(name: str, array: Any) -> None:
-    if array.size == 0:
-        raise RequestError(f"{name} is empty (shape {list(array.shape)}); no axis may be 0")
-    if not _is_finite(array):
-        raise RequestError(f"{name} holds values that are not finite; send numbers only")
 
 
 def _is_finite(array: Any) -> bool:
