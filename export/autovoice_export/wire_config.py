@@ -20,8 +20,8 @@ MODEL_FILENAME = "model.onnx"
 MAX_INPUT_BYTES = 16 << 20
 """Any one input of a request: 2.9 minutes of audio, or batches of 16 with 10.9 s each.
 
-Longer recordings go in pieces or as a stream, which gives the same samples. Our Python backend enforces it; the
-native one does not know the parameter.
+Longer recordings go in pieces or as a stream, which gives the same samples. Our Python backend enforces it;
+the native one does not know the parameter.
 """
 _DATA_TYPE = pb.TYPE_FP32
 _INSTANCE_KINDS = {

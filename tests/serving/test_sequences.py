@@ -108,9 +108,12 @@ def test_a_failed_chunk_ends_its_sequence_and_no_other(client: Client, sequence:
 def test_abandoned_sequences_make_room(server: TritonServer, over_grpc: Client) -> None:
     """More streams than places, none of them ended: Triton gives the places away, newcomers are served."""
     chunk = {**voice(1), "SOURCE_AUDIO": hum(480)}
-    for _ in range(200):
-        over_grpc.infer(STREAM, chunk, sequence_id=next(_ids), sequence_start=True)
+    abandoned = [next(_ids) for _ in range(200)]
+    for number in abandoned:
+        over_grpc.infer(STREAM, chunk, sequence_id=number, sequence_start=True)
     audio = hum(SAMPLES)
     made = over_grpc.stream(voice(5), cut(audio, [480]), next(_ids))
     np.testing.assert_allclose(joined(made, SAMPLES), offline(over_grpc, 5, audio), atol=1e-4, rtol=0)
     assert server.is_ready()
+    for number in abandoned:  # a server that is stopped waits for its live streams
+        over_grpc.infer(STREAM, chunk, sequence_id=number, sequence_end=True)

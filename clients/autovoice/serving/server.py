@@ -26,7 +26,7 @@ from autovoice.serving.mending import Mender
 from autovoice.serving.options import ServeOptions
 from autovoice.serving.overrides import write_view
 
-EXIT_SECONDS = 30  # how long a stopping server may finish the requests it has
+EXIT_SECONDS = 10  # for the requests and the live streams that a stopping server has
 _UNLOADING = "All models are stopped, unloading models"
 _UNLOAD_SECONDS = 3.0
 _POLL_SECONDS = 0.1

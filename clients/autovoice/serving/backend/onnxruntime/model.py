@@ -197,8 +197,8 @@ class TritonPythonModel:
             raise RequestError(f"{name} is empty (shape {list(array.shape)}); no axis may be 0")
         if array.nbytes > self._max_bytes:
             raise RequestError(
-                f"{name} has {array.nbytes} bytes, more than the {self._max_bytes} allowed; send the audio in "
-                "pieces or as a stream"
+                f"{name} has {array.nbytes} bytes, more than the {self._max_bytes} allowed; send the audio "
+                "in pieces or as a stream"
             )
         if not _is_finite(array):
             raise RequestError(f"{name} holds values that are not finite; send numbers only")
