@@ -18,7 +18,7 @@ from autovoice_training.corpus.store import FORMAT
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
 from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.losses import MelLoss
+from autovoice_training.train.losses import MelLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.publish import publish
 from autovoice_training.train.trainer import VoiceConversionTrainer
@@ -210,6 +210,19 @@ def test_loss_follows_the_weight_of_frames() -> None:
     )
     assert logarithmic.item() == pytest.approx(np.log(3.0), abs=0.15)
     assert relative.item() == pytest.approx(2.0, abs=0.1)
+
+
+def test_speaker_loss_wants_the_target_and_not_the_source() -> None:
+    loss = SpeakerLoss()
+    voices = torch.stack([torch.from_numpy(tone(pitch, 160) / 32768.0).float() for pitch in (110.0, 240.0)])
+    with torch.no_grad():
+        own = loss.encoder.embed_window(voices)
+    other = own.flip(0)
+    assert (own[0] @ own[1]).item() < 0.85
+    right = loss(voices, own, other).item()
+    assert right < loss(voices, other, own).item() - 0.5
+    # Where the target is the source itself there is nothing to keep away from but the other target.
+    assert loss(voices, own, own).item() <= right
 
 
 def test_perturbation_moves_formants_and_keeps_time() -> None:

@@ -58,6 +58,7 @@ class Batch:
         phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
         weight: of the target's frames in the spectral loss, [B, F], not delayed; 0 for unpaired items.
         embedding: of other utterances of the target speaker, [B, 256].
+        source_embedding: of the source's speaker, [B, 256].
         native_rate: sample rate at which the target was made, [B].
         perturb: whether the source is perturbed, [B].
     """
@@ -69,6 +70,7 @@ class Batch:
     phones: Tensor
     weight: Tensor
     embedding: Tensor
+    source_embedding: Tensor
     native_rate: Tensor
     perturb: Tensor
 
@@ -207,6 +209,7 @@ class PairSampler:
             weight = self._weight(source, target, self._frames(labels, source, first, UNKNOWN_PHONE))
             rows["weight"].append(weight * np.float32(pair.blend is None))
             rows["embedding"].append(embedding.astype(np.float32))
+            rows["source_embedding"].append(self.features[source.speaker].draw_embedding(random, 0.0))
             rows["native_rate"].append(np.float32(self.corpus.speakers[target.speaker].native_rate))
             rows["perturb"].append(np.bool_(pair.perturb))
         tensors = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}

@@ -11,22 +11,38 @@ from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
 MAGNITUDE_FLOOR = 1e-4
+# Cosine above which two embeddings count as the same voice.
+SAME_VOICE = 0.85
+CONTRAST = 10.0
+CONTRAST_WEIGHT = 0.5
 
 
 class SpeakerLoss(nn.Module):
-    """How far the speaker encoder hears a result from the voice that was asked for.
+    """How far the speaker encoder hears a result from the voice that was asked for, and how near to others.
 
-    One minus the cosine (speaker consistency loss; Casanova et al. 2022, YourTTS). Spectral losses alone
-    are content with the average of the voices that a frame could belong to.
+    One minus the cosine to the target (speaker consistency loss; Casanova et al. 2022, YourTTS), plus the
+    cross-entropy of picking the target among the source's own voice and the other targets of the batch
+    (softmax form of GE2E; Wan et al. 2018). Spectral losses alone are content with the average of the
+    voices that a frame could belong to.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False)
 
-    def forward(self, result: Tensor, embedding: Tensor) -> Tensor:
-        """Compares audio [B, T >= 1.6 s] with embeddings [B, 256] of unit length; a scalar."""
-        return 1.0 - (self.encoder.embed_window(result) * embedding).sum(dim=1).mean()
+    def forward(self, result: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """Compares audio [B, T >= 1.6 s] with embeddings of targets and sources [B, 256]; a scalar."""
+        heard = self.encoder.embed_window(result)
+        right = (heard * target).sum(dim=1, keepdim=True)
+        others = heard @ target.T
+        own = (heard * source).sum(dim=1, keepdim=True)
+        # A voice that could as well be the target is no wrong answer.
+        same = torch.cat([(target * source).sum(dim=1, keepdim=True), target @ target.T], dim=1) > SAME_VOICE
+        wrong = torch.cat([own, others], dim=1).masked_fill(same, -1.0)
+        scores = CONTRAST * torch.cat([right, wrong], dim=1)
+        labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        contrast = nn.functional.cross_entropy(scores, labels)
+        return 1.0 - right.mean() + CONTRAST_WEIGHT * contrast
 
 
 class MelLoss(nn.Module):

@@ -94,7 +94,9 @@ class VoiceConversionTrainer:
         late = DELAY_SAMPLES
         mel, relative = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
         some = self.config.speaker_items
-        speaker = self.speaker_loss(audio[:some, late:], batch.embedding[:some])
+        speaker = self.speaker_loss(
+            audio[:some, late:], batch.embedding[:some], batch.source_embedding[:some]
+        )
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
         return {"mel": mel, "relative": relative, "speaker": speaker, "phone": phone, "accuracy": accuracy}
 
