@@ -50,6 +50,7 @@ class AsyncStreamSession(_InThreads):
         super().__init__(threads)
         self._blocking = session
         self._turn = asyncio.Lock()
+        self._under_way: asyncio.Future[Any] | None = None
 
     @property
     def session(self) -> StreamSession:
@@ -62,8 +63,11 @@ class AsyncStreamSession(_InThreads):
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         async with self._turn:
-            # A cancelled caller leaves its thread at work; the next one must wait for that, not join in.
-            return await asyncio.shield(super()._run(call))
+            # A cancelled caller left its thread at work, which nobody may join in.
+            if self._under_way is not None:
+                await asyncio.wait([self._under_way])
+            self._under_way = task = asyncio.ensure_future(super()._run(call))
+            return await asyncio.shield(task)
 
     async def __aenter__(self) -> AsyncStreamSession:
         return self

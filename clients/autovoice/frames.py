@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autovoice.errors import InferenceError, PassthroughWarning, SequenceError
+from autovoice.errors import InferenceError, PassthroughWarning, SequenceError, VoiceConversionError
 from autovoice.executor import Executor, Sequence
 from autovoice.family import OFFLINE, OFFLINE_WITH_F0, STREAM, STREAM_WITH_F0, VoiceFamily
 from autovoice.pitch import new_sequence_id
@@ -18,6 +18,7 @@ from autovoice.results import FloatArray
 
 logger = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 2.0  # for the engine to take note that a stream was given up
 MAX_RESTARTS = 3  # of one sequence at one place, when the engine keeps losing its state
 
 
@@ -128,8 +129,8 @@ class FrameConverter:
         if self._started and not self._ended and not self.passthrough:
             self._ended = True
             silence = np.zeros(self._family.frame_samples, np.float32)
-            with suppress(InferenceError):
-                self._send(self._with_f0(silence), start=False, end=True)
+            with suppress(VoiceConversionError):
+                self._send(self._with_f0(silence), start=False, end=True, timeout=CLOSE_SECONDS)
 
     def _convert_at_once(self, audio: FloatArray) -> FloatArray:
         """A source that fits one request needs no state: the offline ensemble, which servers can batch, does
@@ -194,10 +195,13 @@ class FrameConverter:
         for start in range(0, recent.size, self._block):
             self._send(self._inputs(recent[start : start + self._block]), start=start == 0, end=False)
 
-    def _send(self, inputs: dict[str, FloatArray], *, start: bool, end: bool) -> FloatArray:
+    def _send(
+        self, inputs: dict[str, FloatArray], *, start: bool, end: bool, timeout: float | None = None
+    ) -> FloatArray:
         model = STREAM if self._f0 is None else STREAM_WITH_F0
         position = Sequence(self._sequence, start=start, end=end)
-        converted: FloatArray = self._executor.infer(model, inputs, sequence=position)["CONVERTED_AUDIO"][0]
+        outputs = self._executor.infer(model, inputs, sequence=position, timeout=timeout)
+        converted: FloatArray = outputs["CONVERTED_AUDIO"][0]
         return converted
 
     def _remember(self, block: FloatArray) -> None:

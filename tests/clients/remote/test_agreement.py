@@ -10,6 +10,7 @@ import soundfile
 from remote_calls import RATE, Open, assert_same, hum, speaker
 
 from autovoice import AsyncVoiceConversionPipeline, VoiceConversionPipeline
+from autovoice.backends import connect
 
 SOURCE = hum(1.7, 150.0, 22_050)
 
@@ -90,6 +91,16 @@ def test_asyncio_gives_the_same(remote: Open, embedded: VoiceConversionPipeline)
         expected = embedded.convert(source, speaker(number), None, RATE)
         assert_same(whole[number], expected)
         assert_same(streams[number], expected)
+
+
+def test_requests_may_be_large(remote: Open) -> None:
+    """gRPC's own limit is 4 MiB; a batch of a minute's audio is more."""
+    executor = connect(remote().config)
+    source = np.zeros((1, 2_000_000), np.float32)
+    source[0, -1] = 0.5
+    padded = executor.infer("pad_source", {"SOURCE_AUDIO": source})["AUDIO"]
+    np.testing.assert_array_equal(padded[:, : source.size], source)
+    executor.close()
 
 
 def test_two_hundred_clients_at_once(remote: Open, embedded: VoiceConversionPipeline) -> None:

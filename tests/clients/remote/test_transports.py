@@ -116,19 +116,6 @@ def send(status: int, body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
     return respond
 
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    """Every byte comes in time, the answer as a whole does not."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(1000):
-        try:
-            handler.wfile.write(b"{")
-        except OSError:
-            return
-        time.sleep(0.02)
-
-
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
@@ -142,7 +129,6 @@ def hang_up(handler: BaseHTTPRequestHandler) -> None:
         (send(200, b"not JSON"), InferenceError, True),
         (send(200, b'{"outputs": [{}]}'), InferenceError, True),
         (hang_up, UnavailableError, True),
-        (drip, InferenceTimeoutError, True),
     ],
 )
 def test_failures_are_typed(
@@ -153,6 +139,26 @@ def test_failures_are_typed(
     assert type(failure.value) is error
     assert failure.value.transient is transient
     assert "http://127.0.0.1" in str(failure.value)
+
+
+def test_the_deadline_is_that_of_the_whole_answer() -> None:
+    """Every byte comes in time, the answer as a whole does not: the client leaves in its middle."""
+    left = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "200")
+        handler.end_headers()
+        try:
+            for _ in range(200):
+                handler.wfile.write(b"{")
+                time.sleep(0.02)
+        except OSError:
+            left.set()
+
+    with http_server(drip) as executor, pytest.raises(InferenceTimeoutError, match="timeout_seconds"):
+        executor.infer("model", INPUTS, timeout=0.3)
+    assert left.wait(10)
 
 
 def test_a_breaker_lets_one_caller_try_after_each_rest(monkeypatch: pytest.MonkeyPatch) -> None:
