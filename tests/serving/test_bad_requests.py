@@ -98,6 +98,20 @@ def test_one_bad_request_in_a_batch_fails_alone(over_grpc: Client) -> None:
             np.testing.assert_allclose(answer, expected, atol=1e-4, rtol=0)
 
 
+def test_two_hundred_clients_at_once(over_grpc: Client) -> None:
+    sources = [hum(2400 + 240 * (number % 5), 100.0 + number) for number in range(200)]
+    voices = [voice(number) for number in range(200)]
+
+    def convert(number: int) -> Array:
+        feeds = {"SOURCE_AUDIO": sources[number], **voices[number]}
+        return over_grpc.infer("voice_conversion", feeds)["CONVERTED_AUDIO"]
+
+    with ThreadPoolExecutor(200) as pool:
+        together = list(pool.map(convert, range(200)))
+    for number in range(0, 200, 7):
+        np.testing.assert_allclose(together[number], convert(number), atol=1e-4, rtol=0)
+
+
 def infer_body() -> tuple[bytes, int]:
     """A valid HTTP inference request and the length of its JSON."""
     inputs = []

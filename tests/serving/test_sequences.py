@@ -101,12 +101,12 @@ def test_a_failed_chunk_ends_its_sequence_and_no_other(client: Client, sequence:
     # The first stages have heard the chunk and the last has not: going on would be audio with a hole.
     with pytest.raises(InferenceServerException, match="start the sequence again"):
         client.infer(STREAM, good, sequence_id=sequence)
-    client.infer(STREAM, good, sequence_id=neighbour)
+    client.infer(STREAM, good, sequence_id=neighbour, sequence_end=True)
     client.infer(STREAM, good, sequence_id=sequence, sequence_start=True, sequence_end=True)
 
 
 def test_abandoned_sequences_make_room(server: TritonServer, over_grpc: Client) -> None:
-    """More streams than places, none of them ended: Triton gives the places away, newcomers are served."""
+    """Hundreds of streams that nobody ends do not keep a newcomer waiting."""
     chunk = {**voice(1), "SOURCE_AUDIO": hum(480)}
     abandoned = [next(_ids) for _ in range(200)]
     for number in abandoned:
