@@ -18,15 +18,20 @@ from autovoice import (
     InferenceTimeoutError,
     PassthroughWarning,
     PipelineConfig,
+    SequenceError,
+    UnavailableError,
     VoiceConversionError,
     VoiceConversionPipeline,
     backends,
     sessions,
 )
+from autovoice.circuit import CircuitBreaker
 from autovoice.embedded import EmbeddedExecutor
 from autovoice.executor import Sequence
 from autovoice.model_config import ModelSpec
 from autovoice.repository import ModelRepository
+from autovoice.resilience import ResilientExecutor
+from autovoice.results import StatsCounter
 
 RATE = 24_000
 
@@ -289,3 +294,98 @@ def test_what_a_callback_raises_is_not_an_engine_failure(toy: Path, voice: np.nd
     with pytest.raises(KeyboardInterrupt):
         pipeline.convert(np.ones(480, np.float32), voice, None, RATE, progress_callback=cancel)
     assert (pipeline.stats.failed, pipeline.stats.retries, pipeline.stats.passthroughs) == (1, 0, 0)
+
+
+class Flaky(EmbeddedExecutor):
+    """Keeps its sequences to itself, and fails while `error` is set."""
+
+    error: InferenceError | None = None
+    requests = 0
+
+    def infer(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        self.requests += 1
+        if self.error is not None:
+            raise self.error
+        return super().infer(*args, **kwargs)
+
+
+def server_with_fallback(toy: Path, stats: StatsCounter, **options: Any) -> tuple[Flaky, ResilientExecutor]:
+    primary = Flaky(ModelRepository(toy))
+    settings = {"retries": 0, "retry_delay_seconds": 1.0, "timeout": None, **options}
+    executor = ResilientExecutor(
+        primary, lambda: EmbeddedExecutor(ModelRepository(toy)), sequences_move=False, stats=stats, **settings
+    )
+    return primary, executor
+
+
+def test_a_sequence_stays_where_it_was_started(toy: Path, voice: np.ndarray) -> None:
+    """States do not travel between a server and this process, whoever is well at the moment."""
+    stats = StatsCounter()
+    primary, executor = server_with_fallback(toy, stats, breaker=CircuitBreaker(1, 0.0))
+    inputs = {
+        "SOURCE_AUDIO": np.ones((1, 240), np.float32),
+        "TARGET_EMBEDDING": voice[np.newaxis],
+        "PITCH_SHIFT": np.zeros((1, 1), np.float32),
+    }
+
+    def send(number: int, **position: bool) -> None:
+        executor.infer("voice_conversion_stream", inputs, sequence=Sequence(number, **position))
+
+    send(1, start=True)
+    primary.error = InferenceError("out of order")
+    send(2, start=True)
+    primary.error = None
+    send(2)
+    send(1)
+    assert primary.requests == 3  # both starts, and the rest of the first sequence
+    send(2, end=True)
+    assert stats.snapshot().fallbacks == 3
+    with pytest.raises(SequenceError):
+        send(2)
+    assert stats.snapshot().lost_sequences == 1
+
+
+def test_retries_wait_longer_each_time_and_end_at_the_deadline(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        pauses.append(seconds)
+
+    monkeypatch.setattr("autovoice.resilience.time.monotonic", lambda: now)
+    monkeypatch.setattr("autovoice.resilience.time.sleep", sleep)
+    stats = StatsCounter()
+    primary, executor = server_with_fallback(toy, stats, breaker=None, retries=50, timeout=30.0)
+    primary.error = InferenceError("busy")
+    executor.infer("target_pitch", {"EMBEDDING": np.full((1, 4), 0.5, np.float32)})
+    for number, pause in enumerate(pauses):
+        assert 0.5 * min(2**number, 10) <= pause <= min(2**number, 10)
+    assert len(set(pauses)) == len(pauses)
+    assert 20.0 <= now < 30.0
+    assert stats.snapshot().retries == len(pauses)
+    assert stats.snapshot().fallbacks == 1
+
+
+def test_without_fallback_callers_of_a_dead_engine_are_refused_at_once(toy: Path) -> None:
+    primary = Flaky(ModelRepository(toy))
+    primary.error = InferenceError("out of order")
+    executor = ResilientExecutor(
+        primary,
+        None,
+        breaker=CircuitBreaker(3, 60.0),
+        sequences_move=False,
+        retries=0,
+        retry_delay_seconds=0.0,
+        timeout=None,
+        stats=StatsCounter(),
+    )
+    for _ in range(5):
+        with pytest.raises(InferenceError) as failure:
+            executor.infer("target_pitch", {})
+    assert primary.requests == 3
+    assert isinstance(failure.value, UnavailableError)
+    assert "left alone" in str(failure.value)
