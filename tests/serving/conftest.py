@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,22 +13,15 @@ import pytest
 from autovoice.serving.options import ServeOptions
 from autovoice.serving.server import TritonServer
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
 
-from triton_calls import Client, grpc_client, http_client  # noqa: E402
+from triton_calls import Client, find_repository, grpc_client, http_client
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The repository of the checkout when its models are there, else the one in $AUTOVOICE_REPOSITORY."""
-    committed = ROOT / "model_repository"
-    if (committed / "voice_conversion" / "config.pbtxt").is_file():
-        return committed
-    configured = os.environ.get("AUTOVOICE_REPOSITORY")
-    if not configured:
-        pytest.fail(f"no models in {committed}; build them or set AUTOVOICE_REPOSITORY")
-    return Path(configured)
+    """See `find_repository`."""
+    return find_repository()
 
 
 @pytest.fixture(scope="session")
