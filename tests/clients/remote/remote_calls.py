@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from autovoice import VoiceConversionPipeline
+from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.serving.server import TritonServer
 
+ROOT = Path(__file__).resolve().parents[3]
 RATE = 24_000
 Open = Callable[..., VoiceConversionPipeline]
 
@@ -26,9 +29,21 @@ def hum(seconds: float, hertz: float = 140.0, rate: int = RATE) -> np.ndarray:
     return (0.1 * tone + 0.005 * noise).astype(np.float32)
 
 
+@cache
+def _recorded_voices() -> list[np.ndarray]:
+    with VoiceConversionPipeline(PipelineConfig(threads=1)) as pipeline:
+        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_*.flac"))]
+
+
 def speaker(seed: int) -> np.ndarray:
-    """A target voice [256]."""
-    embedding = np.random.default_rng(seed).standard_normal(256)
+    """A target voice [256], somewhere between two recorded ones.
+
+    On a random vector, a voice that nobody has, the models answer with filters so loud that float32 rounding
+    alone exceeds the tolerance.
+    """
+    first, second = _recorded_voices()
+    weight = seed * 0.618 % 1.0
+    embedding = (1.0 - weight) * first + weight * second
     return (embedding / np.linalg.norm(embedding)).astype(np.float32)
 
 
