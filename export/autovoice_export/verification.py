@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autovoice_export.onnx_export import ExportError
@@ -133,7 +135,7 @@ def _voice(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _run_session(
     session: onnxruntime.InferenceSession, stage: Stage, inputs: dict[str, Tensor], case: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     names = [tensor.name for tensor in stage.outputs]
     try:
         values = session.run(names, {name: value.numpy() for name, value in inputs.items()})
@@ -142,7 +144,9 @@ def _run_session(
     return dict(zip(names, values, strict=True))
 
 
-def _deviation(stage: str, name: str, expected: Tensor, found: np.ndarray, frames: int, batch: int) -> float:
+def _deviation(
+    stage: str, name: str, expected: Tensor, found: NDArray[Any], frames: int, batch: int
+) -> float:
     """Largest deviation of one output as a share of the tolerance."""
     where = f"{stage}: {name} at {frames} frames, batch {batch},"
     if tuple(found.shape) != tuple(expected.shape):

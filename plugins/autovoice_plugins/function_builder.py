@@ -77,7 +77,7 @@ class FunctionBuilder:
         angles = 2 * np.pi * np.arange(period) / period
         table = (np.cos(angles) if function == "cos" else np.sin(angles)).astype(np.float32)
         product = self.op("Mul", rows[:, None], columns[None, :])
-        return self.op("Gather", table, self.op("Mod", product, np.int64(period)[None]))
+        return self.op("Gather", table, self.op("Mod", product, np.array([period], dtype=np.int64)))
 
     def function(
         self,

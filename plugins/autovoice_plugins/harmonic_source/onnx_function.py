@@ -50,9 +50,9 @@ def harmonic_source_function(sample_rate: int, hop: int, waveform: str) -> Funct
 def _phases(b: FunctionBuilder, start: str, end: str, sample_rate: int, hop: int) -> tuple[str, str]:
     """Returns the wrapped phase at the start of every frame, [B, F, 1], and after the last, [B, 1]."""
     start, end = (b.op("Cast", value, to=TensorProto.DOUBLE) for value in (start, end))
-    cycles = b.op("Mul", b.op("Add", start, end), np.float64(hop / (2 * sample_rate))[()])
-    steps = b.op("Round", b.op("Mul", cycles, np.float64(PHASE_GRID)))
-    advance = b.op("Mul", steps, np.float64(1 / PHASE_GRID))
+    cycles = b.op("Mul", b.op("Add", start, end), np.array(hop / (2 * sample_rate)))
+    steps = b.op("Round", b.op("Mul", cycles, np.array(float(PHASE_GRID))))
+    advance = b.op("Mul", steps, np.array(1 / PHASE_GRID))
     phase = b.slice("STATE_IN", 1, 2, 1)
     total = b.op("CumSum", advance, np.array(1, dtype=np.int64))
     total = b.op("Add", total, b.op("Cast", phase, to=TensorProto.DOUBLE))

@@ -8,6 +8,8 @@ Yamagishi, ICASSP 2019) as RVC v2 uses it, with no overtones.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,9 +40,9 @@ def require_waveform(waveform: str, has_noise: bool) -> None:
 
 
 def harmonic_source_reference(
-    f0: NDArray[np.floating],
-    state: NDArray[np.floating],
-    noise: NDArray[np.floating] | None = None,
+    f0: NDArray[np.floating[Any]],
+    state: NDArray[np.floating[Any]],
+    noise: NDArray[np.floating[Any]] | None = None,
     *,
     sample_rate: int = SAMPLE_RATE,
     hop: int = HOP,

@@ -10,7 +10,7 @@ with a fixed threshold, so it holds in noise.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,8 @@ NO_DIP = 100.0
 
 def octave_cost(search: Lags) -> NDArray[np.float64]:
     """Returns the cost of a dip's lag, low to high, [high - low + 1]."""
-    return OCTAVE_COST * np.log2(np.arange(search.low, search.high + 1) / search.low)
+    octaves: NDArray[np.float64] = np.log2(np.arange(search.low, search.high + 1) / search.low)
+    return OCTAVE_COST * octaves
 
 
 def prefilter(sample_rate: int, hop: int) -> NDArray[np.float64]:
@@ -174,8 +175,8 @@ def pick_pitch(
 
 
 def pitch_yin_reference(
-    audio: NDArray[np.floating],
-    state: NDArray[np.floating],
+    audio: NDArray[np.floating[Any]],
+    state: NDArray[np.floating[Any]],
     *,
     sample_rate: int = SAMPLE_RATE,
     hop: int = HOP,

@@ -8,6 +8,7 @@ log magnitude, hence two constant matrices.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,7 +58,8 @@ def envelope_matrices(
 
 def fade_in(hop: int = HOP) -> NDArray[np.float64]:
     """Returns the rising half [hop] of a Hann window; reversed it is the fade out, and they add up to 1."""
-    return np.sin(np.pi * (np.arange(hop) + 0.5) / (2 * hop)) ** 2
+    rise: NDArray[np.float64] = np.sin(np.pi * (np.arange(hop) + 0.5) / (2 * hop)) ** 2
+    return rise
 
 
 def state_size(hop: int, fft_size: int, bands: int) -> int:
@@ -74,11 +76,11 @@ def state_size(hop: int, fft_size: int, bands: int) -> int:
 
 
 def spectral_synth_reference(
-    excitation: NDArray[np.floating],
-    noise: NDArray[np.floating],
-    harmonic_filter: NDArray[np.floating],
-    noise_filter: NDArray[np.floating],
-    state: NDArray[np.floating],
+    excitation: NDArray[np.floating[Any]],
+    noise: NDArray[np.floating[Any]],
+    harmonic_filter: NDArray[np.floating[Any]],
+    noise_filter: NDArray[np.floating[Any]],
+    state: NDArray[np.floating[Any]],
     *,
     sample_rate: int = SAMPLE_RATE,
     hop: int = HOP,
