@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from autovoice_export.checkpoint import load_checkpoint
+from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from autovoice_export.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.corpus.store import FORMAT
+from autovoice_training.train.blend import blend
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
 from autovoice_training.train.features import extract, read_features
@@ -264,6 +267,17 @@ def test_training_learns_and_publishes(corpus_folder: Path, tmp_path: Path) -> N
     average = trainer.average.module["synthesizer"].state_dict()
     for name, value in checkpoint.synthesizer.state_dict().items():
         torch.testing.assert_close(value, average[name])
+
+
+def test_blend_is_the_mean_of_two_checkpoints() -> None:
+    first, second = Checkpoint.untrained(1), Checkpoint.untrained(2)
+    before = [[p.clone() for p in c.synthesizer.parameters()] for c in (first, second)]
+    mean = blend(first, second)
+    for one, other, middle in zip(*before, mean.synthesizer.parameters(), strict=True):
+        torch.testing.assert_close(middle.data, (one + other) / 2)
+    smaller = replace(first, synthesizer=Synthesizer(SynthesizerConfig(channels=8)))
+    with pytest.raises(CheckpointError, match="synthesizer"):
+        blend(smaller, second)
 
 
 def test_config_refuses_unknown_settings(tmp_path: Path) -> None:
