@@ -532,7 +532,13 @@ class TestProcess:
             "-o",
             str(out / "x.wav"),
         ]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+        def heed() -> None:
+            # A shell starts its background jobs deaf to SIGINT, and their children inherit that.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
             deadline = time.monotonic() + 60
             while not any(out.iterdir()) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)

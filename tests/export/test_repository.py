@@ -78,7 +78,7 @@ def cross_wires(message: Any) -> None:
 
 
 def misname_output(message: Any) -> None:
-    step = message.ensemble_scheduling.step[0]
+    step = next(step for step in message.ensemble_scheduling.step if "CONTENT" in step.output_map)
     del step.output_map["CONTENT"]
     step.output_map["CONTENTS"] = "CONTENT"
 
