@@ -84,16 +84,9 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sampler(folder: Path, **options: float) -> PairSampler:
-    settings = {"human_share": 1.0, "self_share": 0.0, **options}
-    return PairSampler(
-        Corpus(folder),
-        folder / "features",
-        seed=5,
-        batch_size=6,
-        unpaired_items=2,
-        crop_frames=100,
-        **settings,
-    )
+    shares = {"human_share": 1.0, "self_share": 0.0}
+    size = {"batch_size": 6, "unpaired_items": 2, "crop_frames": 100}
+    return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **options})
 
 
 def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
@@ -133,18 +126,18 @@ def test_batches_depend_on_seed_and_step_alone(corpus_folder: Path) -> None:
     assert not torch.equal(first.batch(9).target, first.batch(10).target)
 
 
-def test_f0_of_a_batch_is_two_frames_late(corpus_folder: Path) -> None:
-    """The stored F0 counts frames, so a crop's first sample tells which frame the F0 should be."""
-    sampler = make_sampler(corpus_folder)
-    batch = sampler.batch(0)
-    rising = batch.f0[sampler.unpaired_items :, 2:]
-    torch.testing.assert_close(rising[:, 1:] - rising[:, :-1], torch.ones_like(rising[:, 1:]))
-    # A crop at the start of an utterance has no F0 yet for its first two indices.
-    sampler = make_sampler(corpus_folder)
-    utterance = sampler.targets["low"][1]
-    values = sampler._frames(sampler.features["low"].f0, utterance, -2, 0.0)
-    assert values[:2].tolist() == [0.0, 0.0]
-    assert values[2] == sampler.features["low"].f0[utterance.start_frame]
+def test_frames_of_a_batch_are_two_frames_late(corpus_folder: Path) -> None:
+    """A crop of the whole utterance starts at its first frame, which the features reach at index 2."""
+    sampler = make_sampler(corpus_folder, crop_frames=FRAMES)
+    by_voice = {u.speaker: u for u in sampler.groups["p1"]}
+    source, target = by_voice["low_w0"], by_voice["low"]
+    batch = sampler._collate([Pair(source, target, perturb=False)], np.random.default_rng(0))
+    stored = sampler.features["low"].f0[target.start_frame : target.start_frame + FRAMES]
+    assert batch.f0[0, :2].tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(batch.f0[0, 2:].numpy(), stored[:-2])
+    labels = sampler.corpus.phones("low_w0")[source.start_frame : source.start_frame + FRAMES]
+    assert batch.phones[0, :2].tolist() == [-1, -1]
+    np.testing.assert_array_equal(batch.phones[0, 2:].numpy(), labels[:-2])
 
 
 def test_sources_are_other_voices_saying_the_same(corpus_folder: Path) -> None:
