@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from autovoice.serving.server import TritonServer
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
 
-from remote_calls import Open, url
+from remote_calls import KEY, Open, url
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +69,29 @@ def remote(request: pytest.FixtureRequest, server: TritonServer, repository: Pat
     yield connect
     for pipeline in opened:
         pipeline.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for this machine that vouches for itself; its key lies beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext "
+        f"subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {folder}/key.pem -out {folder}/cert.pem"
+    )
+    subprocess.run(
+        shlex.split(command),
+        check=True,
+        capture_output=True,
+    )
+    return folder / "cert.pem"
+
+
+@pytest.fixture(scope="session")
+def guarded(start: Callable[..., TritonServer], certificate: Path) -> Iterator[TritonServer]:
+    """Asks for a key on both protocols and speaks TLS on gRPC."""
+    tls = {"tls_certificate": certificate, "tls_key": certificate.with_name("key.pem")}
+    with start(api_key=KEY, **tls) as server:
+        yield server

@@ -13,6 +13,7 @@ from autovoice.serving.server import TritonServer
 
 ROOT = Path(__file__).resolve().parents[3]
 RATE = 24_000
+KEY = "0123456789abcdef"
 Open = Callable[..., VoiceConversionPipeline]
 
 

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_calls import RATE, assert_same, hum, speaker, url
+from remote_calls import KEY, RATE, assert_same, hum, speaker, url
 
 from autovoice import ConfigurationError, PipelineConfig, UnavailableError, VoiceConversionPipeline
 from autovoice.serving.server import TritonServer
 
-KEY = "0123456789abcdef"
 SOURCE = hum(0.2)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for this machine that vouches for itself; its key lies beside it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext "
-        f"subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {folder}/key.pem -out {folder}/cert.pem"
-    )
-    subprocess.run(
-        shlex.split(command),
-        check=True,
-        capture_output=True,
-    )
-    return folder / "cert.pem"
-
-
-@pytest.fixture(scope="module")
-def guarded(start: Callable[..., TritonServer], certificate: Path) -> Iterator[TritonServer]:
-    """Asks for a key on both protocols and speaks TLS on gRPC."""
-    tls = {"tls_certificate": certificate, "tls_key": certificate.with_name("key.pem")}
-    with start(api_key=KEY, **tls) as server:
-        yield server
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -1,0 +1,196 @@
+"""The commands that convert, and their options; what they do lives in `cli_<command>.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autovoice.cli_options import (
+    RESULT,
+    DeviceOption,
+    EmbedFallbackOption,
+    FallbackOption,
+    JsonOption,
+    OverwriteOption,
+    RepositoryOption,
+    TargetOption,
+    ThreadsOption,
+)
+from autovoice.cli_remote import (
+    ApiKeyFileOption,
+    RetriesOption,
+    ServerOption,
+    TimeoutOption,
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    server_settings,
+)
+
+
+def convert(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
+    ],
+    target: TargetOption,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="A file for one source (its suffix is the format), a folder for more.",
+        ),
+    ],
+    pitch_shift: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Semitones up or down, or auto: from the source's median pitch to the target's.",
+        ),
+    ] = "0",
+    sample_rate: Annotated[
+        int | None, typer.Option(metavar="HZ", help="Rate of the output. Default: the source's.")
+    ] = None,
+    audio_format: Annotated[
+        Literal["wav", "flac", "ogg", "mp3"],
+        typer.Option("--format", help="Format of the files in a folder."),
+    ] = "wav",
+    overwrite: OverwriteOption = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=RESULT
+        ),
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=RESULT)
+    ] = False,
+    as_json: JsonOption = False,
+    repository: RepositoryOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    fallback: FallbackOption = "cpu",
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    timeout: TimeoutOption = None,
+    retries: RetriesOption = 2,
+) -> int:
+    """Convert recordings into the target's voice."""
+    from autovoice import PipelineConfig
+    from autovoice.cli_convert import Conversion, convert_files
+
+    if overwrite and skip_existing:
+        raise typer.BadParameter("--overwrite and --skip-existing contradict each other; give one of them")
+    request = Conversion(
+        sources=tuple(sources),
+        target=target,
+        output=output,
+        pitch_shift=pitch_shift,
+        sample_rate=sample_rate,
+        audio_format=audio_format,
+        existing="replace" if overwrite else "skip" if skip_existing else "refuse",
+        config=PipelineConfig(
+            repository=repository,
+            device=device,
+            threads=threads,
+            fallback=fallback,
+            **server_settings(server, api_key_file, tls_ca, tls_certificate, tls_key, timeout, retries),
+        ),
+    )
+    return convert_files(request, profile=profile, as_json=as_json)
+
+
+def embed(
+    references: Annotated[
+        list[Path],
+        typer.Argument(metavar="REFERENCE", help="Recordings of one voice, a few seconds each."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="VOICE.npy", help="The file to write.")],
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    repository: RepositoryOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    fallback: EmbedFallbackOption = "cpu",
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    timeout: TimeoutOption = None,
+    retries: RetriesOption = 2,
+) -> int:
+    """Write the embedding of a voice; several recordings are averaged."""
+    from autovoice import PipelineConfig
+    from autovoice.cli_embed import embed_references
+
+    config = PipelineConfig(
+        repository=repository,
+        device=device,
+        threads=threads,
+        fallback=fallback,
+        **server_settings(server, api_key_file, tls_ca, tls_certificate, tls_key, timeout, retries),
+    )
+    return embed_references(references, output, config, overwrite=overwrite, as_json=as_json)
+
+
+def stream(
+    simulate: Annotated[
+        Path, typer.Option(metavar="FILE", help="Recording to play as if a microphone heard it.")
+    ],
+    target: TargetOption,
+    chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
+    pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="HZ",
+            help="Rate of the simulated sound card. Default: the voice's own; resampling adds delay.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    repository: RepositoryOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    fallback: FallbackOption = "cpu",
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    timeout: TimeoutOption = None,
+    retries: RetriesOption = 2,
+) -> int:
+    """Convert a recording at the pace of real time and report latency and underruns."""
+    from autovoice import PipelineConfig
+    from autovoice.cli_stream import simulate_stream
+
+    config = PipelineConfig(
+        repository=repository,
+        device=device,
+        threads=threads,
+        fallback=fallback,
+        **server_settings(server, api_key_file, tls_ca, tls_certificate, tls_key, timeout, retries),
+    )
+    return simulate_stream(
+        simulate,
+        target,
+        config,
+        chunk_ms=chunk_ms,
+        pitch_shift=pitch_shift,
+        sample_rate=sample_rate,
+        output=output,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
