@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pytest processes; each imports torch, so memory rather than cores sets the sensible number.
 WORKERS ?= 2
-# Passed on to the command behind corpus, train, evaluate, export and bench.
+# Passed on to the command behind corpus, train, evaluate, export, bench and bench-triton.
 ARGS ?=
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
@@ -29,10 +29,10 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate export bench clean
+.PHONY: help demo test voices corpus train evaluate export bench bench-triton clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: $(VENV)/.demo ## convert the shipped sample into two voices; writes demo_output/
 	@$(BIN)/python demo/demo.py
@@ -62,6 +62,9 @@ export: $(VENV)/.train ## write model_repository/ from the checkpoint
 bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peers
 	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
 	@$(BIN)/python benchmarks/pitch.py $(ARGS)
+
+bench-triton: $(VENV)/.dev ## the server under load, with perf_analyzer and live streams
+	@$(BIN)/python benchmarks/triton.py $(ARGS)
 
 clean: ## remove the environment and the demo's output
 	rm -rf $(VENV) demo_output build

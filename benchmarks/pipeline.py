@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import typer
 from options import Quick, Repository, Results, Speech
-from plan import QUICK, Bench, Plan
+from plan import QUICK, Bench, Plan, load_material
 from processes import measure_cold_start, measure_memory, measure_stream
 from report import DEFAULT_RESULTS, Aim, Environment, Report, Section, fail, significant, skipped
-from speech import DEMO, SpeechError, find_recordings, load, looped
+from speech import SpeechError, find_recordings, load, looped
 from timing import cores, time_together
 from world import analyse_and_resynthesise, world_missing
 
@@ -21,19 +21,17 @@ from autovoice import (
     PipelineConfig,
     VoiceConversionError,
     VoiceConversionPipeline,
-    read_audio,
     save_embedding,
 )
 from autovoice.config import usable_cores
 
 PACKAGES = ("autovoice", "onnxruntime", "numpy", "soxr", "soundfile", "pyworld")
-TARGET = DEMO / "target_slt.flac"
 STAGES = ("content_encoder", "pitch_extractor", "synthesizer")
 
 MAX_RTF = 0.04
 
 
-def measure_conversion(bench: Bench) -> None:
+def measure_conversion(bench: Bench[Plan]) -> None:
     """RTF of every stage and in total beside WORLD's."""
     plan, report = bench.plan, bench.report
     peer = world_missing()
@@ -67,7 +65,7 @@ def measure_conversion(bench: Bench) -> None:
 
 
 def _conversion_row(
-    bench: Bench, pipeline: VoiceConversionPipeline, seconds: float, threads: int, *, with_peer: bool
+    bench: Bench[Plan], pipeline: VoiceConversionPipeline, seconds: float, threads: int, *, with_peer: bool
 ) -> dict[str, float | int]:
     source = bench.source(seconds)
     profiles: list[ConversionProfile] = []
@@ -109,7 +107,7 @@ def stage_medians(profiles: Sequence[ConversionProfile]) -> dict[str, float]:
     return {name: float(np.median([stages[name] for stages in merged])) for name in merged[0]}
 
 
-def measure_other_calls(bench: Bench) -> None:
+def measure_other_calls(bench: Bench[Plan]) -> None:
     """What else a service calls, on one thread."""
     seconds, batch = bench.plan.calls_s, 8
     source = bench.source(seconds)
@@ -165,20 +163,14 @@ def main(
     environment = Environment.here(PACKAGES)
     plan = QUICK if quick else Plan()
     try:
-        models = PipelineConfig(repository=repository).repository_path()
-        with VoiceConversionPipeline(PipelineConfig(repository=models, device="cpu")) as pipeline:
-            sample_rate = pipeline.sample_rate
-            embedding = pipeline.embed(*read_audio(TARGET))
-            name = pipeline.family.name
-        recordings = find_recordings(speech, 20)
-        material = np.concatenate([load(file, sample_rate) for file in recordings])
+        material = load_material(repository, speech)
     except (VoiceConversionError, SpeechError) as error:
         raise typer.Exit(fail(f"benchmark: {error}")) from error
     settings = {
         "quick": quick,
-        "family": name,
-        "weights": weights_of(models),
-        "speech": f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings, looped",
+        "family": material.family,
+        "weights": weights_of(material.repository),
+        "speech": material.origin,
         "lengths_s": plan.lengths_s,
         "threads": plan.threads,
         "repeats": plan.repeats,
@@ -186,8 +178,16 @@ def main(
     report = Report("pipeline", environment, settings)
     report.print_head()
     with tempfile.TemporaryDirectory(prefix="autovoice-bench-") as folder:
-        bench = Bench(models, material, sample_rate, embedding, Path(folder), plan, report)
-        save_embedding(bench.embedding_file, embedding)
+        bench = Bench(
+            material.repository,
+            material.speech,
+            material.sample_rate,
+            material.embedding,
+            Path(folder),
+            plan,
+            report,
+        )
+        save_embedding(bench.embedding_file, bench.embedding)
         measure_cold_start(bench)
         measure_conversion(bench)
         measure_other_calls(bench)

@@ -1,13 +1,20 @@
-"""How much the pipeline benchmark measures, and on what."""
+"""How much the pipeline benchmark measures, and what it shares with the others: models, voice and speech."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
+import numpy as np
 import soundfile
 from report import Report
-from speech import FloatArray, looped
+from speech import DEMO, FloatArray, find_recordings, load, looped
+
+from autovoice import PipelineConfig, VoiceConversionPipeline, read_audio
+
+TARGET = DEMO / "target_slt.flac"
+PlanT = TypeVar("PlanT")
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,49 @@ QUICK = Plan(
 
 
 @dataclass(frozen=True)
-class Bench:
+class Material:
+    """What is converted, and into what.
+
+    Attributes:
+        repository: of the models.
+        family: of the models.
+        sample_rate: of the models, Hz.
+        embedding: target voice [256].
+        speech: source audio [T] at the models' rate.
+        origin: of the speech, in words.
+    """
+
+    repository: Path
+    family: str
+    sample_rate: int
+    embedding: FloatArray
+    speech: FloatArray
+    origin: str
+
+
+def load_material(repository: Path | None, speech: Path | None) -> Material:
+    """Embeds the target voice and reads the speech.
+
+    Args:
+        repository: None for the one that `autovoice` finds.
+        speech: folder of recordings; None for those of the demo.
+
+    Raises:
+        VoiceConversionError: the models cannot be used.
+        SpeechError: there is no speech.
+    """
+    models = PipelineConfig(repository=repository).repository_path()
+    with VoiceConversionPipeline(PipelineConfig(repository=models, device="cpu")) as pipeline:
+        sample_rate, family = pipeline.sample_rate, pipeline.family.name
+        embedding = pipeline.embed(*read_audio(TARGET))
+    recordings = find_recordings(speech, 20)
+    origin = f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings, looped"
+    audio = np.concatenate([load(file, sample_rate) for file in recordings])
+    return Material(models, family, sample_rate, embedding, audio, origin)
+
+
+@dataclass(frozen=True)
+class Bench(Generic[PlanT]):
     """What all measurements share.
 
     Attributes:
@@ -65,7 +114,7 @@ class Bench:
     sample_rate: int
     embedding: FloatArray
     folder: Path
-    plan: Plan
+    plan: PlanT
     report: Report
 
     @property

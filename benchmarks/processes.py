@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from plan import Bench
+from plan import Bench, Plan
 from report import Aim, Section, significant
 
 from autovoice import write_audio
@@ -21,7 +21,7 @@ MAX_MEMORY_MB = 500
 MAX_MEMORY_GROWTH = 1.05
 
 
-def measure_cold_start(bench: Bench) -> None:
+def measure_cold_start(bench: Bench[Plan]) -> None:
     """From starting a process to one converted second, through the API and through the command line."""
     source = bench.source_file(1)
     output = bench.folder / "cold.wav"
@@ -71,7 +71,7 @@ def measure_cold_start(bench: Bench) -> None:
     )
 
 
-def measure_memory(bench: Bench) -> None:
+def measure_memory(bench: Bench[Plan]) -> None:
     """Peak memory of converting files, each in its own process."""
     rows = []
     for seconds in bench.plan.memory_lengths_s:
@@ -113,7 +113,7 @@ def measure_memory(bench: Bench) -> None:
     ]
 
 
-def measure_stream(bench: Bench) -> None:
+def measure_stream(bench: Bench[Plan]) -> None:
     """Latency of live chunks, played at the pace of real time by the command line's simulation."""
     source = bench.folder / "stream.wav"
     write_audio(source, bench.source(bench.plan.stream_s), bench.sample_rate)

@@ -58,17 +58,22 @@ def time_together(calls: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 
 @contextmanager
-def cores(count: int) -> Iterator[None]:
+def cores(count: int, *, first: bool = False) -> Iterator[None]:
     """Keeps all threads of this process, and what it starts, on `count` cores inside the block.
 
     A thread count alone binds only the library that reads it; BLAS, OpenMP and PyTorch each have a pool of
     their own. Does nothing where the system cannot do it.
+
+    Args:
+        count: how many.
+        first: the first ones of the machine rather than the last.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     allowed = os.sched_getaffinity(0)
-    _bind(set(sorted(allowed)[-count:]))
+    ordered = sorted(allowed)
+    _bind(set(ordered[:count] if first else ordered[-count:]))
     try:
         yield
     finally:

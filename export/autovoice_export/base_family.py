@@ -115,6 +115,16 @@ def _next_state(size: int) -> StageTensor:
     return StageTensor(STATE_OUTPUT, (size,))
 
 
+STREAM_QUEUE_DELAY_US = 3000
+"""How long the first stage of live streams waits for chunks of others. A small batch costs little more than a
+single chunk, so that a server carries more streams (`benchmarks/triton.py`); a lone one pays with 3 ms."""
+
+
+def _queue_delay(stage: Stage) -> int:
+    # Chunks that waited together stay together: the stages behind the first need not wait again.
+    return STREAM_QUEUE_DELAY_US if stage.name == "pitch_extractor" else 0
+
+
 def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyModelConfig, ...]:
     """Configs of all stages, of the stream variants of those with state, and of the ensembles."""
     configs: list[AnyModelConfig] = []
@@ -135,7 +145,10 @@ def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyM
                     tuple(tensor for tensor in inputs if tensor.name != STATE_INPUT),
                     tuple(tensor for tensor in outputs if tensor.name != STATE_OUTPUT),
                     MAX_BATCH_SIZE,
-                    batching=SequenceBatching((StateConfig(STATE_INPUT, STATE_OUTPUT, stage.state_size),)),
+                    batching=SequenceBatching(
+                        (StateConfig(STATE_INPUT, STATE_OUTPUT, stage.state_size),),
+                        max_queue_delay_us=_queue_delay(stage),
+                    ),
                     instances=where,
                 )
             )

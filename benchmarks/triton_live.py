@@ -1,0 +1,155 @@
+"""How many live streams a server carries, and what its waiting for company is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from live_streams import LiveLoad, play
+from report import Aim, Section, significant, skipped
+from served import observed, serving
+from timing import cores
+from triton_plan import CHUNK_S, STREAM, TritonBench
+
+from autovoice.config import usable_cores
+from autovoice.model_config import parse_config
+from autovoice.repository import CONFIG_FILENAME, ModelRepository
+from autovoice.serving.overrides import write_view
+from autovoice.serving.server import TritonServer
+
+MIN_STREAMS = 8
+_NOTE = (
+    "One chunk of 20 ms from each stream every 20 ms, streams out of step, each on its own connection. "
+    "Latency from when a chunk has been heard to when its conversion is here; the wait before sending "
+    "(lateness) is part of it. Counts grow until p99 is no longer below the chunk."
+)
+
+
+def measure_live(bench: TritonBench) -> None:
+    """Streams at the pace of real time: as served, without waiting for company, and on a single core."""
+    count = usable_cores()
+    tables = {
+        "live": f"live streams, server and clients together on {count} cores",
+        "live_undelayed": f"the same on {count} cores, no chunk waiting for those of other streams",
+        "live_one_core": "live streams, the server on one core and the clients on another",
+    }
+    for name, title in tables.items():
+        if name == "live_one_core" and count < 2:
+            skipped(bench.report.console, title, "this process may use one core only")
+            continue
+        rows = _one_core_rows(bench) if name == "live_one_core" else _all_core_rows(bench, name)
+        bench.report.add(name, Section(title, rows, _NOTE))
+    held = {
+        name: streams_held(bench.report.sections[name].rows)
+        for name in tables
+        if name in bench.report.sections
+    }
+    rows = [
+        {
+            "server": tables[name],
+            "streams": streams,
+            "per_core": streams / (1 if name == "live_one_core" else count),
+        }
+        for name, streams in held.items()
+    ]
+    bench.report.add("live_held", Section(f"live streams with p99 below {CHUNK_S * 1e3:g} ms", rows))
+    aimed = [row for row in bench.report.sections["live"].rows if row["streams"] == MIN_STREAMS]
+    for row in aimed:
+        bench.report.aims.append(
+            Aim(
+                f"p99 of {MIN_STREAMS} live streams on {count} cores",
+                f"< {CHUNK_S * 1e3:g} ms",
+                f"{row['p99_ms']:.1f} ms",
+                held["live"] >= MIN_STREAMS,
+            )
+        )
+
+
+def _all_core_rows(bench: TritonBench, name: str) -> list[dict[str, Any]]:
+    repository = bench.repository
+    if name == "live_undelayed":
+        repository = write_undelayed(repository, bench.folder / "undelayed")
+    with serving(repository) as server:
+        return _rows(bench, server)
+
+
+def _one_core_rows(bench: TritonBench) -> list[dict[str, Any]]:
+    with ExitStack() as stack:
+        with cores(1):
+            server = stack.enter_context(serving(bench.repository))
+        with cores(1, first=True):
+            return _rows(bench, server)
+
+
+def write_undelayed(repository: Path, view: Path) -> Path:
+    """A view of a repository in which no chunk of a stream waits for others; returns it."""
+    from google.protobuf import text_format
+
+    write_view(ModelRepository(repository), view, instances=None, threads=None)
+    for file in view.glob(f"*/{CONFIG_FILENAME}"):
+        config = parse_config(file.read_text(encoding="utf-8"), str(file))
+        if config.sequence_batching.oldest.max_queue_delay_microseconds:
+            config.sequence_batching.oldest.max_queue_delay_microseconds = 0
+            file.write_text(text_format.MessageToString(config), encoding="utf-8")
+    return view
+
+
+def _rows(bench: TritonBench, server: TritonServer) -> list[dict[str, Any]]:
+    authority = server.options.grpc_url.partition("://")[2]
+    voice = {name: value[np.newaxis] for name, value in bench.voice.items()}
+    steps = bench.steps(STREAM)
+    rows: list[dict[str, Any]] = []
+    for streams in bench.plan.live:
+        load = LiveLoad(streams, CHUNK_S, bench.plan.live_s)
+        with (
+            bench.report.console.status(f"{streams} live streams"),
+            observed(server.options.http_url, steps) as stages,
+        ):
+            result = play(authority, load, bench.speech, bench.sample_rate, voice)
+        rows.append(live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages))
+        if not rows[-1]["holds"]:
+            break
+    return rows
+
+
+def live_row(
+    streams: int, latencies_s: Any, lateness_s: Any, failures: int, stages: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of one count of streams.
+
+    Args:
+        streams: how many.
+        latencies_s: of every chunk.
+        lateness_s: of every chunk.
+        failures: streams that did not reach their end.
+        stages: what the server says, the ensemble first.
+    """
+    latencies = 1e3 * latencies_s
+    p50, p95, p99 = (round(float(value), 2) for value in np.percentile(latencies, (50, 95, 99)))
+    return {
+        "streams": streams,
+        "chunks": latencies.size,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "max_ms": round(float(latencies.max()), 2),
+        "late_percent": significant(float(np.mean(latencies >= CHUNK_S * 1e3)) * 100),
+        "lateness_p99_ms": round(float(np.percentile(lateness_s, 99)) * 1e3, 2),
+        "server_ms": stages[0]["total_ms"],
+        "batch": max(stage["batch"] or 0.0 for stage in stages),
+        "failed_streams": failures,
+        "holds": p99 < CHUNK_S * 1e3 and not failures,
+    }
+
+
+def streams_held(rows: Sequence[Any]) -> int:
+    """The highest number of streams up to which every count held."""
+    held = 0
+    for row in rows:
+        if not row["holds"]:
+            break
+        held = int(row["streams"])
+    return held
