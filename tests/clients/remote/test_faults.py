@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from remote_calls import RATE, assert_same, hum, speaker, url
 
@@ -50,6 +51,12 @@ class Ward:
         if self.is_alive:
             os.kill(self.pid, signal.SIGKILL)
             self.server.wait()
+
+    def kill_backend(self, model: str) -> None:
+        """End the process that serves a model."""
+        children = psutil.Process(self.pid).children(recursive=True)
+        (victim,) = [child for child in children if any(f"/{model}/" in part for part in child.cmdline())]
+        victim.kill()
 
     def revive(self) -> None:
         if self.is_alive:
@@ -150,6 +157,36 @@ def test_killed_under_load_without_fallback_everyone_gets_one_typed_error(
         else:
             assert isinstance(made, UnavailableError), repr(made)
     assert sum(isinstance(made, UnavailableError) for _, made in outcomes) >= 6
+
+
+@pytest.mark.parametrize(("protocol", "fallback"), [("grpc", "raise"), ("http", "cpu")])
+def test_a_backend_process_killed_under_load_costs_no_one_a_right_answer(
+    ward: Ward, repository: Path, embedded: VoiceConversionPipeline, protocol: str, fallback: str
+) -> None:
+    """The server stays and mends itself: everyone has his own audio, from here or there, or a typed error."""
+    with pipeline_over(
+        ward, repository, protocol, fallback=fallback, retries=1, timeout_seconds=30.0
+    ) as pipeline:
+        outcomes = under_load(pipeline, lambda: ward.kill_backend("synthesizer"))
+        expected = [embedded.convert(SOURCE, speaker(number), None, RATE) for number in range(6)]
+        failures = [made for _, made in outcomes if not isinstance(made, np.ndarray)]
+        for number, made in outcomes:
+            if isinstance(made, np.ndarray):
+                assert_same(made, expected[number])
+        assert all(isinstance(made, InferenceError) for made in failures), failures
+        assert fallback == "raise" or not failures
+        assert pipeline.stats.fallbacks + len(failures) > 0  # the blow was felt
+        # Without a fallback, until the model is back.
+        deadline = time.monotonic() + PATIENCE
+        with pipeline_over(ward, repository, protocol, fallback="raise", retries=0) as alone:
+            while True:
+                try:
+                    made = alone.convert(SOURCE, speaker(1), None, RATE)
+                    break
+                except InferenceError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+        assert_same(made, expected[1])
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
