@@ -174,8 +174,8 @@ def measure_sequences(bench: TritonBench, server: TritonServer, analyzer: PerfAn
             f"streams in chunks of {CHUNK_S * 1e3:g} ms over gRPC",
             rows,
             "perf_analyzer. concurrency: so many streams, each sending a chunk when it has the last one's "
-            f"answer; rate: {MIN_STREAMS} streams in turns, {1 / CHUNK_S:g} chunks a second each. Latency begins "
-            "when a chunk is sent: those held back look quicker than they were; see the live streams.",
+            f"answer; rate: {MIN_STREAMS} streams in turns, {1 / CHUNK_S:g} chunks a second each. Latency "
+            "begins when a chunk is sent: those held back look quicker than they were; see the live streams.",
         ),
     )
     _add_stages(bench, "sequence_stages", "where these chunks spent their time", stages)
