@@ -178,15 +178,7 @@ def main(
     report = Report("pipeline", environment, settings)
     report.print_head()
     with tempfile.TemporaryDirectory(prefix="autovoice-bench-") as folder:
-        bench = Bench(
-            material.repository,
-            material.speech,
-            material.sample_rate,
-            material.embedding,
-            Path(folder),
-            plan,
-            report,
-        )
+        bench = Bench.over(material, Path(folder), plan, report)
         save_embedding(bench.embedding_file, bench.embedding)
         measure_cold_start(bench)
         measure_conversion(bench)

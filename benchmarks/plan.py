@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import soundfile
@@ -12,6 +12,9 @@ from report import Report
 from speech import DEMO, FloatArray, find_recordings, load, looped
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, read_audio
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TARGET = DEMO / "target_slt.flac"
 PlanT = TypeVar("PlanT")
@@ -116,6 +119,12 @@ class Bench(Generic[PlanT]):
     folder: Path
     plan: PlanT
     report: Report
+
+    @classmethod
+    def over(cls, material: Material, folder: Path, plan: PlanT, report: Report) -> Self:
+        """What all measurements share, around that material."""
+        m = material
+        return cls(m.repository, m.speech, m.sample_rate, m.embedding, folder, plan, report)
 
     @property
     def embedding_file(self) -> Path:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,50 @@ def stage_rows(before: Statistics, after: Statistics, models: Sequence[str]) -> 
             row[f"{part}_ms"] = None if is_ensemble else round(spent, 3)
         rows.append(row)
     return rows
+
+
+@dataclass
+class Occupation:
+    """How busy a machine was.
+
+    Attributes:
+        others: share of all its processor time that went to neither this process nor the server, 0 to 1; None
+            where the system does not tell.
+    """
+
+    others: float | None = None
+
+
+@contextmanager
+def occupied(server: TritonServer) -> Iterator[Occupation]:
+    """Gives a record that says, after the block, what others did to the machine inside it."""
+    measured = Occupation()
+    assert server.process is not None
+    begun, before = time.perf_counter(), foreign_seconds(server.process.pid)
+    yield measured
+    after = foreign_seconds(server.process.pid)
+    if before is not None and after is not None:
+        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        measured.others = max(after - before, 0.0) / spent
+
+
+def foreign_seconds(group: int) -> float | None:
+    """Processor time that went to anything but this process and the process group of a server."""
+    tick = float(os.sysconf("SC_CLK_TCK"))
+    try:
+        user, nice, system, _, _, interrupts, soft, stolen = map(
+            int, Path("/proc/stat").read_text().split()[1:9]
+        )
+    except (OSError, ValueError):
+        return None
+    ours = 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):  # it ended while it was looked at
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == group or int(folder.name) == os.getpid():
+                    ours += int(fields[11]) + int(fields[12])
+    return (user + nice + system + interrupts + soft + stolen - ours) / tick
 
 
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any], what: str, unit: str) -> int:

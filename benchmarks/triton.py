@@ -240,15 +240,7 @@ def main(
     report.print_head()
     try:
         with tempfile.TemporaryDirectory(prefix="autovoice-bench-") as folder:
-            bench = TritonBench(
-                material.repository,
-                material.speech,
-                material.sample_rate,
-                material.embedding,
-                Path(folder),
-                plan,
-                report,
-            )
+            bench = TritonBench.over(material, Path(folder), plan, report)
             with serving(bench.repository) as server:
                 measure_ratio(bench, server)
                 measure_shared_memory(bench, server)

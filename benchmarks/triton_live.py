@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from live_streams import LiveLoad, play
 from report import Aim, Section, significant, skipped
-from served import observed, serving
+from served import observed, occupied, serving
 from timing import cores
 from triton_plan import CHUNK_S, STREAM, TritonBench
 
@@ -25,7 +25,8 @@ _GIVE_UP_AFTER = 2  # counts in a row that did not hold: one may be another tena
 _NOTE = (
     "One chunk of 20 ms from each stream every 20 ms, streams out of step, each on its own connection. "
     "Latency from when a chunk has been heard to when its conversion is here; the wait before sending "
-    "(lateness) is part of it. Counts grow until two in a row have a p99 that is not below the chunk."
+    "(lateness) is part of it. Counts grow until two in a row have a p99 that is not below the chunk. "
+    "others: share of the machine that went to other processes: such a row is worse than it should be."
 )
 
 
@@ -108,9 +109,13 @@ def _rows(bench: TritonBench, server: TritonServer) -> list[dict[str, Any]]:
         with (
             bench.report.console.status(f"{streams} live streams"),
             observed(server.options.http_url, steps) as stages,
+            occupied(server) as occupation,
         ):
             result = play(authority, load, bench.speech, bench.sample_rate, voice)
-        rows.append(live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages))
+        row = live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages)
+        if occupation.others is not None:
+            row["others_percent"] = round(100 * occupation.others, 1)
+        rows.append(row)
         if not any(row["holds"] for row in rows[-_GIVE_UP_AFTER:]) and len(rows) >= _GIVE_UP_AFTER:
             break
     return rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_streams import LiveLoad, chunk_requests, play
 from perf_analyzer import Load, PerfAnalyzerError, read_figures, write_requests, write_sequences
-from served import stage_rows
+from served import foreign_seconds, stage_rows
 from triton_live import live_row, streams_held, write_undelayed
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -205,3 +207,17 @@ def test_the_view_without_delay_differs_in_nothing_else(repository: Path, tmp_pa
             changed.sequence_batching.oldest.max_queue_delay_microseconds = delays[-1]
         assert changed == served
     assert sum(delays) > 0
+
+
+def test_the_servers_own_work_is_not_that_of_others() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"
+    command = [sys.executable, "-c", burn]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        without_it = foreign_seconds(child.pid)
+        with_it = foreign_seconds(-1)
+        child.kill()
+    assert without_it is not None
+    assert with_it is not None
+    assert with_it - without_it >= 0.45

@@ -208,3 +208,14 @@ def test_unwritable_cache_is_named(tmp_path: Path) -> None:
     blocked.touch()
     with pytest.raises(ConfigurationError, match="XDG_CACHE_HOME"):
         backend_directory(Installation(executable, tmp_path / "opt" / "backends"), blocked / "cache")
+
+
+def test_memory_settings_of_the_caller_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Installation(tmp_path / "tritonserver", tmp_path)
+    names = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert "hugetlb=1" in found.environment()["GLIBC_TUNABLES"]
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+    assert {found.environment()[name] for name in names} == {"mine"}

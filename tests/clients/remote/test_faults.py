@@ -55,7 +55,8 @@ class Ward:
     def kill_backend(self, model: str) -> None:
         """End the process that serves a model."""
         children = psutil.Process(self.pid).children(recursive=True)
-        (victim,) = [child for child in children if any(f"/{model}/" in part for part in child.cmdline())]
+        living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        (victim,) = [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
         victim.kill()
 
     def revive(self) -> None:
@@ -231,7 +232,7 @@ def test_without_its_server_a_stream_goes_on_embedded(
         assert_same(made, embedded.convert(source, speaker(2), None, RATE))
         assert_same(np.concatenate(parts), embedded.convert(source, speaker(3), None, RATE))
         assert pipeline.stats.fallbacks > 4
-        assert pipeline.device == "cpu"
+        assert "cpu" in pipeline.stats.device_use
 
 
 def test_long_streams_go_on_in_voice_and_time(
