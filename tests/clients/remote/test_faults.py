@@ -165,6 +165,8 @@ def test_a_backend_process_killed_under_load_costs_no_one_a_right_answer(
     ward: Ward, repository: Path, embedded: VoiceConversionPipeline, protocol: str, fallback: str
 ) -> None:
     """The server stays and mends itself: everyone has his own audio, from here or there, or a typed error."""
+    ward.kill()
+    ward.revive()  # a server that nothing has befallen yet
     with pipeline_over(
         ward, repository, protocol, fallback=fallback, retries=1, timeout_seconds=30.0
     ) as pipeline:
