@@ -13,7 +13,7 @@ from rich.table import Table
 
 from autovoice import ModelRepository, PipelineConfig, __version__, available_devices
 from autovoice.config import usable_cores
-from autovoice.family import OFFLINE
+from autovoice.family import BASE_VOICE
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "soundfile", "soxr")
 
@@ -60,7 +60,7 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
         "versions": {name: version for name, version in versions.items() if version},
         "repository": str(Path(repository.path).resolve()),
         "checked": checked,
-        "voice": dict(repository.spec(OFFLINE).parameters) if OFFLINE in repository.names() else {},
+        "voice": dict(repository.spec(BASE_VOICE).parameters) if BASE_VOICE in repository.names() else {},
         "models": models,
     }
 
