@@ -65,6 +65,7 @@ class VoiceAnalysis:
                 stats=self._counter,
             )
         self._family = open_voice(self._executor, self._config.voice)
+        self._family.check_settings(self._config.voice_settings)
         self._runner = Runner(self._executor, self._family, self._config, self._counter)
         self._embeddings = EmbeddingCache(self._config.embedding_cache_size)
         self._closed = False

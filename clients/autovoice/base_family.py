@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from autovoice.pitch import (
     track_source_f0,
 )
 from autovoice.results import FloatArray
+from autovoice.rvc_settings import RvcSettings
 from autovoice.sources import Source
 
 MAX_PADDING = 0.25  # share of a batch's row that may be padding
@@ -39,6 +40,8 @@ class BaseFamily(VoiceFamily):
         embedding_size: length of a voice embedding.
     """
 
+    takes_embedding: ClassVar[bool] = True
+
     lookahead_samples: int
     embedding_size: int
 
@@ -47,13 +50,21 @@ class BaseFamily(VoiceFamily):
         """Whole frames by which features trail the audio they describe."""
         return self.lookahead_samples // self.frame_samples
 
+    def check_settings(self, settings: RvcSettings | None) -> None:
+        """See `VoiceFamily.check_settings`; it has none."""
+        if settings is not None:
+            raise ConfigurationError(
+                "speaker, index_rate, protect and rms_mix are settings of imported voices, which "
+                f"{self.voice!r} is not; name another voice or leave them out"
+            )
+
+    def check_shift(self, shift: Any, *, live: bool = False) -> float | None:
+        """See `VoiceFamily.check_shift`."""
+        return check_shift(shift, live=live)
+
     def target(self, request: VoiceRequest, source: Source | None, config: PipelineConfig) -> Target:
         """See `VoiceFamily.target`."""
-        if request.voice_settings is not None or config.voice_settings is not None:
-            raise ConfigurationError(
-                f"voice_settings are for imported voices, and {self.voice!r} has none; name a voice or "
-                "leave them out"
-            )
+        self.check_settings(request.voice_settings)
         if request.target_embedding is None:
             raise EmbeddingError(
                 f"target embedding is missing, and {self.voice!r} speaks only as one tells it; pass one made "
@@ -71,7 +82,7 @@ class BaseFamily(VoiceFamily):
                 config.f0_max,
             )
         embedding = check_embedding(request.target_embedding, self.embedding_size)
-        shift = check_shift(request.pitch_shift_semitones, live=source is None)
+        shift = self.check_shift(request.pitch_shift_semitones, live=source is None)
         return Target(_tensors(embedding), shift, median, f0)
 
     def neutral_target(self) -> Target:

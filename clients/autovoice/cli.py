@@ -17,6 +17,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from autovoice.cli_conversions import convert, embed, stream
+from autovoice.cli_options import JsonOption, RepositoryOption
+
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -31,182 +34,30 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_ENGINE = "Engine"
-_RESULT = "Result"
 _SECURITY = "Security"
 _LOG = "Log and traces"
 
-TargetOption = Annotated[
-    Path,
-    typer.Option(
-        "--target",
-        "-t",
-        metavar="FILE",
-        help="A recording of the target voice, or a .npy made by `embed`.",
-    ),
-]
-RepositoryOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Model repository. Default: $AUTOVOICE_REPOSITORY, else the checkout's model_repository.",
-        rich_help_panel=_ENGINE,
-    ),
-]
-DeviceOption = Annotated[
-    Literal["auto", "cuda", "cpu"], typer.Option(help="Where the models run.", rich_help_panel=_ENGINE)
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="CPU threads per model. Default: the usable cores, up to 4.",
-        rich_help_panel=_ENGINE,
-    ),
-]
-FallbackOption = Annotated[
-    Literal["cpu", "passthrough", "raise"],
-    typer.Option(
-        help="When the engine fails: use the CPU, hand back the unconverted input (flagged), or stop.",
-        rich_help_panel=_ENGINE,
-    ),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace outputs that exist.", rich_help_panel=_RESULT)
-]
-JsonOption = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RESULT),
-]
+
+for _command in (convert, embed, stream):
+    app.command()(_command)
 
 
 @app.command()
-def convert(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(metavar="SOURCE", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
-    ],
-    target: TargetOption,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="A file for one source (its suffix is the format), a folder for more.",
-        ),
-    ],
-    pitch_shift: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto",
-            help="Semitones up or down, or auto: from the source's median pitch to the target's.",
-        ),
-    ] = "0",
-    sample_rate: Annotated[
-        int | None, typer.Option(metavar="HZ", help="Rate of the output. Default: the source's.")
-    ] = None,
-    audio_format: Annotated[
-        Literal["wav", "flac", "ogg", "mp3"],
-        typer.Option("--format", help="Format of the files in a folder."),
-    ] = "wav",
-    overwrite: OverwriteOption = False,
-    skip_existing: Annotated[
-        bool,
-        typer.Option(
-            "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=_RESULT
-        ),
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=_RESULT)
-    ] = False,
-    as_json: JsonOption = False,
+def voices(
     repository: RepositoryOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    fallback: FallbackOption = "cpu",
-) -> int:
-    """Convert recordings into the target's voice."""
-    from autovoice import PipelineConfig
-    from autovoice.cli_convert import Conversion, convert_files
-
-    if overwrite and skip_existing:
-        raise typer.BadParameter("--overwrite and --skip-existing contradict each other; give one of them")
-    request = Conversion(
-        sources=tuple(sources),
-        target=target,
-        output=output,
-        pitch_shift=pitch_shift,
-        sample_rate=sample_rate,
-        audio_format=audio_format,
-        existing="replace" if overwrite else "skip" if skip_existing else "refuse",
-        config=PipelineConfig(repository=repository, device=device, threads=threads, fallback=fallback),
-    )
-    return convert_files(request, profile=profile, as_json=as_json)
-
-
-@app.command()
-def embed(
-    references: Annotated[
-        list[Path],
-        typer.Argument(metavar="REFERENCE", help="Recordings of one voice, a few seconds each."),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="VOICE.npy", help="The file to write.")],
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-    repository: RepositoryOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-) -> int:
-    """Write the embedding of a voice; several recordings are averaged."""
-    from autovoice import PipelineConfig
-    from autovoice.cli_embed import embed_references
-
-    config = PipelineConfig(repository=repository, device=device, threads=threads)
-    return embed_references(references, output, config, overwrite=overwrite, as_json=as_json)
-
-
-@app.command()
-def stream(
-    simulate: Annotated[
-        Path, typer.Option(metavar="FILE", help="Recording to play as if a microphone heard it.")
-    ],
-    target: TargetOption,
-    chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
-    pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
-    sample_rate: Annotated[
-        int | None,
+    server: Annotated[
+        str | None,
         typer.Option(
-            metavar="HZ",
-            help="Rate of the simulated sound card. Default: the voice's own; resampling adds delay.",
+            metavar="URL",
+            help="List those of a server: grpc://host:port or http://host:port. Its key: $AUTOVOICE_API_KEY.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
-    ] = None,
-    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    repository: RepositoryOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    fallback: FallbackOption = "cpu",
 ) -> int:
-    """Convert a recording at the pace of real time and report latency and underruns."""
-    from autovoice import PipelineConfig
-    from autovoice.cli_stream import simulate_stream
+    """List the voices of the model repository or of a server."""
+    from autovoice.cli_voices import show_voices
 
-    config = PipelineConfig(repository=repository, device=device, threads=threads, fallback=fallback)
-    return simulate_stream(
-        simulate,
-        target,
-        config,
-        chunk_ms=chunk_ms,
-        pitch_shift=pitch_shift,
-        sample_rate=sample_rate,
-        output=output,
-        overwrite=overwrite,
-        as_json=as_json,
-    )
+    return show_voices(repository, server, as_json=as_json)
 
 
 @app.command()

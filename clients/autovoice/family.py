@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -137,7 +137,10 @@ class VoiceFamily(ABC):
         output_sample_rate: of the audio it gives, Hz.
         frame_samples: samples per 10 ms frame at `sample_rate`.
         max_batch_size: of its ensembles.
+        takes_embedding: whether a target embedding says who is to be heard.
     """
+
+    takes_embedding: ClassVar[bool]
 
     name: str
     voice: str
@@ -158,6 +161,22 @@ class VoiceFamily(ABC):
     def source_samples(self, converted: int) -> int:
         """Samples of the source from which at least `converted` are made."""
         return -(-converted * self.sample_rate // self.output_sample_rate)
+
+    @abstractmethod
+    def check_settings(self, settings: RvcSettings | None) -> None:
+        """Refuse settings that this voice does not have.
+
+        Raises:
+            ConfigurationError: naming the first of them.
+        """
+
+    @abstractmethod
+    def check_shift(self, shift: Any, *, live: bool = False) -> float | None:
+        """Return a pitch shift in semitones, or None for `"auto"`.
+
+        Raises:
+            PitchError: beyond two octaves, or nothing that this voice can do.
+        """
 
     @abstractmethod
     def target(self, request: VoiceRequest, source: Source | None, config: PipelineConfig) -> Target:

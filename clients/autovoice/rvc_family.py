@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from autovoice.windows import WindowConverter
 RVC = "rvc"
 WINDOW_SUFFIX = "_window"
 DEFAULT_CORE_SECONDS = 0.25
-_UNPROTECTED = 0.5
+UNPROTECTED = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class RvcFamily(VoiceFamily):
         defaults: settings of the voice, none of them None.
     """
 
+    takes_embedding: ClassVar[bool] = False
+
     grid_samples: int
     context_left_samples: int
     context_right_samples: int
@@ -54,6 +56,42 @@ class RvcFamily(VoiceFamily):
         """The ensemble that converts a piece of a source."""
         return self.voice + WINDOW_SUFFIX
 
+    def check_settings(self, settings: RvcSettings | None) -> None:
+        """See `VoiceFamily.check_settings`; the ranges that all voices share have been checked."""
+        if settings is None:
+            return
+        if not isinstance(settings, RvcSettings):
+            raise ConfigurationError(f"voice_settings is {settings!r}; give RvcSettings or None")
+        if settings.speaker is not None and settings.speaker >= self.speakers:
+            raise ConfigurationError(
+                f"speaker is {settings.speaker}, but voice {self.voice!r} has {self.speakers}; give a number "
+                f"from 0 to {self.speakers - 1}"
+            )
+        if settings.index_rate and not self.has_index:
+            raise ConfigurationError(
+                f"index_rate is {settings.index_rate:g}, but voice {self.voice!r} has no index; give 0 or "
+                "import the voice with its index"
+            )
+        if settings.protect is not None and settings.protect < UNPROTECTED and not self.has_f0:
+            raise ConfigurationError(
+                f"protect is {settings.protect:g}, but voice {self.voice!r} was trained without pitch, which "
+                f"tells what to protect; give {UNPROTECTED:g}"
+            )
+
+    def check_shift(self, shift: Any, *, live: bool = False) -> float:
+        """See `VoiceFamily.check_shift`."""
+        semitones = check_shift(shift)
+        if semitones is None:
+            raise PitchError(
+                f"pitch shift {AUTO!r} needs the median pitch of the target, which voice {self.voice!r} does "
+                "not state; give semitones, such as 12 for a voice an octave higher"
+            )
+        if semitones and not self.has_f0:
+            raise PitchError(
+                f"pitch shift is {shift!r}, but voice {self.voice!r} was trained without pitch; give 0"
+            )
+        return semitones
+
     def target(self, request: VoiceRequest, source: Source | None, config: PipelineConfig) -> Target:
         """See `VoiceFamily.target`."""
         if request.target_embedding is not None:
@@ -66,12 +104,11 @@ class RvcFamily(VoiceFamily):
                 f"voice {self.voice!r} follows the pitch of its source; leave source_f0 out and shift it by "
                 "pitch_shift_semitones"
             )
-        shift = self._shift(request.pitch_shift_semitones)
-        settings = RvcSettings() if request.voice_settings is None else request.voice_settings
-        if not isinstance(settings, RvcSettings):
-            raise ConfigurationError(f"voice_settings is {settings!r}; give RvcSettings or None")
-        settings = settings.over(config.voice_settings or RvcSettings())
-        self._check_settings(settings)
+        shift = self.check_shift(request.pitch_shift_semitones)
+        settings = config.voice_settings or RvcSettings()
+        if request.voice_settings is not None:
+            self.check_settings(request.voice_settings)
+            settings = request.voice_settings.over(settings)
         return self._target(shift, settings.over(self.defaults))
 
     def neutral_target(self) -> Target:
@@ -104,37 +141,6 @@ class RvcFamily(VoiceFamily):
     def may_share(self, samples: int, longest: int) -> bool:
         """See `VoiceFamily.may_share`: only the padding that the model itself would add goes unheard."""
         return -(-samples // self.grid_samples) == -(-longest // self.grid_samples)
-
-    def _shift(self, wanted: Any) -> float:
-        shift = check_shift(wanted)
-        if shift is None:
-            raise PitchError(
-                f"pitch shift {AUTO!r} needs the median pitch of the target, which voice {self.voice!r} does "
-                "not state; give semitones, such as 12 for a voice an octave higher"
-            )
-        if shift and not self.has_f0:
-            raise PitchError(
-                f"pitch shift is {wanted!r}, but voice {self.voice!r} was trained without pitch; give 0"
-            )
-        return shift
-
-    def _check_settings(self, settings: RvcSettings) -> None:
-        """Refuse what this voice cannot do; the ranges that all voices share have been checked."""
-        if settings.speaker is not None and settings.speaker >= self.speakers:
-            raise ConfigurationError(
-                f"speaker is {settings.speaker}, but voice {self.voice!r} has {self.speakers}; give a number "
-                f"from 0 to {self.speakers - 1}"
-            )
-        if settings.index_rate and not self.has_index:
-            raise ConfigurationError(
-                f"index_rate is {settings.index_rate:g}, but voice {self.voice!r} has no index; give 0 or "
-                "import the voice with its index"
-            )
-        if settings.protect is not None and settings.protect < _UNPROTECTED and not self.has_f0:
-            raise ConfigurationError(
-                f"protect is {settings.protect:g}, but voice {self.voice!r} was trained without pitch, which "
-                f"tells what to protect; give {_UNPROTECTED:g}"
-            )
 
     def _target(self, shift: float, settings: RvcSettings) -> Target:
         values = {"INDEX_RATE": settings.index_rate, "PROTECT": settings.protect, "RMS_MIX": settings.rms_mix}

@@ -138,7 +138,7 @@ class WindowConverter(Converter):
 
     def _phase_after(self, f0: FloatArray) -> float:
         """The phase where the frames of `f0` [F] end, by the rule of the models' own source signal."""
-        cycles = f0.astype(np.float64) / self._family.frames_per_second
+        cycles = f0.astype(np.float64) * (1 / self._family.frames_per_second)
         # Sums of whole parts of a cycle are exact in float64.
         return float(np.mod(self._phase + (np.round(cycles * PHASE_GRID) / PHASE_GRID).sum(), 1.0))
 
