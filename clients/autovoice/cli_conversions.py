@@ -129,7 +129,7 @@ def stream(
     chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
     core_ms: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="Audio converted at once. Default: 10; an imported voice: 250."),
+        typer.Option(metavar="MS", help="Audio converted at once. Default: 10; an imported voice: 240."),
     ] = None,
     pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
     sample_rate: Annotated[

@@ -301,9 +301,10 @@ class VoiceConversionPipeline(VoiceAnalysis):
             pitch_shift_semitones: -24 to 24; `"auto"` needs the whole source, so measure it with `median_f0`
                 instead.
             voice_settings: see `convert`.
-            core_seconds: audio gathered before it is converted, 0.01 to 60, which adds to the delay. None for
-                the least of the base voice, 10 ms, and for 0.25 s of an imported one, which with every core
-                computes its context again: more is cheaper.
+            core_seconds: audio gathered before it is converted, 0.01 to 60, which adds to the delay; taken to
+                the nearest multiple of 10 ms, of 20 ms for an imported voice. None for the least of the base
+                voice, 10 ms, and for 240 ms of an imported one, which with every core computes its context
+                again: more is cheaper.
             resampling_quality: `"HQ"` gives the samples of `convert`; `"LQ"` halves the delay of resampling.
 
         Raises:

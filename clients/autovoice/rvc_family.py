@@ -21,7 +21,7 @@ from autovoice.windows import WindowConverter
 
 RVC = "rvc"
 WINDOW_SUFFIX = "_window"
-DEFAULT_CORE_SECONDS = 0.25
+DEFAULT_CORE_SECONDS = 0.24
 UNPROTECTED = 0.5
 
 

@@ -267,3 +267,42 @@ def _write(root: Path, name: str, body: str, constants: Mapping[str, np.ndarray]
         for value in (*model.graph.input, *model.graph.output)
     }
     write_config(root / name, dims(model.graph.input), dims(model.graph.output), types=types)
+
+
+def expected_voice(
+    source: np.ndarray,
+    number: int,
+    rate: int,
+    shift: float = 0.0,
+    settings: tuple[int, float, float, float] = (1, 0.75, 0.25, 0.5),
+) -> np.ndarray:
+    """What a voice makes of 16 kHz audio [T] at its own rate, in float64.
+
+    Args:
+        source: what is converted.
+        number: the voice's.
+        rate: the voice's, Hz.
+        shift: semitones.
+        settings: speaker, index rate, protect, mix of loudness.
+    """
+    speaker, *weights = settings
+    out = rate // 100
+    audio = np.pad(source.astype(np.float64), (0, -source.size % GRID))
+    magnitudes = np.abs(audio).reshape(-1, FRAME).mean(axis=1)
+    padded = np.pad(magnitudes, (8, 4))
+    level = np.array([padded[frame : frame + 13].sum() / 13 for frame in range(magnitudes.size)])
+    f0 = np.where(level > 0.005, np.round(100 + 2000 * level) * 2 ** (shift / 12), 0.0)
+    f0 = f0.astype(np.float32).astype(np.float64)
+    advance = np.round(f0 * 0.01 * 2**24) / 2**24
+    start = np.concatenate(([0.0], np.cumsum(advance)[:-1])) % 1.0
+    phase = start[:, np.newaxis] + f0[:, np.newaxis] * np.arange(1, out + 1) / rate
+    sine = np.where(f0[:, np.newaxis] > 0, np.sin(2 * np.pi * phase), 0.0).reshape(-1)
+
+    stuffed = np.pad(audio, HALF)
+    up, down = np.array([rate, RATE]) // np.gcd(rate, RATE)
+    phases = [np.convolve(stuffed, taps[0, ::-1], mode="valid") for taps in _filters(int(up))]
+    same = np.stack(phases, axis=1).reshape(-1)[::down]
+    made = 0.1 * (number + 1) * (speaker + 1) * same + 0.1 * sine
+    made += 0.01 * np.resize(NOISE, made.size)
+    made += 0.1 * np.dot([1, 2, 4], weights) * np.repeat(level, out)
+    return made[: -(-source.size * rate // RATE)]
