@@ -153,8 +153,8 @@ def _require_same_voice(embedded: EmbeddedExecutor, server: RemoteExecutor, voic
     here = embedded.spec(voice)
     if (here.parameters, here.inputs) != (known.parameters, known.inputs):
         raise RepositoryError(
-            f"{embedded.repository.path} holds another voice family than {server.device}; set repository to "
-            "a copy of the server's"
+            f"{embedded.repository.path} holds another {voice} than {server.device}; set repository to a "
+            "copy of the server's"
         )
 
 

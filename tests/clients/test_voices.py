@@ -314,7 +314,7 @@ def test_a_second_voice_adds_only_its_own_models(tmp_path: Path) -> None:
         pipeline = VoiceConversionPipeline(PipelineConfig(repository=repository, threads=1), voice=name)
         pipelines.append(pipeline)  # and keep it open beside the next
         pipeline.warmup(0.5)
-        held |= {f"{name}_synthesizer", f"{name}_trim"}
+        held |= {f"{name}_synthesizer", f"toy_trim_{VOICES[name]}"}
         assert loaded() == sorted(held)
     for pipeline in pipelines:
         pipeline.close()

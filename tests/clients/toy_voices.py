@@ -141,7 +141,7 @@ TRIM = """(float[B, M] MADE, float[B, T] SOURCE_AUDIO) => (float[B, N] CONVERTED
 
 
 def build_toy_voices(root: Path, voices: Mapping[str, int], **parameters: str) -> Path:
-    """Write voices under `root`, sharing all models but the synthesizers.
+    """Write voices under `root`, sharing all models but the synthesizers, as real ones do.
 
     Args:
         root: a repository, which may hold other models.
@@ -187,7 +187,9 @@ def _write_voice(root: Path, name: str, number: int, rate: int, parameters: Mapp
     for key, value in {"one": 1, "two": 2, "four": 4, "tenth": 0.1, "two_pi": 2 * np.pi}.items():
         synthesis[key] = np.array([value], np.float32)
     _write(root, f"{name}_synthesizer", SYNTHESIZER, synthesis)
-    _write(root, f"{name}_trim", TRIM, constants)
+    trim = f"toy_trim_{rate}"
+    if not (root / trim).exists():
+        _write(root, trim, TRIM, constants)
 
     described = {
         "family": "rvc",
@@ -206,7 +208,7 @@ def _write_voice(root: Path, name: str, number: int, rate: int, parameters: Mapp
         "context_right_samples": str(RIGHT),
         **parameters,
     }
-    offline, window = _steps(name)
+    offline, window = _steps(name, trim)
     for folder, inputs, outputs, steps in (
         (name, {"SOURCE_AUDIO": [-1], **SETTINGS}, {"CONVERTED_AUDIO": [-1]}, offline),
         (
@@ -222,7 +224,7 @@ def _write_voice(root: Path, name: str, number: int, rate: int, parameters: Mapp
 Steps = Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]]
 
 
-def _steps(name: str) -> tuple[Steps, Steps]:
+def _steps(name: str, trim: str) -> tuple[Steps, Steps]:
     """The ensembles for whole sources and for windows."""
 
     def stages(audio: str, made: str) -> Steps:
@@ -234,12 +236,12 @@ def _steps(name: str) -> tuple[Steps, Steps]:
         ]
 
     pad = ("toy_pad", {"SOURCE_AUDIO": "SOURCE_AUDIO"}, {"AUDIO": "padded", **{key: key for key in PLACE}})
-    trim = (
-        f"{name}_trim",
+    trimmed = (
+        trim,
         {"MADE": "made", "SOURCE_AUDIO": "SOURCE_AUDIO"},
         {"CONVERTED_AUDIO": "CONVERTED_AUDIO"},
     )
-    return [pad, *stages("padded", "made"), trim], stages("SOURCE_AUDIO", "CONVERTED_AUDIO")
+    return [pad, *stages("padded", "made"), trimmed], stages("SOURCE_AUDIO", "CONVERTED_AUDIO")
 
 
 def _filters(up: int) -> np.ndarray:
