@@ -17,7 +17,7 @@ from autovoice.pitch import AUTO, check_shift
 from autovoice.results import FloatArray
 from autovoice.rvc_settings import RvcSettings
 from autovoice.sources import Source
-from autovoice.windows import WindowConverter
+from autovoice.windows import PLACE_INPUTS, WindowConverter
 
 RVC = "rvc"
 WINDOW_SUFFIX = "_window"
@@ -192,6 +192,26 @@ def read_rvc_family(spec: ModelSpec) -> RvcFamily:
         version=spec.parameters.get("version", ""),
         defaults=defaults,
     )
+
+
+def check_ensembles(whole: ModelSpec, window: ModelSpec, family: RvcFamily) -> None:
+    """Hold both ensembles of a voice against what will be sent to them and read from them.
+
+    Raises:
+        RepositoryError: naming the first tensor that is missing or unknown.
+    """
+    inputs = set(family.neutral_target().inputs(np.zeros(0, np.float32)))
+    outputs = {"CONVERTED_AUDIO"}
+    for spec, taken, given in (
+        (whole, inputs, outputs),
+        (window, inputs | PLACE_INPUTS, outputs | {"F0"} if family.has_f0 else outputs),
+    ):
+        if odd := sorted(taken ^ {tensor.name for tensor in spec.inputs}):
+            raise RepositoryError(
+                f"model {spec.name} and what a voice is sent differ in {odd[0]}; import the voice again"
+            )
+        if missing := sorted(given - {tensor.name for tensor in spec.outputs}):
+            raise RepositoryError(f"model {spec.name} has no output {missing[0]}; import the voice again")
 
 
 def _number(spec: ModelSpec, name: str, kind: type[Any]) -> Any:

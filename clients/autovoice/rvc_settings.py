@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from autovoice.errors import ConfigurationError
@@ -32,14 +32,11 @@ class RvcSettings:
 
     def __post_init__(self) -> None:
         speaker: Any = self.speaker
-        if speaker is not None and (isinstance(speaker, bool) or not isinstance(speaker, int) or speaker < 0):
+        if speaker is not None and not (_is_a(speaker, Integral) and speaker >= 0):
             raise ConfigurationError(f"speaker is {speaker!r}; give a speaker's number, 0 or more")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is None:
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high:
+            if value is not None and not (_is_a(value, Real) and low <= value <= high):  # NaN neither
                 raise ConfigurationError(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
 
     def over(self, others: RvcSettings) -> RvcSettings:
@@ -48,3 +45,7 @@ class RvcSettings:
             name: getattr(others, name) if value is None else value for name, value in vars(self).items()
         }
         return RvcSettings(**merged)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

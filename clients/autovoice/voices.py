@@ -13,7 +13,8 @@ from autovoice.executor import Executor
 from autovoice.family import BASE_VOICE, VoiceFamily
 from autovoice.model_config import ModelSpec
 from autovoice.repository import ModelRepository
-from autovoice.rvc_family import RVC, read_rvc_family
+from autovoice.rvc_family import RVC, check_ensembles, read_rvc_family
+from autovoice.windows import PLACE_INPUTS
 
 
 class Models(Protocol):
@@ -77,7 +78,15 @@ def open_voice(executor: Executor, voice: str | None) -> VoiceFamily:
         ) from error
     if not _is_imported(spec):
         raise RepositoryError(f"{voice!r} is a model, but no voice; `autovoice voices` lists the voices")
-    return read_rvc_family(spec)
+    family = read_rvc_family(spec)
+    try:
+        window = executor.spec(family.window_model)
+    except RepositoryError as error:
+        raise RepositoryError(
+            f"voice {voice!r} lacks the model for windows: {error}; import the voice again"
+        ) from error
+    check_ensembles(spec, window, family)
+    return family
 
 
 def list_voices(config: PipelineConfig | None = None) -> list[VoiceInfo]:
@@ -107,7 +116,7 @@ def voices_of(models: Models) -> list[VoiceInfo]:
 
 def _is_imported(spec: ModelSpec) -> bool:
     """Whether a model is an imported voice, and not the ensemble for windows beside it."""
-    whole = all(tensor.name != "FIRST_FRAME" for tensor in spec.inputs)
+    whole = PLACE_INPUTS.isdisjoint(tensor.name for tensor in spec.inputs)
     return spec.parameters.get("family") == RVC and whole
 
 

@@ -16,6 +16,7 @@ from autovoice.results import FloatArray
 if TYPE_CHECKING:
     from autovoice.rvc_family import RvcFamily
 
+PLACE_INPUTS = frozenset(("FIRST_FRAME", "ANCHOR_FRAME", "ANCHOR_PHASE"))  # of a window in its source
 PHASE_GRID = 1 << 24  # the source's phase advances in whole parts of a cycle, which every precision can hold
 
 

@@ -200,6 +200,29 @@ def test_configs_that_make_no_sense(tmp_path: Path, parameter: str, value: str, 
         VoiceConversionPipeline(PipelineConfig(repository=repository, voice="anna"))
 
 
+def test_ensembles_that_do_not_belong_together(tmp_path: Path) -> None:
+    config = PipelineConfig(repository=build_toy_voices(tmp_path, {"anna": 40_000}), voice="anna")
+    window = tmp_path / "anna_window" / "config.pbtxt"
+    intact = window.read_text()
+    window.write_text(intact.replace("ANCHOR_PHASE", "ANCHOR_ANGLE"))
+    with pytest.raises(RepositoryError, match="anna_window and what a voice is sent differ in ANCHOR_ANGLE"):
+        VoiceConversionPipeline(config)
+    window.write_text(intact.replace('"F0"', '"PITCH"'))
+    with pytest.raises(RepositoryError, match="has no output F0; import the voice again"):
+        VoiceConversionPipeline(config)
+    window.unlink()
+    with pytest.raises(RepositoryError, match=r"voice 'anna' lacks the model for windows.*'anna_window'"):
+        VoiceConversionPipeline(config)
+    assert [info.name for info in list_voices(config)] == ["anna"]
+
+
+def test_numbers_may_be_numpy_s(anna: VoiceConversionPipeline) -> None:
+    plain = anna.convert(SOURCE, source_sample_rate=RATE, voice_settings=RvcSettings(2, 0.5, 0.25, 1.0))
+    scalars = RvcSettings(np.int32(2), np.float32(0.5), np.float16(0.25), np.float64(1))  # type: ignore[arg-type]
+    made = anna.convert(SOURCE, source_sample_rate=RATE, voice_settings=scalars)
+    np.testing.assert_array_equal(made, plain)
+
+
 def test_the_list_of_voices(toy_voices: Path, tmp_path: Path) -> None:
     found = {info.name: info for info in list_voices(PipelineConfig(repository=toy_voices))}
     assert list(found) == ["voice_conversion", "anna", "bert", "cleo"]

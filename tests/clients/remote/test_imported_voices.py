@@ -85,8 +85,9 @@ def test_twenty_clients_of_ten_voices_get_their_own(
             return np.concatenate([*parts, await stream.flush()])
 
     async def client(number: int) -> list[np.ndarray]:
-        config = config_for(server_of_ten, ("grpc", "http")[number // 10], NAMES[number % 10])
-        async with AsyncVoiceConversionPipeline(config, concurrency=4) as pipeline:
+        config = config_for(server_of_ten, ("grpc", "http")[number // 10], None)
+        name = NAMES[number % 10]
+        async with AsyncVoiceConversionPipeline(config, voice=name, concurrency=4) as pipeline:
             how: dict[str, Any] = {"source_sample_rate": RATE, "pitch_shift_semitones": float(number % 3)}
             settings = RvcSettings(speaker=number % 3)
             return await asyncio.gather(
