@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from autovoice.cli_import import app as import_app
+
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -338,6 +340,9 @@ def serve(
         extra=tuple(extra or ()),
     )
     return run_server(options, log_format=log_format)
+
+
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)
