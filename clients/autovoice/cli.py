@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from autovoice.cli_conversions import convert, embed, stream
+from autovoice.cli_import import app as import_app
 from autovoice.cli_options import JsonOption, RepositoryOption
 
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
@@ -189,6 +190,9 @@ def serve(
         extra=tuple(extra or ()),
     )
     return run_server(options, log_format=log_format)
+
+
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)
