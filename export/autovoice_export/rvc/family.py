@@ -18,7 +18,7 @@ from autovoice_export.model_config import (
 )
 from autovoice_export.rvc.geometry import FRAME, GRID, SOURCE_RATE
 from autovoice_export.rvc.pitch import YinPitch
-from autovoice_export.rvc.source_audio import HighPass, MixLoudness, PadToGrid, TrimToSource
+from autovoice_export.rvc.source_audio import HighPass, MixLoudness, PadToGrid, SpareSettings, TrimToSource
 from autovoice_export.stage import Axis, Stage, StageTensor
 
 MAX_BATCH_SIZE = 8
@@ -128,6 +128,10 @@ def shared_stages(models: VoiceModels) -> tuple[Stage, ...]:
             (StageTensor("CONVERTED_AUDIO", (Axis("C"),)),),
         ),
     ]
+    if not (models.pitch and models.has_index):
+        inputs = (_AUDIO, _INDEX_RATE, _PROTECT, _PITCH_SHIFT, _ANCHOR_FRAME, _ANCHOR_PHASE)
+        passed = StageTensor("PASSED_AUDIO", (Axis("G", GRID),))
+        stages.insert(2, Stage("rvc_spare_settings", SpareSettings().eval(), inputs, (passed,)))
     if models.pitch == PITCH_MODELS["yin"]:
         stages.insert(2, pitch_stage(models.pitch, YinPitch().eval()))
     return tuple(stages)
@@ -175,7 +179,7 @@ def synthesizer_stage(models: VoiceModels, module: nn.Module, size: int) -> Stag
 def model_config(stage: Stage, instances: Instances, parameters: Mapping[str, str]) -> StageModelConfig:
     """Config of a stage."""
     # What has no weights is not worth a trip to the GPU.
-    small = stage.name.startswith(("rvc_pad", "rvc_high_pass", "rvc_loudness", "rvc_trim"))
+    small = stage.name.startswith(("rvc_pad", "rvc_high_pass", "rvc_spare", "rvc_loudness", "rvc_trim"))
     where = Instances("cpu", instances.count, instances.intra_op_threads) if small else instances
     takes_source = any(tensor.name == "SOURCE_AUDIO" for tensor in stage.inputs)
     return StageModelConfig(
@@ -198,8 +202,10 @@ def ensembles(models: VoiceModels, parameters: Mapping[str, str]) -> tuple[AnyMo
     place = tuple(tensor.config() for tensor in _PLACE)
     pad = EnsembleStep("rvc_pad", _same("SOURCE_AUDIO"), _same("PADDED_AUDIO", "FIRST_FRAME", "ANCHOR_PHASE"))
     trim = EnsembleStep(models.trim, _same("MIXED_AUDIO", "SOURCE_AUDIO"), _same("CONVERTED_AUDIO"))
-    whole = _steps(models, "PADDED_AUDIO", "FIRST_FRAME", "MIXED_AUDIO")
-    window = _steps(models, "SOURCE_AUDIO", "ANCHOR_FRAME", "CONVERTED_AUDIO")
+    # Triton refuses ensembles with a tensor that nothing reads: only windows tell their F0.
+    whole = _steps(models, "PADDED_AUDIO", "FIRST_FRAME", {"AUDIO": "SYNTHESISED_AUDIO"}, "MIXED_AUDIO")
+    made = {"AUDIO": "SYNTHESISED_AUDIO", "SOURCE_F0": "F0"}
+    window = _steps(models, "SOURCE_AUDIO", "ANCHOR_FRAME", made, "CONVERTED_AUDIO")
     return (
         EnsembleConfig(
             models.name, (source, *settings), (converted,), (pad, *whole, trim), MAX_BATCH_SIZE, parameters
@@ -215,10 +221,17 @@ def ensembles(models: VoiceModels, parameters: Mapping[str, str]) -> tuple[AnyMo
     )
 
 
-def _steps(models: VoiceModels, source: str, anchor: str, result: str) -> tuple[EnsembleStep, ...]:
+def _steps(
+    models: VoiceModels, source: str, anchor: str, made: Mapping[str, str], result: str
+) -> tuple[EnsembleStep, ...]:
     """The steps on the grid, one after the other."""
     steps = [EnsembleStep("rvc_high_pass", {"SOURCE_AUDIO": source}, {"AUDIO": "FILTERED_AUDIO"})]
     heard, content = "FILTERED_AUDIO", "CONTENT"
+    if not (models.pitch and models.has_index):
+        spare = _same("INDEX_RATE", "PROTECT", "PITCH_SHIFT", "ANCHOR_PHASE")
+        inputs = {"AUDIO": heard, "ANCHOR_FRAME": anchor, **spare}
+        heard = "CHECKED_AUDIO"
+        steps.append(EnsembleStep("rvc_spare_settings", inputs, {"PASSED_AUDIO": heard}))
     place = {"SPEAKER_ID": "SPEAKER_ID", "FIRST_FRAME": "FIRST_FRAME"}
     if models.pitch:
         steps.append(
@@ -234,11 +247,7 @@ def _steps(models: VoiceModels, source: str, anchor: str, result: str) -> tuple[
         else:
             content = "RETRIEVED"
     steps.append(
-        EnsembleStep(
-            models.synthesizer,
-            {"CONTENT": content, **place},
-            {"AUDIO": "SYNTHESISED_AUDIO", "SOURCE_F0": "F0"},
-        )
+        EnsembleStep(models.synthesizer, {"CONTENT": content, **place}, made)
     )
     steps.append(
         EnsembleStep(

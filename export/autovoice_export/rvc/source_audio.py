@@ -99,6 +99,26 @@ class HighPass(nn.Module):
         return audio - low.reshape(audio.shape[0], -1)
 
 
+class SpareSettings(nn.Module):
+    """Hands on the audio of a voice that lacks pitch or an index, and reads what only those need.
+
+    All voices take the same inputs, and Triton refuses an ensemble with an input that no step reads.
+    """
+
+    def forward(
+        self,
+        audio: Tensor,
+        index_rate: Tensor,
+        protect: Tensor,
+        pitch_shift: Tensor,
+        anchor_frame: Tensor,
+        anchor_phase: Tensor,
+    ) -> Tensor:
+        """Returns AUDIO [B, 320 G] as it came; the settings, [B, 1] each, change nothing."""
+        unread = index_rate + protect + pitch_shift + anchor_frame.to(torch.float32) + anchor_phase
+        return audio + 0.0 * unread
+
+
 class MixLoudness(nn.Module):
     """Gives the converted audio some of the source's loudness contour.
 
