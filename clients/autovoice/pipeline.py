@@ -302,9 +302,9 @@ class VoiceConversionPipeline(VoiceAnalysis):
                 instead.
             voice_settings: see `convert`.
             core_seconds: audio gathered before it is converted, 0.01 to 60, which adds to the delay; taken to
-                the nearest multiple of 10 ms, of 20 ms for an imported voice. None for the least of the base
-                voice, 10 ms, and for 240 ms of an imported one, which with every core computes its context
-                again: more is cheaper.
+                the nearest multiple of 10 ms, of 20 ms for an imported voice, and no more than the config's
+                `block_seconds`. None for the least of the base voice, 10 ms, and for 240 ms of an imported
+                one, which with every core computes its context again: more is cheaper.
             resampling_quality: `"HQ"` gives the samples of `convert`; `"LQ"` halves the delay of resampling.
 
         Raises:
