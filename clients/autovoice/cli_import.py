@@ -1,6 +1,6 @@
 """`autovoice import`: voices of other projects as models of the repository.
 
-What an import does lives in the package autovoice_export, which is there where the extra "export" is installed.
+What an import does lives in the package autovoice_export, for which the extra "export" is needed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def rvc(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="ContentVec: a folder with config.json and model.safetensors, or hubert_base.pt. Not needed where "
-            "the repository has it.",
+            help="ContentVec: a folder with config.json and model.safetensors, or hubert_base.pt. Not needed "
+            "where the repository has it.",
         ),
     ] = None,
     pitch: Annotated[Literal["yin", "rmvpe"], typer.Option(help="Pitch tracker.")] = "yin",
@@ -89,5 +89,6 @@ def _package(module: str) -> Any:
         return importlib.import_module(f"autovoice_export.{module}")
     except ImportError as error:
         raise ConfigurationError(
-            f"importing a voice needs {error.name}, which is not installed; run `pip install 'autovoice[export]'`"
+            f"importing a voice needs {error.name}, which is not installed; run "
+            "`pip install 'autovoice[export]'`"
         ) from error

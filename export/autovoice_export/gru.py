@@ -22,9 +22,9 @@ class BidirectionalGRU(nn.GRU):
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         biases = torch.cat([bias, bias_recurrence], dim=1)
-        result = bidirectional_gru(x.transpose(0, 1), weight, recurrence, biases, self.hidden_size)
+        states: Tensor = bidirectional_gru(x.transpose(0, 1), weight, recurrence, biases, self.hidden_size)
         # [F, 2, B, hidden]
-        return result.permute(2, 0, 1, 3).flatten(2)
+        return states.permute(2, 0, 1, 3).flatten(2)
 
 
 def _other_order(gates: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def bidirectional_gru(x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tenso
     flat = [_other_order(part) for way in parts for part in way]
     start = x.new_zeros(2, x.shape[1], hidden)
     result, _ = torch.gru(x, start, flat, True, 1, 0.0, False, True, False)
-    return result.unflatten(2, (2, hidden)).transpose(1, 2).contiguous()
+    return result.reshape(x.shape[0], x.shape[1], 2, hidden).transpose(1, 2).contiguous()
 
 
 @bidirectional_gru.register_fake

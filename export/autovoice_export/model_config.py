@@ -1,8 +1,8 @@
 """What AutoVoice says about a served model: plain validated dataclasses, no protobuf.
 
 `autovoice_export.wire_config` turns them into Triton's ``ModelConfig`` messages and
-`autovoice_export.config_text` writes those as ``config.pbtxt``. Dimensions leave the batch axis out, as Triton's
-own configs do.
+`autovoice_export.config_text` writes those as ``config.pbtxt``. Dimensions leave the batch axis out, as
+Triton's own configs do.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,8 @@ class Decoder(nn.Module):
         for stage, upsampling in enumerate(self.ups):
             x = upsampling(functional.leaky_relu(x, SLOPE))
             if source is not None:
-                x = x + self.noise_convs[stage](source)
+                noise_conv = self.noise_convs[stage]
+                x = x + noise_conv(source)
             first = stage * self.branches
             branches = [block(x) for block in self.resblocks[first : first + self.branches]]
             # The mean's divisor is in the next layer's weights: a leaky ReLU passes a factor through.
@@ -157,5 +159,6 @@ class Decoder(nn.Module):
     def fold_means(self) -> None:
         """Moves the divisor of the residual blocks' mean into the weights that follow; call it once."""
         with torch.no_grad():
-            for layer in (*list(self.ups)[1:], self.conv_post):
-                layer.weight.div_(self.branches)
+            weights: list[Any] = [upsampling.weight for upsampling in self.ups]
+            for weight in (*weights[1:], self.conv_post.weight):
+                weight.div_(self.branches)

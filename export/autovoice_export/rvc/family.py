@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from autovoice_export.model_config import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
 from autovoice_export.model_config import (
     VARIABLE,
     AnyModelConfig,
@@ -190,7 +191,7 @@ def model_config(stage: Stage, instances: Instances, parameters: Mapping[str, st
         instances=where,
         warmup={tensor.name: tensor.shape(1, _WARMUP_SIZES)[1:] for tensor in stage.inputs},
         parameters=parameters,
-        **({"max_input_bytes": MAX_INPUT_BYTES} if takes_source else {}),
+        max_input_bytes=MAX_INPUT_BYTES if takes_source else DEFAULT_MAX_INPUT_BYTES,
     )
 
 
@@ -246,9 +247,7 @@ def _steps(
             place |= _same("RETRIEVED", "PROTECT")
         else:
             content = "RETRIEVED"
-    steps.append(
-        EnsembleStep(models.synthesizer, {"CONTENT": content, **place}, made)
-    )
+    steps.append(EnsembleStep(models.synthesizer, {"CONTENT": content, **place}, made))
     steps.append(
         EnsembleStep(
             models.loudness,

@@ -29,5 +29,5 @@ def half_precision(stage: Stage) -> Stage:
 
 
 def _networks(module: nn.Module) -> list[nn.Module]:
-    synthesizers = [part for part in module.modules() if isinstance(part, Synthesizer)]
+    synthesizers: list[nn.Module] = [part for part in module.modules() if isinstance(part, Synthesizer)]
     return synthesizers or [module]

@@ -110,7 +110,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Filters [B, T] to [B, G, C]."""
         first, *rest = self.conv_layers
-        x = functional.gelu(first(audio)).to(rest[0].conv.weight.dtype)
+        x = functional.gelu(first(audio)).to(next(rest[0].parameters()).dtype)
         for layer in rest:
             x = functional.gelu(layer(x))
         return x
@@ -126,7 +126,8 @@ class FeatureProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Projects [B, G, C] to [B, G, size]."""
-        return self.projection(self.layer_norm(x))
+        result: Tensor = self.projection(self.layer_norm(x))
+        return result
 
 
 class PositionEmbedding(nn.Module):
@@ -139,9 +140,9 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Filters [B, G, size]."""
         conv = self.conv
-        (reach,) = conv.padding
+        reach = conv.kernel_size[0] // 2
         # An even kernel makes one frame too many: the last is not wanted.
-        padding = (int(reach), int(reach) - 1)
+        padding = (reach, reach - 1)
         y = functional.pad(x.transpose(1, 2), padding).unsqueeze(2)
         y = functional.conv2d(y, conv.weight.unsqueeze(2), conv.bias, groups=conv.groups)
         return functional.gelu(y.squeeze(2)).transpose(1, 2)
@@ -165,10 +166,12 @@ class SelfAttention(nn.Module):
         bias = torch.cat([layers[0].bias * scale, layers[1].bias, layers[2].bias])
         batch, frames, size = x.shape
         joint = functional.linear(x, weight, bias).reshape(batch, frames, 3, self.heads, self.head_size)
-        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = joint.permute(2, 0, 3, 1, 4)
+        query, key, value = parts[0], parts[1], parts[2]
         weights = torch.softmax(torch.matmul(query, key.transpose(2, 3)), dim=3)
         mixed = torch.matmul(weights, value).transpose(1, 2).reshape(batch, frames, size)
-        return self.out_proj(mixed)
+        result: Tensor = self.out_proj(mixed)
+        return result
 
 
 class FeedForward(nn.Module):
@@ -181,7 +184,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Projects [B, G, size]."""
-        return self.output_dense(functional.gelu(self.intermediate_dense(x)))
+        result: Tensor = self.output_dense(functional.gelu(self.intermediate_dense(x)))
+        return result
 
 
 class EncoderLayer(nn.Module):
@@ -197,7 +201,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encodes [B, G, size]."""
         x = self.layer_norm(x + self.attention(x))
-        return self.final_layer_norm(x + self.feed_forward(x))
+        result: Tensor = self.final_layer_norm(x + self.feed_forward(x))
+        return result
 
 
 class TransformerEncoder(nn.Module):
@@ -249,7 +254,7 @@ class Hubert(nn.Module):
         """
         # 40 samples on either side make 400 samples a frame, of which there is one for every 320: no drift.
         reach = (RECEPTIVE_FIELD - GRID) // 2
-        x = self.feature_extractor(functional.pad(audio, (reach, reach)))
+        x: Tensor = self.feature_extractor(functional.pad(audio, (reach, reach)))
         x = self.encoder(self.feature_projection(x))
         if self.final_proj is not None:
             x = self.final_proj(x)

@@ -47,7 +47,7 @@ _TRAINING_ONLY = ("masked_spec_embed", "mask_emb", "label_embs_concat")
 
 
 class _Inert:
-    """Stands for the settings that fairseq saves beside its weights: holds what it is given and does nothing."""
+    """Stands for the settings that fairseq saves beside its weights: it drops what it is given."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return super().__new__(cls)

@@ -24,6 +24,7 @@ from autovoice_export.rvc import family, parity
 from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
 from autovoice_export.rvc.family import CONTENT_MODELS, PITCH_MODELS, VoiceModels
+from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.hubert import Hubert
 from autovoice_export.rvc.hubert_weights import WHERE as WHERE_CONTENTVEC
@@ -222,9 +223,9 @@ def _parameters(request: ImportRequest, voice: VoiceCheckpoint, models: VoiceMod
     return {
         "family": "rvc",
         "version": voice.version,
-        "sample_rate": str(family.SOURCE_RATE),
+        "sample_rate": str(SOURCE_RATE),
         "output_sample_rate": str(config.sample_rate),
-        "frame_samples": str(family.GRID),
+        "frame_samples": str(GRID),
         "context_left_samples": str(family.CONTEXT_LEFT_SAMPLES),
         "context_right_samples": str(family.CONTEXT_RIGHT_SAMPLES),
         "speakers": str(config.speakers),
@@ -250,13 +251,13 @@ def _next_version(request: ImportRequest, models: VoiceModels) -> int:
         return FIRST_VERSION
     if not _is_voice(request.repository / request.name):
         raise ImportFailure(
-            f"{request.repository} holds {present[0]}, which is no part of a voice {request.name}: choose another "
-            "name"
+            f"{request.repository} holds {present[0]}, which is no part of a voice {request.name}: "
+            "choose another name"
         )
     if not request.replace:
         raise ImportFailure(
-            f"{request.repository} already holds the voice {request.name}: choose another name, or write a new "
-            "version of it with --replace"
+            f"{request.repository} already holds the voice {request.name}: choose another name, or "
+            "write a new version of it with --replace"
         )
     return 1 + max(
         number for name in present for number in (model_versions(request.repository / name) or [0])
@@ -274,8 +275,8 @@ def _content_encoder(request: ImportRequest, model: str, version: str) -> Hubert
         hubert = load_hubert(request.contentvec, version)
         if hubert.content_size != CONTENT_SIZES[version]:
             raise ImportFailure(
-                f"{request.contentvec} makes features of {hubert.content_size} values, voices of version {version} "
-                f"need {CONTENT_SIZES[version]}: {WHERE_CONTENTVEC}"
+                f"{request.contentvec} makes features of {hubert.content_size} values, voices of version "
+                f"{version} need {CONTENT_SIZES[version]}: {WHERE_CONTENTVEC}"
             )
         return hubert
     if (request.repository / model).is_dir():
@@ -310,8 +311,8 @@ def _is_there(repository: Path, model: str, weights: str | None) -> bool:
     present = _read(folder).parameters[FINGERPRINT].string_value
     if weights is not None and present != weights:
         raise ImportFailure(
-            f"{folder} has other weights than those given, and its voices depend on them: leave the option out to "
-            "share what is there, or import into another repository"
+            f"{folder} has other weights than those given, and its voices depend on them: leave the option "
+            "out to share what is there, or import into another repository"
         )
     return True
 

@@ -1,6 +1,7 @@
 """Building blocks of the RVC networks.
 
-Everything at frame rate is laid out frames before channels, [B, F, C], as matrix products and LayerNorm want it. Parameters have the names and shapes of the published checkpoints.
+Everything at frame rate is laid out frames before channels, [B, F, C], as matrix products and LayerNorm want
+it. Parameters have the names and shapes of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class RelativeAttention(nn.Module):
         weights = torch.softmax(scores, dim=3)
         mixed = torch.matmul(weights, value)
         mixed = mixed + torch.matmul(self._narrow(weights), self.emb_rel_v.unsqueeze(0))
-        return self.conv_o(mixed.transpose(1, 2).reshape(x.shape))
+        result: Tensor = self.conv_o(mixed.transpose(1, 2).reshape(x.shape))
+        return result
 
     def _split(self, x: Tensor) -> Tensor:
         batch, frames, _ = x.shape
@@ -103,7 +105,7 @@ class RelativeAttention(nn.Module):
 
 
 class WaveNet(nn.Module):
-    """Gated convolutions with a speaker condition; the skip connections are summed (van den Oord et al. 2016).
+    """Gated convolutions with a speaker condition; skip connections are summed (van den Oord et al. 2016).
 
     Args:
         channels: width H.
@@ -136,4 +138,5 @@ class WaveNet(nn.Module):
                 x, y = x + y[..., : self.channels], y[..., self.channels :]
             skipped = y if skipped is None else skipped + y
         assert skipped is not None
-        return skipped
+        result: Tensor = skipped
+        return result

@@ -1,7 +1,7 @@
 """Pitch of the RVC family: trackers aligned to F0 frames, shifting, coarse pitch, phases of windows.
 
-F0 frame i holds the pitch at sample 160 i of the 16 kHz source, as the checkpoints were trained, and drives the
-output of samples 160 i to 160 (i + 1).
+F0 frame i holds the pitch at sample 160 i of the 16 kHz source, as the checkpoints were trained, and drives
+the output of samples 160 i to 160 (i + 1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from autovoice_plugins.pitch_yin.torch_op import pitch_yin
 
 COARSE_STEPS = 255
 PITCH_SUBDIVISIONS = 2**18
-"""F0 is kept to 1/2^18 Hz, which a float32 from 32 Hz on does by itself. So phases can be added as integers."""
+"""F0 is kept to 1/2^18 Hz, as a float32 from 32 Hz on is by itself: phases can be added as integers."""
 
 _STEPS_PER_CYCLE = PHASE_GRID
 _YIN_DELAY_FRAMES = 2
@@ -102,8 +102,8 @@ def _running_max(values: Tensor) -> Tensor:
 def start_phase(f0: Tensor, anchor_frame: Tensor, anchor_phase: Tensor) -> Tensor:
     """Phase at the start of a window whose phase is known at one of its frames.
 
-    Every frame advances the phase by F0 / 100 cycles, rounded to 2^-24 (`HarmonicSource`). F0 is a multiple of
-    2^-18 Hz, so that number is found and added up in integers, exactly and in any runtime.
+    Every frame advances the phase by F0 / 100 cycles, rounded to 2^-24 (`HarmonicSource`). F0 is a multiple
+    of 2^-18 Hz, so that number is found and added up in integers, exactly and in any runtime.
 
     Args:
         f0: [B, F] in Hz, as `shifted` leaves it.

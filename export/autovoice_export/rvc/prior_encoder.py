@@ -1,4 +1,4 @@
-"""Prior of an RVC voice: content and coarse pitch to the distribution of the latent, then the reverse flow."""
+"""Prior of an RVC voice: content and coarse pitch to the latent's distribution, then the reverse flow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters [B, F, C]."""
-        return self.conv_2(torch.relu(self.conv_1(x)))
+        result: Tensor = self.conv_2(torch.relu(self.conv_1(x)))
+        return result
 
 
 class Transformer(nn.Module):
@@ -130,6 +131,6 @@ class Flow(nn.Module):
 
     def forward(self, z: Tensor, speaker: Tensor) -> Tensor:
         """Maps [B, F, latent] of the content to the voice of the speaker [B, 1, condition]."""
-        for coupling in reversed(self.flows.values()):
+        for coupling in reversed(list(self.flows.values())):
             z = coupling(torch.flip(z, [2]), speaker)
         return z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Filters [B, C, F, M]."""
         around = x if self.shortcut is None else self.shortcut(x)
-        return self.conv(x) + around
+        result: Tensor = self.conv(x) + around
+        return result
 
 
 def _blocks(inputs: int, outputs: int) -> nn.ModuleList:
@@ -130,7 +132,7 @@ class UNetEncoder(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm2d(1)
         widths = [1, *(_FIRST_CHANNELS << level for level in range(_LEVELS))]
-        self.layers = nn.ModuleList(Level(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(Level(*pair) for pair in pairwise(widths))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns what is left at the lowest resolution and what every level had."""
@@ -169,6 +171,19 @@ class UNet(nn.Module):
         return x
 
 
+class Recurrence(nn.Module):
+    """The GRU under the name that checkpoints give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = BidirectionalGRU(3 * _MELS, _HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs over [B, F, 384] and returns [B, F, 512]."""
+        states: Tensor = self.gru(x)
+        return states
+
+
 class Salience(nn.Module):
     """The network: log-mel frames to the salience of 360 pitches, 20 cents apart."""
 
@@ -176,15 +191,13 @@ class Salience(nn.Module):
         super().__init__()
         self.unet = UNet()
         self.cnn = nn.Conv2d(_FIRST_CHANNELS, 3, 3, padding=1)
-        gru = nn.Module()
-        gru.gru = BidirectionalGRU(3 * _MELS, _HIDDEN)
-        self.fc = nn.ModuleList([gru, nn.Linear(2 * _HIDDEN, _PITCHES)])
+        self.fc = nn.Sequential(Recurrence(), nn.Linear(2 * _HIDDEN, _PITCHES), nn.Identity(), nn.Sigmoid())
 
     def forward(self, mel: Tensor) -> Tensor:
         """Rates the pitches of [B, F, 128], F a multiple of 32; [B, F, 360] in [0, 1]."""
         x = self.cnn(self.unet(mel.unsqueeze(1))).transpose(1, 2)
-        recurrent, output = self.fc
-        return torch.sigmoid(output(recurrent.gru(x.reshape(x.shape[0], -1, 3 * _MELS))))
+        salience: Tensor = self.fc(x.reshape(x.shape[0], -1, 3 * _MELS))
+        return salience
 
 
 class Rmvpe(nn.Module):

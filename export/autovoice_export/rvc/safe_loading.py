@@ -35,9 +35,9 @@ def load_pickle(path: Path, what: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "global" in str(error).lower():
             raise ImportFailure(
-                f"{path} asks for {_asked_for(error)}, which a {what} does not need: such a file can run code "
-                "when it is opened, so it was refused and nothing in it was run; get it from its maker again, "
-                "or have them save the tensors alone"
+                f"{path} asks for {_asked_for(error)}, which a {what} does not need: such a file can run "
+                "code when it is opened, so it was refused and nothing in it was run; have its maker save "
+                "the tensors alone"
             ) from error
         raise ImportFailure(_damaged(path, what)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
@@ -60,9 +60,10 @@ def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 
     require_file(path, what)
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ImportFailure(_damaged(path, what)) from error
+    return tensors
 
 
 def require_file(path: Path, what: str) -> None:

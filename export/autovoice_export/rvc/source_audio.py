@@ -1,4 +1,4 @@
-"""The two ends of an RVC ensemble: padding to the grid and the high-pass in front, loudness and trimming behind."""
+"""The two ends of an RVC ensemble: grid and high-pass in front, loudness and trimming behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIGH_PASS_HZ = 48.0
 HIGH_PASS_ORDER = 5
 _DECIMATION = 16
 _REACH = 150
-"""The low band's impulse response on either side, in decimated samples: 0.15 s, where it has fallen to 1e-6."""
+"""The low band's impulse response on either side, in decimated samples: 0.15 s, by then below 1e-6."""
 
 RMS_HOP_FRAMES = FRAMES_PER_SECOND // 2
 _RMS_REACH_FRAMES = RMS_HOP_FRAMES

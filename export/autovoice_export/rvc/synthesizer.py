@@ -69,7 +69,7 @@ class SynthesizerConfig:
             raise ValueError(f"kernels must be odd, got {self.kernel} and {list(self.block_kernels)}")
         if len(self.block_kernels) != len(self.block_dilations):
             raise ValueError(
-                f"{len(self.block_kernels)} residual kernels but {len(self.block_dilations)} lists of dilations"
+                f"{len(self.block_kernels)} residual kernels, {len(self.block_dilations)} lists of dilations"
             )
         if len(self.rates) != len(self.kernels) or any(
             kernel < rate or (kernel - rate) % 2
@@ -165,4 +165,5 @@ class Synthesizer(nn.Module):
                 waveform="sine",
             )
             source = self.dec.m_source(excitation).to(kind)
-        return self.dec(latent, speaker, source)
+        result: Tensor = self.dec(latent, speaker, source)
+        return result

@@ -41,11 +41,12 @@ class PlainVoice(nn.Module):
         return audio, torch.zeros_like(noise[..., 0])
 
     def _phone(self, content: Tensor) -> Tensor:
-        """Content behind its projection, doubled to F0 frames: the projection of the nearest is the nearest."""
+        """Content behind its projection, doubled to F0 frames: nearest upsampling commutes with it."""
         layer = self.synthesizer.enc_p.emb_phone
         projected = layer(content.to(layer.weight.dtype)).unsqueeze(2)
         batch, steps, _, channels = projected.shape
-        return projected.expand(-1, -1, 2, -1).reshape(batch, 2 * steps, channels)
+        result: Tensor = projected.expand(-1, -1, 2, -1).reshape(batch, 2 * steps, channels)
+        return result
 
 
 class PitchedVoice(PlainVoice):
@@ -131,7 +132,7 @@ class IndexedVoice(PitchedVoice):
         Args:
             content: CONTENT [B, G, C] at 50 Hz.
             retrieved: RETRIEVED [B, G, C], the content with the index blended in.
-            protect: PROTECT [B, 1] in [0, 0.5]: the share of what was retrieved in unvoiced frames; 0.5 is off.
+            protect: PROTECT [B, 1] in [0, 0.5]: share of what was retrieved in unvoiced frames; 0.5 is off.
             f0: like all that follows, as in `PitchedVoice`.
             pitch_shift: see there.
             anchor_frame: see there.

@@ -57,8 +57,8 @@ def load_voice(path: Path) -> VoiceCheckpoint:
     if not isinstance(weight, dict) or "config" not in content:
         keys = ", ".join(sorted(str(key) for key in content)[:8]) or "nothing"
         raise ImportFailure(
-            f"{path} holds {keys}: an RVC voice holds 'weight' and 'config'; a training checkpoint (G_*.pth) has "
-            "to be reduced to a voice with RVC's own tool first"
+            f"{path} holds {keys}: an RVC voice holds 'weight' and 'config'; a training checkpoint (G_*.pth) "
+            "has to be reduced to a voice with RVC's own tool first"
         )
     version = content.get("version", "v1")
     if version not in CONTENT_SIZES:
@@ -112,7 +112,8 @@ def _config(
     rate = {f"{hz // 1000}k": hz for hz in OUTPUT_RATES}.get(sample_rate, sample_rate)
     if rate not in OUTPUT_RATES:
         raise ImportFailure(
-            f"{path} speaks at {sample_rate!r} Hz: voices of {', '.join(map(str, OUTPUT_RATES))} Hz can be imported"
+            f"{path} speaks at {sample_rate!r} Hz: voices of "
+            f"{', '.join(map(str, OUTPUT_RATES))} Hz can be imported"
         )
     if str(block) != "1":
         raise ImportFailure(f"{path} has residual blocks of kind {block!r}: kind '1' can be imported")
@@ -155,7 +156,7 @@ def published_shapes(synthesizer: Synthesizer) -> dict[str, tuple[int, ...]]:
 
 def _normalised(synthesizer: Synthesizer) -> set[str]:
     """Names of the layers that were trained with weight normalisation."""
-    names = set()
+    names: set[str] = set()
     for name, module in synthesizer.named_modules():
         if isinstance(module, (WaveNet, ResidualBlock)):
             names.update(
