@@ -35,8 +35,10 @@ from autovoice.results import (
     PipelineStats,
     Progress,
 )
+from autovoice.rvc_settings import RvcSettings
 from autovoice.sessions import available_devices
 from autovoice.streaming import StreamSession
+from autovoice.voices import VoiceInfo, list_voices
 
 if TYPE_CHECKING:
     from autovoice.asynchronous import AsyncStreamSession, AsyncVoiceConversionPipeline
@@ -66,6 +68,7 @@ __all__ = [
     "Progress",
     "RepositoryError",
     "RequestError",
+    "RvcSettings",
     "SampleRateError",
     "SequenceError",
     "StreamClosedError",
@@ -73,8 +76,10 @@ __all__ = [
     "UnavailableError",
     "VoiceConversionError",
     "VoiceConversionPipeline",
+    "VoiceInfo",
     "__version__",
     "available_devices",
+    "list_voices",
     "load_embedding",
     "read_audio",
     "save_embedding",

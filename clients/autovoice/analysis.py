@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import TypeAlias, TypeVar
 
@@ -10,17 +12,19 @@ import numpy.typing as npt
 
 from autovoice.audio_files import AudioSource
 from autovoice.backends import make_executor
+from autovoice.base_family import BaseFamily, read_base_family
 from autovoice.config import PipelineConfig
-from autovoice.conversion import Source, track_source_f0
 from autovoice.embedding import EmbeddingCache, embed_source
 from autovoice.errors import StreamClosedError
 from autovoice.executor import Executor
-from autovoice.family import VoiceFamily, read_family
-from autovoice.pitch import median_voiced
+from autovoice.family import VoiceFamily
+from autovoice.pitch import median_voiced, track_source_f0
 from autovoice.repository import ModelRepository
 from autovoice.resilience import ResilientExecutor
 from autovoice.results import FloatArray, PipelineStats, StatsCounter
 from autovoice.runner import Runner
+from autovoice.sources import Source
+from autovoice.voices import open_voice
 
 DEFAULT_SAMPLE_RATE = 22_050
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -32,11 +36,19 @@ class VoiceAnalysis:
 
     Args:
         config: None for the defaults.
+        voice: instead of `config.voice`.
         executor: runs the models instead of what `config.backend` names.
     """
 
-    def __init__(self, config: PipelineConfig | None = None, *, executor: Executor | None = None) -> None:
-        self._config = config if config is not None else PipelineConfig()
+    def __init__(
+        self,
+        config: PipelineConfig | None = None,
+        *,
+        voice: str | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        config = config if config is not None else PipelineConfig()
+        self._config = config if voice is None else replace(config, voice=voice)
         self._counter = StatsCounter()
         self._repository: ModelRepository | None = None
         if executor is None:
@@ -52,7 +64,8 @@ class VoiceAnalysis:
                 timeout=self._config.timeout_seconds,
                 stats=self._counter,
             )
-        self._family = read_family(self._executor)
+        self._family = open_voice(self._executor, self._config.voice)
+        self._family.check_settings(self._config.voice_settings)
         self._runner = Runner(self._executor, self._family, self._config, self._counter)
         self._embeddings = EmbeddingCache(self._config.embedding_cache_size)
         self._closed = False
@@ -69,18 +82,22 @@ class VoiceAnalysis:
 
     @property
     def family(self) -> VoiceFamily:
-        """Constants of the voice family."""
+        """What the voice fixes."""
         return self._family
 
     @property
     def sample_rate(self) -> int:
-        """Rate inside the models, Hz."""
+        """Rate of the audio that the models take, Hz."""
         return self._family.sample_rate
 
     @property
     def embedding_size(self) -> int:
-        """Length of a voice embedding."""
-        return self._family.embedding_size
+        """Length of a voice embedding.
+
+        Raises:
+            RepositoryError: when the repository lacks the base voice.
+        """
+        return self._base.embedding_size
 
     @property
     def device(self) -> str:
@@ -104,6 +121,7 @@ class VoiceAnalysis:
 
         Raises:
             AudioInputError: no audio, or silence.
+            RepositoryError: when the repository lacks the base voice, for which embeddings are.
         """
         self._check_open()
         source = self._runner.array_source(reference_audio, sample_rate, "reference audio")
@@ -153,12 +171,17 @@ class VoiceAnalysis:
     ) -> None:
         self.close()
 
+    @cached_property
+    def _base(self) -> BaseFamily:
+        """The base voice, whose models analyse recordings whatever the voice that converts."""
+        return self._family if isinstance(self._family, BaseFamily) else read_base_family(self._executor)
+
     def _embed(self, source: Source, name: str) -> FloatArray:
-        return embed_source(self._executor, self._family, source, name)
+        return embed_source(self._executor, self._base, source, name)
 
     def _track_f0(self, source: Source) -> FloatArray:
         block = max(1, round(self._config.block_seconds * source.sample_rate))
-        return track_source_f0(self._executor, self._family, source, block)
+        return track_source_f0(self._executor, self._base, source, block)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -87,6 +87,7 @@ class AsyncVoiceConversionPipeline(_InThreads):
 
     Args:
         config: None for the defaults.
+        voice: instead of `config.voice`.
         concurrency: conversions under way at a time; the others wait for their turn.
         pipeline: used instead of one made from `config`; not closed with this object.
     """
@@ -95,12 +96,13 @@ class AsyncVoiceConversionPipeline(_InThreads):
         self,
         config: PipelineConfig | None = None,
         *,
+        voice: str | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
         pipeline: VoiceConversionPipeline | None = None,
     ) -> None:
         super().__init__(ThreadPoolExecutor(concurrency, thread_name_prefix="autovoice"))
         self._owns = pipeline is None
-        self._blocking = VoiceConversionPipeline(config) if pipeline is None else pipeline
+        self._blocking = VoiceConversionPipeline(config, voice=voice) if pipeline is None else pipeline
 
     @property
     def pipeline(self) -> VoiceConversionPipeline:

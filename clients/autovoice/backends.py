@@ -11,7 +11,8 @@ from autovoice.circuit import CircuitBreaker
 from autovoice.config import PipelineConfig
 from autovoice.embedded import EmbeddedExecutor, SequenceStore
 from autovoice.errors import ConfigurationError, DeviceError, RepositoryError
-from autovoice.family import OFFLINE
+from autovoice.family import BASE_VOICE
+from autovoice.model_config import ENSEMBLE
 from autovoice.remote.address import parse_address
 from autovoice.repository import ModelRepository
 from autovoice.resilience import ResilientExecutor
@@ -60,7 +61,7 @@ def make_executor(
         logger.warning("running on the CPU instead: %s", error)
         stats.fallback()
         primary = on_cpu()
-    if config.device == "auto" and not _device_works(primary):
+    if config.device == "auto" and not _device_works(primary, config.voice or BASE_VOICE):
         primary = on_cpu()
     # A CPU that failed would fail again: only another device has somewhere to fall back to.
     falls_back = config.fallback == "cpu" and primary.device != "cpu"
@@ -79,13 +80,14 @@ def make_executor(
     )
 
 
-def _device_works(executor: EmbeddedExecutor) -> bool:
+def _device_works(executor: EmbeddedExecutor, voice: str) -> bool:
     """Whether `"auto"` chose well: ONNX Runtime offers CUDA wherever its library is installed, GPU or not."""
     if executor.device == "cpu":
         return True
-    steps = executor.repository.steps_in_order(executor.spec(OFFLINE))
+    repository = executor.repository
+    models = [step.model for step in repository.steps_in_order(executor.spec(voice))]
     try:
-        executor.load(steps[-1].model)
+        executor.load([model for model in models if repository.spec(model).kind != ENSEMBLE][-1])
     except DeviceError as error:
         logger.info("device 'auto' is the CPU: %s", error)
         return False
@@ -99,7 +101,7 @@ def _over_server(config: PipelineConfig, stats: StatsCounter) -> ResilientExecut
     def embedded() -> EmbeddedExecutor:
         repository = ModelRepository(config.repository_path())
         executor = EmbeddedExecutor(repository, device="cpu", threads=config.thread_count)
-        _require_same_family(executor, server)
+        _require_same_voice(executor, server, config.voice or BASE_VOICE)
         return executor
 
     falls_back = config.fallback == "cpu"
@@ -139,20 +141,20 @@ def connect(config: PipelineConfig) -> RemoteExecutor:
     return RemoteExecutor(address, transport)
 
 
-def _require_same_family(embedded: EmbeddedExecutor, server: RemoteExecutor) -> None:
-    """Refuse to fall back to models of another kind, as far as is known; the server may never have answered.
+def _require_same_voice(embedded: EmbeddedExecutor, server: RemoteExecutor, voice: str) -> None:
+    """Refuse to fall back to another kind of voice, as far as is known; the server may never have answered.
 
     Raises:
         RepositoryError: naming the difference.
     """
-    known = server.known_spec(OFFLINE)
+    known = server.known_spec(voice)
     if known is None:
         return
-    here = embedded.spec(OFFLINE)
+    here = embedded.spec(voice)
     if (here.parameters, here.inputs) != (known.parameters, known.inputs):
         raise RepositoryError(
-            f"{embedded.repository.path} holds another voice family than {server.device}; set repository to "
-            "a copy of the server's"
+            f"{embedded.repository.path} holds another {voice} than {server.device}; set repository to a "
+            "copy of the server's"
         )
 
 

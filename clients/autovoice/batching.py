@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from autovoice.audio import output_length, resample
-from autovoice.conversion import ArraySource, Conversion, ConversionPlan, StageClock
+from autovoice.conversion import Conversion, ConversionPlan, StageClock
 from autovoice.executor import Executor, observe_steps
-from autovoice.family import OFFLINE, OFFLINE_WITH_F0, VoiceFamily
-from autovoice.frames import fit_f0, fit_length
+from autovoice.family import Target, VoiceFamily, fit_length
 from autovoice.results import FloatArray
+from autovoice.sources import ArraySource
 from autovoice.streaming import samples_needed
 
-MAX_PADDING = 0.25  # share of a row that may be padding
 MAX_BATCH_SECONDS = 60.0  # audio in one request; bounds its memory
 
 
@@ -30,11 +29,11 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class _Row:
-    """An item at the family's rate, ready to be batched."""
+    """An item at the voice's rate, ready to be batched."""
 
     index: int
     audio: FloatArray
-    shift_semitones: float
+    target: Target
     output_samples: int
 
 
@@ -63,9 +62,9 @@ def convert_batch(
             results[index] = np.concatenate(list(conversion.blocks()))
             done += 1
             continue
-        rows.append(_prepare(index, item, conversion.resolve_shift(), family, clock))
+        rows.append(_prepare(index, item, conversion.resolve(), family, clock))
     buckets = make_buckets(
-        [row.audio.size for row in rows], family, [items[row.index].plan.f0 is not None for row in rows]
+        [row.audio.size for row in rows], family, [family.offline_model(row.target) for row in rows]
     )
     clock.chunks = done + len(buckets)
     for number, bucket in enumerate(buckets, start=done + 1):
@@ -73,35 +72,36 @@ def convert_batch(
         clock.advance(number / clock.chunks)
         members = [rows[position] for position in bucket]
         with observe_steps(clock.on_step):
-            converted = _infer(executor, family, items, members)
+            converted = _infer(executor, family, members)
         with clock.stage("resample"):
             for row, audio in zip(members, converted, strict=True):
                 rate = items[row.index].plan.output_sample_rate
-                trimmed = resample(audio[: row.audio.size], family.sample_rate, rate)
+                trimmed = audio[: family.converted_samples(row.audio.size)]
+                trimmed = resample(trimmed, family.output_sample_rate, rate)
                 results[row.index] = fit_length(trimmed, row.output_samples)
     return results
 
 
-def make_buckets(lengths: Sequence[int], family: VoiceFamily, with_f0: Sequence[bool]) -> list[list[int]]:
-    """Group positions so that each group is of one kind, of like length, and not too much audio.
+def make_buckets(lengths: Sequence[int], family: VoiceFamily, models: Sequence[str]) -> list[list[int]]:
+    """Group positions so that each group is for one model, of like length, and not too much audio.
 
     Args:
-        lengths: samples of each row at the family's rate.
-        family: gives the largest batch.
-        with_f0: whether the row brings its own pitch; such rows use another model.
+        lengths: samples of each row at the voice's rate.
+        family: says which lengths may share a request, and how many.
+        models: the ensemble that each row is for.
 
     Returns:
         Positions into `lengths`, every one exactly once.
     """
     buckets: list[list[int]] = []
-    order = sorted(range(len(lengths)), key=lambda position: (with_f0[position], -lengths[position]))
+    order = sorted(range(len(lengths)), key=lambda position: (models[position], -lengths[position]))
     for position in order:
         if buckets:
             bucket = buckets[-1]
             longest = lengths[bucket[0]]
             fits = (
-                with_f0[position] == with_f0[bucket[0]]
-                and lengths[position] >= (1 - MAX_PADDING) * longest
+                models[position] == models[bucket[0]]
+                and family.may_share(lengths[position], longest)
                 and len(bucket) < family.max_batch_size
                 and (len(bucket) + 1) * longest <= MAX_BATCH_SECONDS * family.sample_rate
             )
@@ -112,28 +112,20 @@ def make_buckets(lengths: Sequence[int], family: VoiceFamily, with_f0: Sequence[
     return buckets
 
 
-def _prepare(index: int, item: BatchItem, shift: float, family: VoiceFamily, clock: StageClock) -> _Row:
+def _prepare(index: int, item: BatchItem, target: Target, family: VoiceFamily, clock: StageClock) -> _Row:
     source = item.source
     rate = item.plan.output_sample_rate
     with clock.stage("resample"):
         audio = resample(source.audio, source.sample_rate, family.sample_rate)
     output_samples = output_length(source.frames, source.sample_rate, rate)
-    needed = samples_needed(output_samples, family.sample_rate, rate)
-    return _Row(index, fit_length(audio, max(needed, audio.size)), shift, output_samples)
+    needed = samples_needed(output_samples, family, rate)
+    return _Row(index, fit_length(audio, max(needed, audio.size)), target, output_samples)
 
 
-def _infer(
-    executor: Executor, family: VoiceFamily, items: Sequence[BatchItem], rows: Sequence[_Row]
-) -> Iterable[FloatArray]:
+def _infer(executor: Executor, family: VoiceFamily, rows: Sequence[_Row]) -> Iterable[FloatArray]:
     longest = max(row.audio.size for row in rows)
-    plans = [items[row.index].plan for row in rows]
-    inputs = {
-        "SOURCE_AUDIO": np.stack([fit_length(row.audio, longest) for row in rows]),
-        "TARGET_EMBEDDING": np.stack([plan.embedding for plan in plans]),
-        "PITCH_SHIFT": np.array([[row.shift_semitones] for row in rows], np.float32),
-    }
-    tracks = [fit_f0(plan.f0, longest, family) for plan in plans if plan.f0 is not None]
-    if tracks:
-        inputs["SOURCE_F0"] = np.stack(tracks)
-    converted: FloatArray = executor.infer(OFFLINE_WITH_F0 if tracks else OFFLINE, inputs)["CONVERTED_AUDIO"]
+    requests = [family.offline_inputs(row.target, fit_length(row.audio, longest)) for row in rows]
+    inputs = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+    model = family.offline_model(rows[0].target)
+    converted: FloatArray = executor.infer(model, inputs)["CONVERTED_AUDIO"]
     return converted

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from autovoice.cli_conversions import convert, embed, stream
+from autovoice.cli_import import app as import_app
 from autovoice.cli_options import JsonOption, RepositoryOption
 
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
@@ -37,8 +38,27 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _SECURITY = "Security"
 _LOG = "Log and traces"
 
+
 for _command in (convert, embed, stream):
     app.command()(_command)
+
+
+@app.command()
+def voices(
+    repository: RepositoryOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="List those of a server: grpc://host:port or http://host:port. Its key: $AUTOVOICE_API_KEY.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the voices of the model repository or of a server."""
+    from autovoice.cli_voices import show_voices
+
+    return show_voices(repository, server, as_json=as_json)
 
 
 @app.command()
@@ -170,6 +190,9 @@ def serve(
         extra=tuple(extra or ()),
     )
     return run_server(options, log_format=log_format)
+
+
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)

@@ -12,11 +12,16 @@ from autovoice.cli_options import (
     DeviceOption,
     EmbedFallbackOption,
     FallbackOption,
+    IndexRateOption,
     JsonOption,
     OverwriteOption,
+    ProtectOption,
     RepositoryOption,
+    RmsMixOption,
+    SpeakerOption,
     TargetOption,
     ThreadsOption,
+    VoiceOption,
 )
 from autovoice.cli_remote import (
     ApiKeyFileOption,
@@ -35,7 +40,6 @@ def convert(
         list[Path],
         typer.Argument(metavar="SOURCE", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
     ],
-    target: TargetOption,
     output: Annotated[
         Path,
         typer.Option(
@@ -45,11 +49,13 @@ def convert(
             help="A file for one source (its suffix is the format), a folder for more.",
         ),
     ],
+    target: TargetOption = None,
+    voice: VoiceOption = None,
     pitch_shift: Annotated[
         str,
         typer.Option(
             metavar="N|auto",
-            help="Semitones up or down, or auto: from the source's median pitch to the target's.",
+            help="Semitones up or down, or auto for the base voice: to the target's median pitch.",
         ),
     ] = "0",
     sample_rate: Annotated[
@@ -70,6 +76,10 @@ def convert(
         bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=RESULT)
     ] = False,
     as_json: JsonOption = False,
+    speaker: SpeakerOption = None,
+    index_rate: IndexRateOption = None,
+    protect: ProtectOption = None,
+    rms_mix: RmsMixOption = None,
     repository: RepositoryOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -82,9 +92,9 @@ def convert(
     timeout: TimeoutOption = None,
     retries: RetriesOption = 2,
 ) -> int:
-    """Convert recordings into the target's voice."""
-    from autovoice import PipelineConfig
+    """Convert recordings into the target's voice, or into an imported one."""
     from autovoice.cli_convert import Conversion, convert_files
+    from autovoice.cli_voices import voice_config
 
     if overwrite and skip_existing:
         raise typer.BadParameter("--overwrite and --skip-existing contradict each other; give one of them")
@@ -96,7 +106,9 @@ def convert(
         sample_rate=sample_rate,
         audio_format=audio_format,
         existing="replace" if overwrite else "skip" if skip_existing else "refuse",
-        config=PipelineConfig(
+        config=voice_config(
+            voice,
+            (speaker, index_rate, protect, rms_mix),
             repository=repository,
             device=device,
             threads=threads,
@@ -145,8 +157,13 @@ def stream(
     simulate: Annotated[
         Path, typer.Option(metavar="FILE", help="Recording to play as if a microphone heard it.")
     ],
-    target: TargetOption,
+    target: TargetOption = None,
+    voice: VoiceOption = None,
     chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
+    core_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Audio converted at once. Default: 10; an imported voice: 240."),
+    ] = None,
     pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
     sample_rate: Annotated[
         int | None,
@@ -160,6 +177,10 @@ def stream(
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
+    speaker: SpeakerOption = None,
+    index_rate: IndexRateOption = None,
+    protect: ProtectOption = None,
+    rms_mix: RmsMixOption = None,
     repository: RepositoryOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -173,10 +194,12 @@ def stream(
     retries: RetriesOption = 2,
 ) -> int:
     """Convert a recording at the pace of real time and report latency and underruns."""
-    from autovoice import PipelineConfig
     from autovoice.cli_stream import simulate_stream
+    from autovoice.cli_voices import voice_config
 
-    config = PipelineConfig(
+    config = voice_config(
+        voice,
+        (speaker, index_rate, protect, rms_mix),
         repository=repository,
         device=device,
         threads=threads,
@@ -188,6 +211,7 @@ def stream(
         target,
         config,
         chunk_ms=chunk_ms,
+        core_ms=core_ms,
         pitch_shift=pitch_shift,
         sample_rate=sample_rate,
         output=output,

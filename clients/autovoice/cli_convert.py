@@ -31,7 +31,7 @@ class Conversion:
     """What the command line asked for; the fields are its options."""
 
     sources: tuple[Path, ...]
-    target: Path
+    target: Path | None
     output: Path
     pitch_shift: str
     sample_rate: int | None
@@ -59,6 +59,7 @@ def convert_files(request: Conversion, *, profile: bool, as_json: bool) -> int:
     outcomes: list[Outcome] = []
     load_engine()
     with VoiceConversionPipeline(request.config) as pipeline:
+        pipeline.family.check_shift(shift)
         if jobs:
             voice = load_voice(pipeline, request.target, with_pitch=shift == "auto")
             outcomes = _convert_all(pipeline, jobs, voice, shift, request.sample_rate, quiet=as_json)

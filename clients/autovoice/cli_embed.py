@@ -24,16 +24,29 @@ class Voice:
     """A target voice.
 
     Attributes:
-        embedding: unit length, [E].
+        embedding: unit length, [E]; None where the voice needs none.
         median_f0: of the recording it came from, Hz; None where there is no recording.
     """
 
-    embedding: FloatArray
+    embedding: FloatArray | None
     median_f0: float | None
 
 
-def load_voice(pipeline: VoiceConversionPipeline, target: Path, *, with_pitch: bool) -> Voice:
-    """Read an embedding file, or embed a recording (and measure its pitch when asked)."""
+def load_voice(pipeline: VoiceConversionPipeline, target: Path | None, *, with_pitch: bool) -> Voice:
+    """Read an embedding file, or embed a recording (and measure its pitch when asked).
+
+    Raises:
+        EmbeddingError: no target where the pipeline's voice needs one, or one where it takes none.
+    """
+    name = pipeline.family.voice
+    if target is None:
+        if pipeline.family.takes_embedding:
+            raise EmbeddingError(
+                f"the voice {name!r} needs --target, a recording or a .npy; or name another by --voice"
+            )
+        return Voice(None, None)
+    if not pipeline.family.takes_embedding:
+        raise EmbeddingError(f"--target is {target}, but the voice {name!r} takes none; leave it out")
     if target.suffix.lower() == EMBEDDING_SUFFIX:
         try:
             return Voice(check_embedding(load_embedding(target), pipeline.embedding_size), None)

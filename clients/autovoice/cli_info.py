@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autovoice import ModelRepository, PipelineConfig, __version__, available_devices
+from autovoice.cli_voices import voice_table
 from autovoice.config import usable_cores
-from autovoice.family import OFFLINE
+from autovoice.family import BASE_VOICE
+from autovoice.voices import VoiceInfo, voices_of
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "soundfile", "soxr")
 
@@ -60,7 +62,8 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
         "versions": {name: version for name, version in versions.items() if version},
         "repository": str(Path(repository.path).resolve()),
         "checked": checked,
-        "voice": dict(repository.spec(OFFLINE).parameters) if OFFLINE in repository.names() else {},
+        "voices": [voice.to_dict() for voice in voices_of(repository)],
+        "voice": dict(repository.spec(BASE_VOICE).parameters) if BASE_VOICE in repository.names() else {},
         "models": models,
     }
 
@@ -90,6 +93,8 @@ def _print(facts: dict[str, Any]) -> None:
     ):
         summary.add_row(label, value)
     console.print(summary)
+    console.print()
+    console.print(voice_table([VoiceInfo(**voice) for voice in facts["voices"]]))
     console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model", no_wrap=True)

@@ -8,15 +8,50 @@ from typing import Annotated, Literal
 import typer
 
 ENGINE = "Engine"
+IMPORTED = "Imported voice (default: the voice's own)"
 RESULT = "Result"
 
 TargetOption = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--target",
         "-t",
         metavar="FILE",
-        help="A recording of the target voice, or a .npy made by `embed`.",
+        help="For the base voice: a recording of the target, or a .npy made by `embed`.",
+    ),
+]
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--voice",
+        "-v",
+        metavar="NAME",
+        help="An imported voice, which needs no --target; `autovoice voices` lists them. Default: the base "
+        "voice.",
+    ),
+]
+SpeakerOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Speaker of a voice that holds several.", rich_help_panel=IMPORTED),
+]
+IndexRateOption = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Content from the voice's index, 0 to 1 (all).", rich_help_panel=IMPORTED),
+]
+ProtectOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Keep voiceless sounds from the index, 0 (most) to 0.5 (not at all).",
+        rich_help_panel=IMPORTED,
+    ),
+]
+RmsMixOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Loudness, 0 (the source's) to 1 (the voice's own).",
+        rich_help_panel=IMPORTED,
     ),
 ]
 RepositoryOption = Annotated[

@@ -83,10 +83,11 @@ class StreamReport:
 
 def simulate_stream(
     source: Path,
-    target: Path,
+    target: Path | None,
     config: PipelineConfig,
     *,
     chunk_ms: float,
+    core_ms: float | None,
     pitch_shift: str,
     sample_rate: int | None,
     output: Path | None,
@@ -108,15 +109,22 @@ def simulate_stream(
     recorded, recorded_rate = read_audio(source)
     with VoiceConversionPipeline(config) as pipeline:
         # A live service opens its microphone at the rate of the voice, so that nothing need be resampled.
-        rate = pipeline.sample_rate if sample_rate is None else check_sample_rate(sample_rate)
+        own_rate = pipeline.family.output_sample_rate
+        rate = own_rate if sample_rate is None else check_sample_rate(sample_rate)
         audio = resample(recorded, recorded_rate, rate)
         voice = load_voice(pipeline, target, with_pitch=False)
 
         def start() -> StreamSession:
-            return pipeline.stream(voice.embedding, sample_rate=rate, pitch_shift_semitones=shift)
+            return pipeline.stream(
+                voice.embedding,
+                sample_rate=rate,
+                pitch_shift_semitones=shift,
+                core_seconds=None if core_ms is None else core_ms / 1e3,
+            )
 
         with start() as rehearsal:  # loads the models, which a live service does before it takes a call
             rehearsal.push(np.zeros(rate // 2, np.float32))
+            rehearsal.flush()
         with start() as session:
             report, converted = _play(session, audio, rate, chunk_ms, pipeline.device, quiet=as_json)
     if output is not None:

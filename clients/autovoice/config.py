@@ -11,6 +11,7 @@ from typing import Literal
 
 from autovoice.errors import ConfigurationError, RepositoryError
 from autovoice.remote.address import parse_address
+from autovoice.rvc_settings import RvcSettings
 
 DEVICES = ("auto", "cuda", "cpu")
 FALLBACKS = ("cpu", "passthrough", "raise")
@@ -18,6 +19,7 @@ REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"
 API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
 DEFAULT_MAX_THREADS = 4
 _HEADER_VALUE = re.compile(r"[!-~]+")
+_VOICE_NAME = re.compile(r"[a-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class PipelineConfig:
             `"http://host:port"` name a Triton server, `"grpcs://..."` and `"https://..."` one behind TLS.
         repository: folder of the models. None: `$AUTOVOICE_REPOSITORY`, else the `model_repository` of the
             checkout this package runs from, else `./model_repository`.
+        voice: the voice to convert with, one of `list_voices`; None for the base voice, which takes a target
+            embedding with every conversion.
+        voice_settings: of an imported voice, for every conversion that does not say otherwise.
         device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cpu"` never touches
             it.
         threads: ONNX Runtime threads per model. None: the usable cores, at most four.
@@ -56,6 +61,8 @@ class PipelineConfig:
 
     backend: str = "embedded"
     repository: str | Path | None = None
+    voice: str | None = None
+    voice_settings: RvcSettings | None = None
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int | None = None
     retries: int = 2
@@ -79,6 +86,14 @@ class PipelineConfig:
         self._require_choice("fallback", FALLBACKS)
         if self.repository is not None and not isinstance(self.repository, (str, os.PathLike)):
             raise ConfigurationError(f"repository is {self.repository!r}; give a folder path or None")
+        if self.voice is not None and not (isinstance(self.voice, str) and _VOICE_NAME.fullmatch(self.voice)):
+            raise ConfigurationError(
+                f"voice is {self.voice!r}; give a voice's name (a-z, 0-9, _ and -) or None for the base voice"
+            )
+        if self.voice_settings is not None and not isinstance(self.voice_settings, RvcSettings):
+            raise ConfigurationError(
+                f"voice_settings is {self.voice_settings!r}; give an RvcSettings or None"
+            )
         if self.threads is not None:
             self._require_number("threads", 1, 1024, integer=True)
         self._require_number("retries", 0, 100, integer=True)

@@ -7,57 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from autovoice.audio import Resampler, frame_count, output_length, passthrough_gain, slices
-from autovoice.errors import AudioInputError, SequenceError
-from autovoice.executor import Executor, StepTiming, observe_steps
-from autovoice.family import VoiceFamily
-from autovoice.frames import MAX_RESTARTS, FrameConverter, Target, fit_length
-from autovoice.pitch import expected_median_f0, matching_shift, median_voiced, track_f0
+from autovoice.audio import Resampler, output_length, passthrough_gain
+from autovoice.errors import SequenceError
+from autovoice.executor import MAX_RESTARTS, Executor, StepTiming, observe_steps
+from autovoice.family import Target, VoiceFamily, fit_length
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
+from autovoice.sources import Source, check_duration
 from autovoice.streaming import StreamSession
 
 logger = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """Mono audio that can be read from the start any number of times."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-
-    @property
-    def frames(self) -> int:
-        """Samples, perhaps estimated."""
-
-    def blocks(self, frames: int) -> Iterator[FloatArray]:
-        """Mono float32 blocks of `frames` samples, the last one shorter."""
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """A `Source` in memory.
-
-    Attributes:
-        audio: mono float32 [T].
-        sample_rate: Hz.
-    """
-
-    audio: FloatArray
-    sample_rate: int
-
-    @property
-    def frames(self) -> int:
-        """Samples."""
-        return self.audio.size
-
-    def blocks(self, frames: int) -> Iterator[FloatArray]:
-        """Views of `frames` samples, the last one shorter."""
-        return slices(self.audio, frames)
 
 
 class StageClock:
@@ -124,18 +85,12 @@ class ConversionPlan:
     """What one conversion is to do, checked.
 
     Attributes:
-        embedding: unit vector [E].
-        shift_semitones: None to match the target's median pitch.
-        target_median_f0: Hz, for the matching; None to judge it by the embedding.
-        f0: pitch track of the source to use, Hz [F]; None to extract it.
+        target: what to convert to.
         output_sample_rate: Hz.
         block_seconds: audio per request.
     """
 
-    embedding: FloatArray
-    shift_semitones: float | None
-    target_median_f0: float | None
-    f0: FloatArray | None
+    target: Target
     output_sample_rate: int
     block_seconds: float
 
@@ -150,6 +105,11 @@ class Conversion:
         plan: how.
         clock: times the stages.
         name: what to call the source in errors.
+
+    Attributes:
+        clock: times the stages.
+        samples: of the source read so far.
+        target: what it is converted to.
     """
 
     def __init__(
@@ -169,7 +129,7 @@ class Conversion:
         self._block = max(1, round(plan.block_seconds * source.sample_rate))
         self.clock = clock
         self.samples = 0
-        self.shift_semitones = 0.0
+        self.target = plan.target
         clock.chunks = max(1, -(-source.frames // self._block))
 
     def blocks(self) -> Iterator[FloatArray]:
@@ -182,7 +142,7 @@ class Conversion:
             AudioInputError: when the source holds less than one frame.
             InferenceError: when the engine failed.
         """
-        self.shift_semitones = self.resolve_shift()
+        self.resolve()
         yielded = 0
         for left in reversed(range(MAX_RESTARTS + 1)):
             position = 0
@@ -200,10 +160,9 @@ class Conversion:
                 logger.warning("converting %s from its start again: %s", self._name, error)
 
     def _blocks_from_start(self) -> Iterator[FloatArray]:
-        target = Target(self._plan.embedding, self.shift_semitones, self._plan.f0)
-        frame = self._family.frame_samples
-        block = max(1, round(self._plan.block_seconds * self._family.frames_per_second)) * frame
-        converter = FrameConverter(self._executor, self._family, target, block=block, live=False)
+        converter = self._family.converter(
+            self._executor, self.target, block_seconds=self._plan.block_seconds
+        )
         self.samples = 0
         with StreamSession(
             converter, self._family, self._source.sample_rate, self._plan.output_sample_rate
@@ -221,18 +180,16 @@ class Conversion:
                 converted = session.flush()
         yield converted
 
-    def resolve_shift(self) -> float:
-        """The pitch shift in semitones; `"auto"` takes a first pass over the source."""
-        if self._plan.shift_semitones is not None:
-            return self._plan.shift_semitones
+    @property
+    def shift_semitones(self) -> float:
+        """The pitch shift applied, 0 as long as it has not been found."""
+        return self.target.shift_semitones or 0.0
+
+    def resolve(self) -> Target:
+        """Find the target's pitch shift where the plan leaves it open."""
         with observe_steps(self.clock.on_step):
-            f0 = self._plan.f0
-            if f0 is None:
-                f0 = track_source_f0(self._executor, self._family, self._source, self._block)
-            target = self._plan.target_median_f0
-            if target is None:
-                target = expected_median_f0(self._executor, self._plan.embedding)
-        return matching_shift(median_voiced(f0), target)
+            self.target = self._family.resolve(self._executor, self.target, self._source, self._block)
+        return self.target
 
     def passthrough_blocks(self) -> Iterator[FloatArray]:
         """Yield the unconverted source at -20 dB RMS and the plan's rate (`fallback="passthrough"`)."""
@@ -259,41 +216,4 @@ class Conversion:
         return self.clock.profile(self.samples / self._source.sample_rate, self.samples)
 
     def _check_length(self) -> None:
-        check_duration(self.samples, self._source.sample_rate, self._family, self._name)
-
-
-def check_duration(samples: int, sample_rate: int, family: VoiceFamily, name: str) -> None:
-    """Refuse a source shorter than one frame.
-
-    Raises:
-        AudioInputError: naming its length.
-    """
-    if samples * family.frames_per_second < sample_rate:
-        least = frame_count(sample_rate, family.frames_per_second, 1)
-        raise AudioInputError(
-            f"{name} has {samples} samples ({1e3 * samples / sample_rate:.2f} ms at {sample_rate} Hz), less "
-            "than one frame; give at "
-            f"least {least}"
-        )
-
-
-def track_source_f0(executor: Executor, family: VoiceFamily, source: Source, block: int) -> FloatArray:
-    """Follow the pitch of a source, read `block` samples at a time, from its start again when the engine
-    loses its state.
-
-    Returns:
-        Hz per 10 ms frame, 0 where unvoiced.
-    """
-
-    def resampled() -> Iterator[FloatArray]:
-        resampler = Resampler(source.sample_rate, family.sample_rate)
-        for chunk in source.blocks(block):
-            yield resampler.push(chunk)
-        yield resampler.push(np.zeros(0, np.float32), last=True)
-
-    for _ in range(MAX_RESTARTS):
-        try:
-            return track_f0(executor, family, resampled())
-        except SequenceError as error:
-            logger.warning("following the pitch from the start again: %s", error)
-    return track_f0(executor, family, resampled())
+        check_duration(self.samples, self._source.sample_rate, self._family.frames_per_second, self._name)

@@ -6,17 +6,21 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from autovoice.audio import resample
-from autovoice.conversion import Source, check_duration
 from autovoice.errors import AudioInputError, EmbeddingError
 from autovoice.executor import Executor
-from autovoice.family import SPEAKER_ENCODER, VoiceFamily
 from autovoice.results import FloatArray
+from autovoice.sources import Source, check_duration
 
+if TYPE_CHECKING:
+    from autovoice.base_family import BaseFamily
+
+SPEAKER_ENCODER = "speaker_encoder"
 SEGMENT_SECONDS = 30
 SILENCE_RMS = 1e-4  # -80 dB of full scale
 
@@ -53,7 +57,7 @@ def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
     return (vector / norm).astype(np.float32)
 
 
-def embed_source(executor: Executor, family: VoiceFamily, source: Source, name: str) -> FloatArray:
+def embed_source(executor: Executor, family: BaseFamily, source: Source, name: str) -> FloatArray:
     """Embed a reference of any length in bounded memory.
 
     The reference is taken in segments of 30 s; their embeddings are averaged by the length of the segment,
@@ -75,7 +79,7 @@ def embed_source(executor: Executor, family: VoiceFamily, source: Source, name: 
         audio = resample(segment, source.sample_rate, family.sample_rate)
         vector = executor.infer(SPEAKER_ENCODER, {"REFERENCE_AUDIO": audio[np.newaxis]})["EMBEDDING"][0]
         total += segment.size * vector.astype(np.float64)
-    check_duration(samples, source.sample_rate, family, name)
+    check_duration(samples, source.sample_rate, family.frames_per_second, name)
     norm = float(np.linalg.norm(total))
     if norm == 0.0 or not np.isfinite(norm):
         raise AudioInputError(

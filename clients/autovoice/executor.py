@@ -13,6 +13,7 @@ import numpy.typing as npt
 from autovoice.model_config import ModelSpec
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+MAX_RESTARTS = 3  # of one sequence at one place, when the engine keeps losing its state
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,34 @@
-"""From a source at the family's own rate to converted audio, block by block through the models' state."""
+"""Conversion by a causal voice: frame by frame through the state of its models."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from autovoice.errors import InferenceError, PassthroughWarning, SequenceError, VoiceConversionError
-from autovoice.executor import Executor, Sequence
-from autovoice.family import OFFLINE, OFFLINE_WITH_F0, STREAM, STREAM_WITH_F0, VoiceFamily
+from autovoice.errors import InferenceError, SequenceError, VoiceConversionError
+from autovoice.executor import MAX_RESTARTS, Executor, Sequence
+from autovoice.family import Converter, Target, fit_length, join
 from autovoice.pitch import new_sequence_id
 from autovoice.results import FloatArray
 
+if TYPE_CHECKING:
+    from autovoice.base_family import BaseFamily
+
 logger = logging.getLogger(__name__)
 
+OFFLINE_WITH_F0 = "voice_conversion_with_f0"
+STREAM = "voice_conversion_stream"
+STREAM_WITH_F0 = "voice_conversion_with_f0_stream"
 CLOSE_SECONDS = 2.0  # for the engine to take note that a stream was given up
-MAX_RESTARTS = 3  # of one sequence at one place, when the engine keeps losing its state
 
 
-@dataclass(frozen=True)
-class Target:
-    """What to convert to.
-
-    Attributes:
-        embedding: unit vector [E].
-        shift_semitones: pitch shift.
-        f0: pitch track to use instead of the source's own, Hz per frame [F] from the first frame on; None to
-            extract it.
-    """
-
-    embedding: FloatArray
-    shift_semitones: float
-    f0: FloatArray | None = None
-
-
-class FrameConverter:
-    """Converts audio at the family's own rate; output sample n belongs to input sample n.
+class FrameConverter(Converter):
+    """Converts audio at the voice's own rate; output sample n belongs to input sample n.
 
     When the engine loses the state of a live source, its latest `replay` samples are played to it again. That
     restores the state exactly when they are all there was. Later in a source, features are exact again after
@@ -51,77 +40,74 @@ class FrameConverter:
         family: their constants.
         target: what to convert to.
         block: samples per request at most, a multiple of the frame.
-        live: send whole frames at once; otherwise gather full blocks, and send a source that fits one block
-            in one piece.
+        step: samples gathered before they are sent, a multiple of the frame. None for a source that is all
+            there: full blocks are gathered, and one that fits a block is sent in one piece.
         passthrough: hand on the source, delayed alike, from the first failed request on.
-        replay: samples kept to be played again.
+        replay: samples of a live source kept to be played again.
     """
 
     def __init__(
         self,
         executor: Executor,
-        family: VoiceFamily,
+        family: BaseFamily,
         target: Target,
         *,
         block: int,
-        live: bool,
+        step: int | None = None,
         passthrough: bool = False,
         replay: int = 0,
     ) -> None:
+        super().__init__(passthrough=passthrough)
         self._executor = executor
         self._family = family
+        self._target = target
+        self._live = step is not None
+        self._step = min(step or block, block)
         self._block = block
-        self._live = live
-        self._may_pass_through = passthrough
-        self._embedding = target.embedding[np.newaxis]
-        self._shift = np.full((1, 1), target.shift_semitones, np.float32)
         self._f0 = target.f0
         self._pending = np.zeros(0, np.float32)
         self._history = np.zeros(
             family.lookahead_samples, np.float32
         )  # what the models still hold back, for a pass-through
-        self._replay = replay if live else 0
+        self._replay = replay
         self._recent: deque[FloatArray] = deque()  # what has been converted, `replay` samples of it
         self._recent_samples = 0
         self._sequence = new_sequence_id()
         self._started = False
         self._ended = False
         self._frames_sent = 0
-        self._received = 0
         self._returned = (
             -family.lookahead_samples
         )  # the first samples out lie before the source and are dropped
-        self.passthrough = False
 
     @property
-    def received(self) -> int:
-        """Samples pushed so far."""
-        return self._received
+    def latency_seconds(self) -> float:
+        """The models' look-ahead and one step."""
+        return (self._family.lookahead_samples + self._step) / self._family.sample_rate
 
     def push(self, audio: FloatArray) -> FloatArray:
         """Take the next samples [n], return the converted ones that are ready [m]."""
-        self._received += audio.size
+        self.received += audio.size
         self._pending = np.concatenate((self._pending, audio))
         ready: list[FloatArray] = []
-        least = self._family.frame_samples if self._live else self._block
-        while self._pending.size >= least:
+        while self._pending.size >= self._step:
             size = min(
                 self._pending.size // self._family.frame_samples * self._family.frame_samples, self._block
             )
             block, self._pending = self._pending[:size], self._pending[size:]
             ready.append(self._convert(block, end=False))
-        return _join(ready)
+        return join(ready)
 
     def flush(self) -> FloatArray:
         """End the source; return the rest, so that as many samples have come out as went in."""
-        if not self._received:
+        if not self.received:
             return np.zeros(0, np.float32)
         if not self._started and not self._live:
             return self._convert_at_once(self._pending)
         tail = self._family.lookahead_samples
-        tail += -(self._received + tail) % self._family.frame_samples
+        tail += -(self.received + tail) % self._family.frame_samples
         converted = self._convert(np.concatenate((self._pending, np.zeros(tail, np.float32))), end=True)
-        excess = self._returned - self._received
+        excess = self._returned - self.received
         return converted[: converted.size - excess]
 
     def close(self) -> None:
@@ -135,10 +121,8 @@ class FrameConverter:
     def _convert_at_once(self, audio: FloatArray) -> FloatArray:
         """A source that fits one request needs no state: the offline ensemble, which servers can batch, does
         the same."""
-        inputs = self._inputs(audio)
-        if self._f0 is not None:
-            inputs["SOURCE_F0"] = fit_f0(self._f0, audio.size, self._family)[np.newaxis]
-        model = OFFLINE if self._f0 is None else OFFLINE_WITH_F0
+        model = self._family.offline_model(self._target)
+        inputs = self._family.offline_inputs(self._target, audio)
         converted: FloatArray = self._executor.infer(model, inputs)["CONVERTED_AUDIO"][0]
         self._returned = audio.size
         return converted
@@ -163,16 +147,10 @@ class FrameConverter:
         try:
             return self._send_or_replay(self._with_f0(block), end=end)
         except InferenceError as error:
-            if not self._may_pass_through:
-                raise
-            logger.error("the stream passes its source through from here on: %s", error)
-            warnings.warn(
-                PassthroughWarning(f"the rest of the stream is NOT converted: {error}"), stacklevel=5
-            )
-            self.passthrough = True
+            self._pass_through(error)
             return block
 
-    def _send_or_replay(self, inputs: dict[str, FloatArray], *, end: bool) -> FloatArray:
+    def _send_or_replay(self, inputs: dict[str, npt.NDArray[Any]], *, end: bool) -> FloatArray:
         """Send a block; where the state is lost, play the latest audio to a new sequence first."""
         lost = False
         for left in reversed(range(MAX_RESTARTS + 1)):
@@ -193,10 +171,10 @@ class FrameConverter:
     def _play_recent(self) -> None:
         recent = np.concatenate(self._recent)
         for start in range(0, recent.size, self._block):
-            self._send(self._inputs(recent[start : start + self._block]), start=start == 0, end=False)
+            self._send(self._target.inputs(recent[start : start + self._block]), start=start == 0, end=False)
 
     def _send(
-        self, inputs: dict[str, FloatArray], *, start: bool, end: bool, timeout: float | None = None
+        self, inputs: dict[str, npt.NDArray[Any]], *, start: bool, end: bool, timeout: float | None = None
     ) -> FloatArray:
         model = STREAM if self._f0 is None else STREAM_WITH_F0
         position = Sequence(self._sequence, start=start, end=end)
@@ -212,15 +190,8 @@ class FrameConverter:
         while self._recent_samples - self._recent[0].size >= self._replay:
             self._recent_samples -= self._recent.popleft().size
 
-    def _inputs(self, audio: FloatArray) -> dict[str, FloatArray]:
-        return {
-            "SOURCE_AUDIO": audio[np.newaxis],
-            "TARGET_EMBEDDING": self._embedding,
-            "PITCH_SHIFT": self._shift,
-        }
-
-    def _with_f0(self, block: FloatArray) -> dict[str, FloatArray]:
-        inputs = self._inputs(block)
+    def _with_f0(self, block: FloatArray) -> dict[str, npt.NDArray[Any]]:
+        inputs = self._target.inputs(block)
         if self._f0 is not None:
             frames = block.size // self._family.frame_samples
             inputs["SOURCE_F0"] = self._delayed_f0(frames)[np.newaxis]
@@ -237,17 +208,6 @@ class FrameConverter:
         return delayed
 
 
-def fit_length(samples: FloatArray, length: int) -> FloatArray:
-    """Cut [T], or extend it with silence, to exactly `length`."""
-    if samples.size >= length:
-        return samples[:length]
-    return np.concatenate((samples, np.zeros(length - samples.size, np.float32)))
-
-
-def fit_f0(f0: FloatArray, samples: int, family: VoiceFamily) -> FloatArray:
+def fit_f0(f0: FloatArray, samples: int, family: BaseFamily) -> FloatArray:
     """Cut a pitch track, or extend it unvoiced, to the frames of `samples` at the family's rate."""
     return fit_length(f0, -(-samples // family.frame_samples))
-
-
-def _join(parts: list[FloatArray]) -> FloatArray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

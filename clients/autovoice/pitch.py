@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.audio import frame_count
-from autovoice.errors import PitchError
-from autovoice.executor import Executor, Sequence
-from autovoice.family import PITCH_STREAM, TARGET_PITCH, VoiceFamily
+from autovoice.audio import Resampler, frame_count
+from autovoice.errors import PitchError, SequenceError
+from autovoice.executor import MAX_RESTARTS, Executor, Sequence
 from autovoice.results import FloatArray
+from autovoice.sources import Source
 
+if TYPE_CHECKING:
+    from autovoice.base_family import BaseFamily
+
+logger = logging.getLogger(__name__)
+
+PITCH_STREAM = "pitch_extractor_stream"
+TARGET_PITCH = "target_pitch"
 MAX_SHIFT_SEMITONES = 24.0
 AUTO = "auto"
 
@@ -25,13 +33,17 @@ def new_sequence_id() -> int:
     return secrets.randbits(62) + 1
 
 
-def check_shift(shift: Any) -> float | None:
+def check_shift(shift: Any, *, live: bool = False) -> float | None:
     """Return a pitch shift in semitones, or None for `"auto"`.
 
     Raises:
-        PitchError: not a number, or beyond two octaves.
+        PitchError: not a number, or beyond two octaves; `"auto"` for a `live` source.
     """
     if isinstance(shift, str) and shift == AUTO:
+        if live:
+            raise PitchError(
+                "pitch shift 'auto' needs the whole source, which a stream does not have; give semitones"
+            )
         return None
     try:
         value = float(shift)
@@ -44,11 +56,24 @@ def check_shift(shift: Any) -> float | None:
     return value
 
 
+def check_median(median_f0: float | None) -> float | None:
+    """Return a target's median pitch in Hz.
+
+    Raises:
+        PitchError: it is none that a voice could have.
+    """
+    if median_f0 is not None and not 1.0 <= median_f0 <= 20_000.0:
+        raise PitchError(
+            f"target_median_f0 is {median_f0!r} Hz; give the median pitch of the target's voice, or None"
+        )
+    return median_f0
+
+
 def check_f0(
     source_f0: npt.ArrayLike,
     samples: int,
     sample_rate: int,
-    family: VoiceFamily,
+    frames_per_second: int,
     f0_min: float,
     f0_max: float,
 ) -> FloatArray:
@@ -58,14 +83,14 @@ def check_f0(
         source_f0: Hz per 10 ms frame [F], 0 where unvoiced; frame g is centred at (g + 0.5) * 10 ms.
         samples: length of the source, at
         sample_rate: Hz.
-        family: gives the frame rate.
+        frames_per_second: frame rate, Hz.
         f0_min: lowest voiced value accepted, Hz.
         f0_max: highest voiced value accepted, Hz.
 
     Raises:
         PitchError: wrong rank, wrong length, not finite, or voiced values out of range.
     """
-    expected = frame_count(samples, sample_rate, family.frames_per_second)
+    expected = frame_count(samples, sample_rate, frames_per_second)
     try:
         track = np.asarray(source_f0, dtype=np.float32)
     except (TypeError, ValueError):
@@ -88,7 +113,29 @@ def check_f0(
     return track
 
 
-def track_f0(executor: Executor, family: VoiceFamily, blocks: Iterable[FloatArray]) -> FloatArray:
+def track_source_f0(executor: Executor, family: BaseFamily, source: Source, block: int) -> FloatArray:
+    """Follow the pitch of a source, read `block` samples at a time, from its start again when the engine
+    loses its state.
+
+    Returns:
+        Hz per 10 ms frame, 0 where unvoiced.
+    """
+
+    def resampled() -> Iterator[FloatArray]:
+        resampler = Resampler(source.sample_rate, family.sample_rate)
+        for chunk in source.blocks(block):
+            yield resampler.push(chunk)
+        yield resampler.push(np.zeros(0, np.float32), last=True)
+
+    for _ in range(MAX_RESTARTS):
+        try:
+            return track_f0(executor, family, resampled())
+        except SequenceError as error:
+            logger.warning("following the pitch from the start again: %s", error)
+    return track_f0(executor, family, resampled())
+
+
+def track_f0(executor: Executor, family: BaseFamily, blocks: Iterable[FloatArray]) -> FloatArray:
     """Follow the pitch of audio given in blocks of any size at the family's rate.
 
     Returns:
@@ -119,8 +166,8 @@ def track_f0(executor: Executor, family: VoiceFamily, blocks: Iterable[FloatArra
 
 
 def expected_median_f0(executor: Executor, embedding: FloatArray) -> float:
-    """Median pitch in Hz that a voice is expected to have, judged by its embedding [E] alone."""
-    return float(executor.infer(TARGET_PITCH, {"EMBEDDING": embedding[np.newaxis]})["MEDIAN_F0"][0, 0])
+    """Median pitch in Hz that a voice is expected to have, judged by its embedding [1, E] alone."""
+    return float(executor.infer(TARGET_PITCH, {"EMBEDDING": embedding})["MEDIAN_F0"][0, 0])
 
 
 def median_voiced(f0: FloatArray) -> float:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,37 +15,19 @@ import numpy.typing as npt
 from autovoice.audio import as_mono, check_sample_rate
 from autovoice.batching import BatchItem, convert_batch
 from autovoice.config import PipelineConfig
-from autovoice.conversion import ArraySource, Conversion, ConversionPlan, Source, StageClock, check_duration
-from autovoice.embedding import check_embedding
-from autovoice.errors import (
-    AudioInputError,
-    ConfigurationError,
-    InferenceError,
-    PassthroughWarning,
-    PitchError,
-)
+from autovoice.conversion import Conversion, ConversionPlan, StageClock
+from autovoice.errors import AudioInputError, ConfigurationError, InferenceError, PassthroughWarning
 from autovoice.executor import Executor
-from autovoice.family import VoiceFamily
-from autovoice.frames import FrameConverter, Target
-from autovoice.pitch import check_f0, check_shift
+from autovoice.family import Live, VoiceFamily, VoiceRequest
 from autovoice.results import ConversionProfile, FloatArray, ProgressCallback, StatsCounter
+from autovoice.sources import ArraySource, Source, check_duration
 from autovoice.streaming import StreamSession
 
 logger = logging.getLogger(__name__)
 
 RESAMPLING_QUALITIES = ("HQ", "LQ")
+CORE_SECONDS_RANGE = (0.01, 60.0)
 _Made = TypeVar("_Made")
-
-
-@dataclass(frozen=True)
-class ConversionRequest:
-    """What a caller asks for, unchecked; the fields are those of `VoiceConversionPipeline.convert`."""
-
-    target_embedding: npt.ArrayLike
-    source_f0: npt.ArrayLike | None
-    output_sample_rate: int | None
-    pitch_shift_semitones: float | Literal["auto"]
-    target_median_f0: float | None
 
 
 @dataclass(frozen=True)
@@ -84,40 +66,18 @@ class Runner:
         """
         rate = check_sample_rate(sample_rate, f"the sample rate of {name}")
         samples = as_mono(audio, name)
-        check_duration(samples.size, rate, self._family, name)
+        check_duration(samples.size, rate, self._family.frames_per_second, name)
         return ArraySource(samples, rate)
 
-    def plan(self, source: Source, request: ConversionRequest) -> ConversionPlan:
+    def plan(self, source: Source, request: VoiceRequest, output_sample_rate: Any) -> ConversionPlan:
         """Check a request against its source.
 
         Raises:
-            EmbeddingError, PitchError, SampleRateError: for what does not fit.
+            ConfigurationError, EmbeddingError, PitchError, SampleRateError: for what does not fit.
         """
-        wanted = request.output_sample_rate
-        target_median = request.target_median_f0
-        if target_median is not None and not 1.0 <= target_median <= 20_000.0:
-            raise PitchError(
-                f"target_median_f0 is {target_median!r} Hz; give the median pitch of the target's voice, or "
-                "None"
-            )
-        f0 = None
-        if request.source_f0 is not None:
-            f0 = check_f0(
-                request.source_f0,
-                source.frames,
-                source.sample_rate,
-                self._family,
-                self._config.f0_min,
-                self._config.f0_max,
-            )
         return ConversionPlan(
-            embedding=check_embedding(request.target_embedding, self._family.embedding_size),
-            shift_semitones=check_shift(request.pitch_shift_semitones),
-            target_median_f0=target_median,
-            f0=f0,
-            output_sample_rate=source.sample_rate
-            if wanted is None
-            else check_sample_rate(wanted, "output sample rate"),
+            target=self._family.target(request, source, self._config),
+            output_sample_rate=_output_rate(output_sample_rate, source.sample_rate),
             block_seconds=self._config.block_seconds,
         )
 
@@ -188,41 +148,36 @@ class Runner:
 
     def open_stream(
         self,
-        target_embedding: npt.ArrayLike,
+        request: VoiceRequest,
         sample_rate: Any,
         output_sample_rate: Any,
-        pitch_shift_semitones: Any,
         resampling_quality: str,
+        core_seconds: Any,
     ) -> StreamSession:
         """Open a live stream; see `VoiceConversionPipeline.stream`."""
-        shift = check_shift(pitch_shift_semitones)
-        if shift is None:
-            raise PitchError(
-                "pitch shift 'auto' needs the whole source, which a stream does not have; give semitones"
-            )
+        target = self._family.target(request, None, self._config)
         if resampling_quality not in RESAMPLING_QUALITIES:
             raise ConfigurationError(f"resampling_quality is {resampling_quality!r}; use 'HQ' or 'LQ'")
-        rate = check_sample_rate(sample_rate, "stream sample rate")
-        output_rate = (
-            rate
-            if output_sample_rate is None
-            else check_sample_rate(output_sample_rate, "output sample rate")
-        )
-        target = Target(check_embedding(target_embedding, self._family.embedding_size), shift)
-        converter = FrameConverter(
+        low, high = CORE_SECONDS_RANGE
+        if core_seconds is not None and not (_is_number(core_seconds) and low <= core_seconds <= high):
+            raise ConfigurationError(
+                f"core_seconds is {core_seconds!r}; give seconds from {low:g} to {high:g}, or None"
+            )
+        if sample_rate is None:
+            rate, usual = self._family.sample_rate, self._family.output_sample_rate
+        else:
+            rate = usual = check_sample_rate(sample_rate, "stream sample rate")
+        converter = self._family.converter(
             self._executor,
-            self._family,
             target,
-            block=self._block_samples(),
-            live=True,
-            passthrough=self._config.fallback == "passthrough",
-            replay=round(self._config.replay_seconds * self._family.sample_rate),
+            block_seconds=self._config.block_seconds,
+            live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
         )
         return StreamSession(
             converter,
             self._family,
             rate,
-            output_rate,
+            _output_rate(output_sample_rate, usual),
             quality=resampling_quality,
             on_finish=self._count_stream,
         )
@@ -231,10 +186,10 @@ class Runner:
         """Run the models of conversions and of streams once on `seconds` of quiet noise."""
         size = max(int(seconds * self._family.sample_rate), self._family.frame_samples)
         noise = np.random.default_rng(0).standard_normal(size).astype(np.float32) * np.float32(0.01)
-        embedding = np.full(self._family.embedding_size, self._family.embedding_size**-0.5, np.float32)
-        for live in (False, True):
-            converter = FrameConverter(
-                self._executor, self._family, Target(embedding, 0.0), block=self._block_samples(), live=live
+        target = self._family.neutral_target()
+        for live in (None, Live()):
+            converter = self._family.converter(
+                self._executor, target, block_seconds=self._config.block_seconds, live=live
             )
             converter.push(noise)
             converter.flush()
@@ -257,10 +212,6 @@ class Runner:
             session.compute_seconds * 1e3, seconds, self._executor.device, passthrough=session.passthrough
         )
 
-    def _block_samples(self) -> int:
-        frames = max(1, round(self._config.block_seconds * self._family.frames_per_second))
-        return frames * self._family.frame_samples
-
     def _announce_passthrough(self, error: InferenceError) -> None:
         """Say loudly that the input will be handed back, or raise `error` when nobody asked for that."""
         if self._config.fallback != "passthrough":
@@ -270,6 +221,14 @@ class Runner:
             PassthroughWarning(f"the result is the level-normalised input, NOT converted: {error}"),
             stacklevel=5,
         )
+
+
+def _output_rate(wanted: Any, usual: int) -> int:
+    return usual if wanted is None else check_sample_rate(wanted, "output sample rate")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def per_item(values: Any, count: int, name: str, *, shared: bool) -> list[Any]:
@@ -288,8 +247,8 @@ def per_item(values: Any, count: int, name: str, *, shared: bool) -> list[Any]:
 
 
 def is_one_vector(values: Any) -> bool:
-    """Whether `values` is a single flat vector rather than one vector per item."""
+    """Whether `values` is a single flat vector, or none, rather than one vector per item."""
     try:
         return np.ndim(values[0]) == 0
     except (TypeError, IndexError):
-        return True  # no vector at all, which check_embedding says better
+        return True  # no vector at all, which the voice asks for or says better

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from autovoice.audio import RESAMPLING_QUALITY, Resampler, as_mono, output_length, resampling_delay_seconds
 from autovoice.errors import StreamClosedError
-from autovoice.family import VoiceFamily
-from autovoice.frames import FrameConverter, fit_length
+from autovoice.family import Converter, VoiceFamily, fit_length
 from autovoice.results import FloatArray
 
 
@@ -33,7 +32,7 @@ class StreamSession:
 
     def __init__(
         self,
-        converter: FrameConverter,
+        converter: Converter,
         family: VoiceFamily,
         sample_rate: int,
         output_sample_rate: int,
@@ -50,20 +49,19 @@ class StreamSession:
         self._converter = converter
         self._quality = quality
         self._resampler_in = Resampler(sample_rate, family.sample_rate, quality)
-        self._resampler_out = Resampler(family.sample_rate, output_sample_rate, quality)
+        self._resampler_out = Resampler(family.output_sample_rate, output_sample_rate, quality)
         self._on_finish = on_finish
         self._open = True
 
     @property
     def latency_seconds(self) -> float:
-        """How far the output trails the input at worst, computing time aside: look-ahead, one frame,
-        resampling."""
+        """How far the output trails the input at worst, computing time aside: what the voice gathers and
+        hears ahead, and resampling."""
         family = self._family
-        own = (family.lookahead_samples + family.frame_samples) / family.sample_rate
         return (
-            own
+            self._converter.latency_seconds
             + resampling_delay_seconds(self.sample_rate, family.sample_rate, self._quality)
-            + resampling_delay_seconds(family.sample_rate, self.output_sample_rate, self._quality)
+            + resampling_delay_seconds(family.output_sample_rate, self.output_sample_rate, self._quality)
         )
 
     @property
@@ -110,11 +108,8 @@ class StreamSession:
             rest = self._resampler_in.push(np.zeros(0, np.float32), last=True)
             # Rounding may leave the resampled source a sample short of what the output needs: silence
             # follows it.
-            missing = (
-                samples_needed(total, self._family.sample_rate, self.output_sample_rate)
-                - self._converter.received
-                - rest.size
-            )
+            needed = samples_needed(total, self._family, self.output_sample_rate)
+            missing = needed - self._converter.received - rest.size
             converted = self._converter.push(np.concatenate((rest, np.zeros(max(missing, 0), np.float32))))
             converted = np.concatenate((converted, self._converter.flush()))
             resampled = self._emit(self._resampler_out.push(converted, last=True), total)
@@ -164,8 +159,9 @@ class StreamSession:
             )
 
 
-def samples_needed(output_samples: int, rate: int, output_rate: int) -> int:
-    """Samples at `rate` from which resampling makes at least `output_samples` at `output_rate`."""
-    if rate == output_rate:
-        return output_samples
-    return -(-output_samples * rate // output_rate) + 1
+def samples_needed(output_samples: int, family: VoiceFamily, output_rate: int) -> int:
+    """Samples for the voice from which it and resampling make at least `output_samples` at `output_rate`."""
+    rate = family.output_sample_rate
+    if rate != output_rate:
+        output_samples = -(-output_samples * rate // output_rate) + 1
+    return family.source_samples(output_samples)

@@ -1,8 +1,8 @@
 """What AutoVoice says about a served model: plain validated dataclasses, no protobuf.
 
 `autovoice_export.wire_config` turns them into Triton's ``ModelConfig`` messages and
-`autovoice_export.config_text` writes those as ``config.pbtxt``. Tensors are float32 throughout and dimensions
-leave the batch axis out, as Triton's own configs do.
+`autovoice_export.config_text` writes those as ``config.pbtxt``. Dimensions leave the batch axis out, as
+Triton's own configs do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from typing import Literal
 VARIABLE = -1
 """A dimension whose size the request decides."""
 
-_MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
+DataType = Literal["FP32", "INT64"]
+"""What a tensor holds, in Triton's words."""
+
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+MAX_INPUT_BYTES = 16 << 20
+"""Any one input of a request: 2.9 minutes of audio, or batches of 16 with 10.9 s each.
+
+Longer recordings go in pieces or as a stream, which gives the same samples. Our Python backend enforces it;
+the native one does not know the parameter.
+"""
+
 _TENSOR_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
@@ -26,10 +36,12 @@ class TensorConfig:
     Attributes:
         name: upper case, as in the ONNX file.
         dims: sizes without the batch axis, each positive or `VARIABLE`.
+        data_type: of its values.
     """
 
     name: str
     dims: tuple[int, ...]
+    data_type: DataType = "FP32"
 
     def __post_init__(self) -> None:
         if not _TENSOR_NAME.fullmatch(self.name):
@@ -134,6 +146,8 @@ class StageModelConfig:
         warmup: shape of every input, without the batch axis, of the request of zeros that each copy answers
             before it counts as loaded; None for none. Impossible with `SequenceBatching`: Triton sends
             warm-up requests past the scheduler that adds the state.
+        max_input_bytes: of any one input of a request.
+        parameters: facts about the model that tools read.
     """
 
     name: str
@@ -143,6 +157,8 @@ class StageModelConfig:
     batching: DynamicBatching | SequenceBatching = field(default_factory=DynamicBatching)
     instances: Instances = field(default_factory=Instances)
     warmup: Mapping[str, tuple[int, ...]] | None = None
+    max_input_bytes: int = MAX_INPUT_BYTES
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)
@@ -215,7 +231,7 @@ def _check_model(
     name: str, inputs: Iterable[TensorConfig], outputs: Iterable[TensorConfig], max_batch_size: int
 ) -> None:
     if not _MODEL_NAME.fullmatch(name):
-        raise ValueError(f"model name {name!r} must be lower case letters, digits and underscores")
+        raise ValueError(f"model name {name!r} must be lower case letters, digits, underscores and hyphens")
     if max_batch_size < 1:
         raise ValueError(f"max_batch_size of {name} must be at least 1, got {max_batch_size}")
     for tensors in (inputs, outputs):

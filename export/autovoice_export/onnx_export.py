@@ -16,13 +16,14 @@ import onnxscript.rewriter
 import onnxscript.rewriter.rules.common as rewrite_rules
 import torch
 
+from autovoice_export.gru import gru_translation
 from autovoice_export.stage import Axis, Stage, StageTensor
 from autovoice_plugins.onnx_export import attach_functions, translation_table
 
 OPSET = 20
 
 _EXAMPLE_BATCH = 2
-_EXAMPLE_SIZES = {"F": 5, "T": 1103, "P": 8}
+_EXAMPLE_SIZES = {"F": 5, "T": 1103, "P": 8, "G": 7}
 """Sizes that torch.export traces with: none is 0 or 1, which it would take for constants."""
 
 _FOLD_LIMIT = 1 << 28
@@ -63,7 +64,7 @@ def export_stage(stage: Stage, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _to_onnx(stage: Stage) -> onnx.ModelProto:
-    examples = tuple(torch.zeros(tensor.shape(_EXAMPLE_BATCH, _EXAMPLE_SIZES)) for tensor in stage.inputs)
+    examples = tuple(tensor.zeros(_EXAMPLE_BATCH, _EXAMPLE_SIZES) for tensor in stage.inputs)
     with warnings.catch_warnings(), _quiet_exporter(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -75,7 +76,7 @@ def _to_onnx(stage: Stage) -> onnx.ModelProto:
                 dynamic_shapes=_dynamic_shapes(stage.inputs),
                 input_names=[tensor.name for tensor in stage.inputs],
                 output_names=[tensor.name for tensor in stage.outputs],
-                custom_translation_table=translation_table(),
+                custom_translation_table={**translation_table(), **gru_translation()},
                 verbose=False,
                 optimize=False,
             )

@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any
 
 import onnx
+from tritonclient.grpc import model_config_pb2 as pb
 
 from autovoice_export import config_text
 from autovoice_export.model_config import AnyModelConfig
 from autovoice_export.wire_config import BACKEND, MODEL_FILENAME, to_wire
 
-VERSION = "1"
+FIRST_VERSION = 1
 
 
 class RepositoryError(RuntimeError):
@@ -36,6 +37,7 @@ class RepositoryWriter:
         self.root = root.absolute()
         self._partial = self.root.with_name(f".{self.root.name}.{os.getpid()}.partial")
         self._former = self.root.with_name(f".{self.root.name}.{os.getpid()}.former")
+        self._dropped: set[str] = set()
 
     def __enter__(self) -> RepositoryWriter:
         if self.root.exists() and not self.root.is_dir():
@@ -51,7 +53,7 @@ class RepositoryWriter:
     ) -> None:
         try:
             if kind is None:
-                self._keep_the_rest()
+                self.keep_the_rest()
                 self._swap()
         finally:
             for leftover in (self._partial, self._former):
@@ -68,34 +70,46 @@ class RepositoryWriter:
             self._former.rename(self.root)
             raise
 
-    def _keep_the_rest(self) -> None:
+    def keep_the_rest(self) -> None:
+        """Takes over what else lies in the repository, so that `partial` can be checked as a whole."""
         for entry in self.root.iterdir() if self.root.exists() else ():
             target = self._partial / entry.name
-            if target.exists():
+            if entry.name in self._dropped or target.exists():
                 continue
             if entry.is_dir() and not entry.is_symlink():
-                shutil.copytree(entry, target, symlinks=True)
+                _copy_tree(entry, target)
             else:
                 shutil.copy2(entry, target, follow_symlinks=False)
 
-    def add_config(self, config: AnyModelConfig) -> None:
-        """Makes the folder of a model with its config and its version folder."""
+    def drop(self, model: str) -> None:
+        """Leaves a model of the repository out of the new one."""
+        self._dropped.add(model)
+
+    def add_config(self, config: AnyModelConfig, version: int = FIRST_VERSION) -> None:
+        """Makes the folder of a model with its config and its version folder.
+
+        Args:
+            config: of the model.
+            version: the number of the folder; above 1 it joins the versions that are there already.
+        """
         folder = self._partial / config.name
-        (folder / VERSION).mkdir(parents=True)
+        (folder / str(version)).mkdir(parents=True)
+        for number in model_versions(self.root / config.name) if version > FIRST_VERSION else ():
+            if number != version:
+                _copy_tree(self.root / config.name / str(number), folder / str(number))
         config_text.write(to_wire(config), folder)
-        if not any((folder / VERSION).iterdir()):
-            # Git keeps no empty folders, and Triton refuses a model without a version folder.
-            (folder / VERSION / ".gitkeep").touch()
+        # Git keeps no empty folders, and Triton refuses a model without a version folder.
+        (folder / str(version) / ".gitkeep").touch()
 
     def onnx_path(self, model: str) -> Path:
-        """Where the ONNX file of a model belongs, after `add_config`."""
-        folder = self._partial / model / VERSION
+        """Where the ONNX file of a model belongs, after `add_config`: in its newest version."""
+        folder = self._partial / model / str(model_versions(self._partial / model)[-1])
         (folder / ".gitkeep").unlink(missing_ok=True)
         return folder / MODEL_FILENAME
 
     def share_onnx(self, model: str, owner: str) -> None:
         """Gives a model the ONNX file of another one by a relative link."""
-        self.onnx_path(model).symlink_to(Path("..", "..", owner, VERSION, MODEL_FILENAME))
+        self.onnx_path(model).symlink_to(Path("..", "..", owner, str(FIRST_VERSION), MODEL_FILENAME))
 
     @property
     def partial(self) -> Path:
@@ -144,52 +158,79 @@ def _model_folders(root: Path) -> Iterable[Path]:
 
 
 def _check_model(folder: Path, config: Any) -> None:
-    path = folder / VERSION / MODEL_FILENAME
+    versions = model_versions(folder)
+    path = folder / str(versions[-1] if versions else FIRST_VERSION) / MODEL_FILENAME
     if not path.is_file():
         raise RepositoryError(f"{path} is missing: build the repository again")
     graph = onnx.load(path, load_external_data=False).graph
     states = config.sequence_batching.state
     declared = {
-        "input": {t.name: tuple(t.dims) for t in config.input}
-        | {s.input_name: tuple(s.dims) for s in states},
-        "output": {t.name: tuple(t.dims) for t in config.output}
-        | {s.output_name: tuple(s.dims) for s in states},
+        "input": {t.name: _declared(t) for t in config.input} | {s.input_name: _declared(s) for s in states},
+        "output": {t.name: _declared(t) for t in config.output}
+        | {s.output_name: _declared(s) for s in states},
     }
     for kind, values in (("input", graph.input), ("output", graph.output)):
-        found = {value.name: _dims(value) for value in values}
+        found = {value.name: _type_and_dims(value) for value in values}
         if found != declared[kind]:
             raise RepositoryError(
                 f"{folder.name}: the config declares the {kind}s {declared[kind]}, the ONNX file has {found}"
             )
 
 
-def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Sizes behind the batch axis, -1 for variable ones."""
+def _declared(tensor: Any) -> tuple[str | int, ...]:
+    """Triton's data type, then the sizes behind the batch axis."""
+    return (pb.DataType.Name(tensor.data_type), *tensor.dims)
+
+
+def _type_and_dims(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
+    """The same of a tensor of an ONNX file, -1 for variable sizes."""
     tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
+    types = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT64: "TYPE_INT64"}
+    if tensor.elem_type not in types:
         raise RepositoryError(
-            f"{value.name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, not FLOAT"
+            f"{value.name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, neither FLOAT nor INT64"
         )
-    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim[1:])
+    sizes = (dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim[1:])
+    return (types[tensor.elem_type], *sizes)
+
+
+def model_versions(folder: Path) -> list[int]:
+    """Numbers of the version folders of a model, ascending; none where there is no such model."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copies a folder by linking its files, which are never changed in place, where the disk can."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(file, copy, follow_symlinks=False)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=link)
 
 
 def _check_wiring(name: str, config: Any, configs: Mapping[str, Any]) -> None:
     """Checks that the two ends of every wire of an ensemble have the same dims."""
-    wires: dict[str, tuple[str, tuple[int, ...]]] = {}
+    wires: dict[str, tuple[str, tuple[str | int, ...]]] = {}
 
-    def connect(tensor: str, end: str, dims: Iterable[int]) -> None:
-        other, known = wires.setdefault(tensor, (end, tuple(dims)))
-        if known != tuple(dims):
+    def connect(value: Any, tensor: str, end: str) -> None:
+        found = _declared(value)
+        other, known = wires.setdefault(tensor, (end, found))
+        if known != found:
             raise RepositoryError(
-                f"ensemble {name}: {tensor} is {list(known)} at {other} but {list(dims)} at {end}"
+                f"ensemble {name}: {tensor} is {list(known)} at {other} but {list(found)} at {end}"
             )
 
     for tensor in (*config.input, *config.output):
         if config.HasField("ensemble_scheduling"):
-            connect(tensor.name, "the ensemble", tensor.dims)
+            connect(tensor, tensor.name, "the ensemble")
     for step in config.ensemble_scheduling.step:
         model = configs[step.model_name]
         for mapping, tensors in ((step.input_map, model.input), (step.output_map, model.output)):
-            dims = {tensor.name: tensor.dims for tensor in tensors}
+            by_name = {tensor.name: tensor for tensor in tensors}
             for inner, outer in mapping.items():
-                connect(outer, f"{step.model_name}.{inner}", dims[inner])
+                connect(by_name[inner], outer, f"{step.model_name}.{inner}")

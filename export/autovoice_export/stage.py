@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from autovoice_export.model_config import VARIABLE, TensorConfig
+from autovoice_export.model_config import VARIABLE, DataType, TensorConfig
 
 STATE_INPUT = "STATE_IN"
 STATE_OUTPUT = "STATE_OUT"
+
+_TORCH_TYPES: Mapping[DataType, torch.dtype] = {"FP32": torch.float32, "INT64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,25 @@ class StageTensor:
     Attributes:
         name: as in the contract of the voice families, upper case.
         dims: axes behind the batch axis; a number is a fixed size.
+        data_type: of its values.
     """
 
     name: str
     dims: tuple[int | Axis, ...]
+    data_type: DataType = "FP32"
 
     def shape(self, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with the batch axis for given values of the symbols."""
         return (batch, *(d if isinstance(d, int) else sizes[d.symbol] * d.multiple for d in self.dims))
 
+    def zeros(self, batch: int, sizes: Mapping[str, int]) -> Tensor:
+        """Zeros of that shape and type."""
+        return torch.zeros(self.shape(batch, sizes), dtype=_TORCH_TYPES[self.data_type])
+
     def config(self) -> TensorConfig:
         """The tensor as a model config describes it."""
-        return TensorConfig(self.name, tuple(d if isinstance(d, int) else VARIABLE for d in self.dims))
+        dims = tuple(d if isinstance(d, int) else VARIABLE for d in self.dims)
+        return TensorConfig(self.name, dims, self.data_type)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,12 @@ from autovoice_export.model_config import (
     EnsembleConfig,
     SequenceBatching,
     StageModelConfig,
+    TensorConfig,
 )
 
 BACKEND = "onnxruntime"
 MODEL_FILENAME = "model.onnx"
-MAX_INPUT_BYTES = 16 << 20
-"""Any one input of a request: 2.9 minutes of audio, or batches of 16 with 10.9 s each.
-
-Longer recordings go in pieces or as a stream, which gives the same samples. Our Python backend enforces it;
-the native one does not know the parameter.
-"""
-_DATA_TYPE = pb.TYPE_FP32
+_DATA_TYPES = {"FP32": pb.TYPE_FP32, "INT64": pb.TYPE_INT64}
 _INSTANCE_KINDS = {
     "auto": pb.ModelInstanceGroup.KIND_AUTO,
     "cpu": pb.ModelInstanceGroup.KIND_CPU,
@@ -36,12 +31,16 @@ def to_wire(config: AnyModelConfig) -> Any:
     message = pb.ModelConfig(
         name=config.name,
         max_batch_size=config.max_batch_size,
-        input=[pb.ModelInput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.inputs],
-        output=[pb.ModelOutput(name=t.name, data_type=_DATA_TYPE, dims=t.dims) for t in config.outputs],
+        input=[_tensor(pb.ModelInput, tensor) for tensor in config.inputs],
+        output=[_tensor(pb.ModelOutput, tensor) for tensor in config.outputs],
     )
     message.version_policy.latest.num_versions = 1
     _fill(config, message)
     return message
+
+
+def _tensor(kind: Any, tensor: TensorConfig) -> Any:
+    return kind(name=tensor.name, data_type=_DATA_TYPES[tensor.data_type], dims=tensor.dims)
 
 
 @singledispatch
@@ -57,13 +56,16 @@ def _(config: StageModelConfig, message: Any) -> None:
     # The names the native ONNX Runtime backend reads; it takes 0 for "leave the default".
     message.parameters["intra_op_thread_count"].string_value = str(config.instances.intra_op_threads)
     message.parameters["inter_op_thread_count"].string_value = "1"
-    message.parameters["max_input_bytes"].string_value = str(MAX_INPUT_BYTES)
+    message.parameters["max_input_bytes"].string_value = str(config.max_input_bytes)
+    for key, value in config.parameters.items():
+        message.parameters[key].string_value = value
     _fill_batching(config.batching, message)
     if config.warmup is not None:
         warmup = message.model_warmup.add(name="zeros", batch_size=1)
+        types = {tensor.name: _DATA_TYPES[tensor.data_type] for tensor in config.inputs}
         for name, dims in config.warmup.items():
             warmup.inputs[name].CopyFrom(
-                pb.ModelWarmup.Input(data_type=_DATA_TYPE, dims=dims, zero_data=True)
+                pb.ModelWarmup.Input(data_type=types[name], dims=dims, zero_data=True)
             )
 
 
@@ -103,11 +105,11 @@ def _(batching: SequenceBatching, message: Any) -> None:
         wire.state.add(
             input_name=state.input_name,
             output_name=state.output_name,
-            data_type=_DATA_TYPE,
+            data_type=pb.TYPE_FP32,
             dims=[state.size],
             initial_state=[
                 pb.ModelSequenceBatching.InitialState(
-                    name="zeros", data_type=_DATA_TYPE, dims=[state.size], zero_data=True
+                    name="zeros", data_type=pb.TYPE_FP32, dims=[state.size], zero_data=True
                 )
             ],
         )

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
 
 from toy_repository import build_toy_repository  # noqa: E402
+from toy_voices import build_toy_voices  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def voice() -> np.ndarray:
     """A unit embedding of the toy's size; its first entry is the gain the toy applies."""
     return np.array([0.5, 0.5, 0.5, 0.5], np.float32)
+
+
+@pytest.fixture(scope="session")
+def toy_voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base voice and three imported ones; see `toy_voices`."""
+    root = build_toy_repository(tmp_path_factory.mktemp("voices") / "models")
+    return build_toy_voices(root, {"anna": 40_000, "bert": 32_000, "cleo": 48_000})

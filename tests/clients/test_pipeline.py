@@ -29,8 +29,8 @@ from autovoice import (
     VoiceConversionError,
     VoiceConversionPipeline,
 )
+from autovoice.base_family import BaseFamily
 from autovoice.batching import make_buckets
-from autovoice.family import VoiceFamily
 
 RATE = 24_000
 
@@ -206,16 +206,16 @@ def test_a_batch_equals_its_single_conversions(
 
 @given(lengths=st.lists(st.integers(240, 240_000), max_size=40), seed=st.integers(0, 9))
 def test_buckets_hold_everything_once_within_their_bounds(lengths: list[int], seed: int) -> None:
-    family = VoiceFamily("toy", 24_000, 240, 600, 4, 16)
-    with_f0 = np.random.default_rng(seed).integers(0, 2, len(lengths)).astype(bool).tolist()
-    buckets = make_buckets(lengths, family, with_f0)
+    family = BaseFamily("toy", "voice_conversion", 24_000, 24_000, 240, 16, 600, 4)
+    models = np.random.default_rng(seed).choice(["plain", "with_f0"], len(lengths)).tolist()
+    buckets = make_buckets(lengths, family, models)
     assert sorted(position for bucket in buckets for position in bucket) == list(range(len(lengths)))
     for bucket in buckets:
         longest = max(lengths[position] for position in bucket)
         assert len(bucket) <= 16
         assert len(bucket) == 1 or longest * len(bucket) <= 60 * 24_000
         assert all(lengths[position] >= 0.75 * longest for position in bucket)
-        assert len({with_f0[position] for position in bucket}) == 1
+        assert len({models[position] for position in bucket}) == 1
 
 
 def test_batch_refusals_name_the_item_and_convert_nothing(
@@ -229,7 +229,7 @@ def test_batch_refusals_name_the_item_and_convert_nothing(
     with pytest.raises(AudioInputError, match="target_embeddings has 3 entries for 2 sources"):
         pipeline.batch_convert([good, good], [voice] * 3)
     with pytest.raises(EmbeddingError):
-        pipeline.batch_convert([good], None)  # type: ignore[arg-type]
+        pipeline.batch_convert([good])
     assert pipeline.stats.succeeded == 0
 
 
@@ -246,7 +246,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[VoiceConversionError], str]] = [
     ({"target_embedding": np.zeros(4)}, EmbeddingError, "names no voice"),
     ({"target_embedding": [1, 2, np.nan, 4]}, EmbeddingError, "nan at index 2"),
     ({"target_embedding": "slt"}, EmbeddingError, "not an array of numbers"),
-    ({"target_embedding": None}, EmbeddingError, r"shape \(\)"),
+    ({"target_embedding": None}, EmbeddingError, "is missing"),
     ({"pitch_shift_semitones": 24.5}, PitchError, "is 24.5 semitones"),
     ({"pitch_shift_semitones": -25}, PitchError, "is -25 semitones"),
     ({"pitch_shift_semitones": float("nan")}, PitchError, "is nan"),

@@ -24,6 +24,13 @@ FRAME = 240
 LOOKAHEAD = 600
 SIZE = 4
 
+PARAMETERS = {
+    "family": "toy",
+    "sample_rate": "24000",
+    "frame_samples": str(FRAME),
+    "lookahead_samples": str(LOOKAHEAD),
+    "embedding_size": str(SIZE),
+}
 CONSTANTS = {
     "k0": [0], "k1": [1], "k2": [2], "k3": [3], "frame": [FRAME], "last": [-1], "k839": [839], "k600": [600],
     "k480": [480],
@@ -174,16 +181,15 @@ def build_toy_repository(root: Path) -> Path:
     return root
 
 
-def make_model(name: str, body: str) -> onnx.ModelProto:
-    """Parse a model and give it the constants its text mentions."""
+def make_model(name: str, body: str, constants: Mapping[str, np.ndarray] | None = None) -> onnx.ModelProto:
+    """Parse a model and give it the constants its text mentions, and `constants` of its own."""
     model = parser.parse_model(f'<ir_version: 9, opset_import: ["" : 20]> {name} {body}')
     words = {word for node in model.graph.node for word in node.input}
-    for constant, values in CONSTANTS.items():
+    known = {name: np.array(values, np.int64) for name, values in CONSTANTS.items()}
+    known |= {name: np.array([value], np.float32) for name, value in SCALARS.items()}
+    for constant, array in (known | dict(constants or {})).items():
         if constant in words:
-            model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), constant))
-    for constant, value in SCALARS.items():
-        if constant in words:
-            model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), constant))
+            model.graph.initializer.append(numpy_helper.from_array(array, constant))
     onnx.checker.check_model(model)
     return model
 
@@ -195,12 +201,14 @@ def write_config(
     *,
     state: Sequence[int] | None = None,
     steps: Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]] = (),
+    types: Mapping[str, str] | None = None,
+    parameters: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `folder/config.pbtxt` (float32 tensors, batch up to 16)."""
+    """Write `folder/config.pbtxt` (float32 tensors where `types` does not say otherwise, batch up to 16)."""
     config: Any = protobuf_module().ModelConfig(name=folder.name, max_batch_size=16)
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
         for name, dims in tensors.items():
-            field.add(name=name, data_type="TYPE_FP32", dims=dims)
+            field.add(name=name, data_type=(types or {}).get(name, "TYPE_FP32"), dims=dims)
     if state is not None:
         config.sequence_batching.direct.SetInParent()
         kept = config.sequence_batching.state.add(
@@ -213,14 +221,8 @@ def write_config(
             config.ensemble_scheduling.step.add(
                 model_name=model, model_version=-1, input_map=input_map, output_map=output_map
             )
-        constants = {
-            "sample_rate": 24000,
-            "frame_samples": FRAME,
-            "lookahead_samples": LOOKAHEAD,
-            "embedding_size": SIZE,
-        }
-        for name, value in {"family": "toy", **constants}.items():
-            config.parameters[name].string_value = str(value)
+        for name, value in (PARAMETERS if parameters is None else parameters).items():
+            config.parameters[name].string_value = value
         (folder / "1").mkdir(parents=True, exist_ok=True)
     else:
         config.backend = "onnxruntime"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -48,6 +49,7 @@ class RemoteExecutor:
         self._transport = transport
         self._spec_timeout = spec_timeout
         self._specs: dict[str, ModelSpec] = {}
+        self._versions: dict[str, int] = {}
 
     @property
     def device(self) -> str:
@@ -67,8 +69,22 @@ class RemoteExecutor:
                 config = self._transport.model_config(model, self._spec_timeout)
             except TransportError as error:
                 raise self._explain(model, "", error) from error
-            spec = self._specs[model] = spec_from_config(config, f"model {model} on {self.device}")
+            spec = spec_from_config(config, f"model {model} on {self.device}")
+            spec = self._specs[model] = replace(spec, version=self._versions.get(model, 0))
         return spec
+
+    def names(self) -> list[str]:
+        """Names of all models that the server has now, sorted; fills in the versions of their specs.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+            InferenceError: the server does not answer.
+        """
+        try:
+            self._versions = self._transport.models(self._spec_timeout)
+        except TransportError as error:
+            raise self._explain("list of models", "", error) from error
+        return sorted(self._versions)
 
     def known_spec(self, model: str) -> ModelSpec | None:
         """The config of a model if the server has been asked for it before."""

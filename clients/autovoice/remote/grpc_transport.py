@@ -9,7 +9,14 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from autovoice.remote.address import ServerAddress
-from autovoice.remote.wire import FailureKind, TransportError, WireRequest, WireResponse, WireTensor
+from autovoice.remote.wire import (
+    FailureKind,
+    TransportError,
+    WireRequest,
+    WireResponse,
+    WireTensor,
+    newest,
+)
 from autovoice.serving.options import API_KEY_HEADER, GRPC_HEADER_PREFIX
 
 _ANY_SIZE = 2**31 - 1
@@ -93,6 +100,11 @@ class GrpcTransport:
                 for output, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
             ),
         )
+
+    def models(self, timeout: float | None) -> dict[str, int]:
+        """Names and versions of the models; see `Transport.models`."""
+        answer = self._call(self._service.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout)
+        return newest((model.name, model.version) for model in answer.model_stats)
 
     def model_config(self, model: str, timeout: float | None) -> Any:
         """The model's config; see `Transport.model_config`."""

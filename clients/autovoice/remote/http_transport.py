@@ -17,7 +17,14 @@ from typing import Any
 
 from autovoice.model_config import protobuf_module
 from autovoice.remote.address import ServerAddress
-from autovoice.remote.wire import FailureKind, TransportError, WireRequest, WireResponse, WireTensor
+from autovoice.remote.wire import (
+    FailureKind,
+    TransportError,
+    WireRequest,
+    WireResponse,
+    WireTensor,
+    newest,
+)
 from autovoice.serving.options import API_KEY_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -93,6 +100,14 @@ class HttpTransport:
             return _parse(answer, int(answer_headers.get(HEADER_LENGTH, len(answer))))
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"the answer cannot be read ({error!r})") from error
+
+    def models(self, timeout: float | None) -> dict[str, int]:
+        """Names and versions of the models; see `Transport.models`."""
+        answer, _ = self._exchange("GET", "/v2/models/stats", [], {}, timeout)
+        try:
+            return newest((model["name"], model["version"]) for model in json.loads(answer)["model_stats"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransportError(FailureKind.BROKEN, f"the models cannot be read ({error!r})") from error
 
     def model_config(self, model: str, timeout: float | None) -> Any:
         """The model's config; see `Transport.model_config`."""

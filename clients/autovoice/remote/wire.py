@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, cast
@@ -97,6 +97,13 @@ class Transport(Protocol):
             TransportError: when there is none.
         """
 
+    def models(self, timeout: float | None) -> dict[str, int]:
+        """Newest version of every model that the server has, by name.
+
+        Raises:
+            TransportError: when there is no answer.
+        """
+
     def model_config(self, model: str, timeout: float | None) -> Any:
         """The model's `ModelConfig` message.
 
@@ -106,6 +113,14 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close all connections."""
+
+
+def newest(models: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The highest version by name of models listed with each version they have."""
+    found: dict[str, int] = {}
+    for name, version in models:
+        found[name] = max(found.get(name, 0), int(version))
+    return found
 
 
 def encode(model: str, request_id: str, inputs: Tensors, sequence: Sequence | None) -> WireRequest:

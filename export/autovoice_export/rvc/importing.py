@@ -1,0 +1,346 @@
+"""Import of an RVC voice: checkpoint, index and encoders to models of a repository, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from autovoice_export import config_text
+from autovoice_export.model_config import EnsembleConfig, Instances
+from autovoice_export.onnx_export import export_stage
+from autovoice_export.repository import (
+    FIRST_VERSION,
+    RepositoryWriter,
+    check_repository,
+    model_versions,
+)
+from autovoice_export.rvc import family, parity
+from autovoice_export.rvc.errors import ImportFailure
+from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
+from autovoice_export.rvc.family import CONTENT_MODELS, PITCH_MODELS, VoiceModels
+from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
+from autovoice_export.rvc.half import half_precision
+from autovoice_export.rvc.hubert import Hubert
+from autovoice_export.rvc.hubert_weights import WHERE as WHERE_CONTENTVEC
+from autovoice_export.rvc.hubert_weights import load_hubert
+from autovoice_export.rvc.parity import StageParity
+from autovoice_export.rvc.retrieval import Retrieval
+from autovoice_export.rvc.rmvpe import WHERE as WHERE_RMVPE
+from autovoice_export.rvc.rmvpe import Rmvpe, load_rmvpe
+from autovoice_export.rvc.voice import IndexedVoice, PitchedVoice, PlainVoice
+from autovoice_export.rvc.voice_checkpoint import CONTENT_SIZES, VoiceCheckpoint, load_voice
+from autovoice_export.stage import Stage
+from autovoice_export.wire_config import MODEL_FILENAME
+
+FINGERPRINT = "weights_sha256"
+"""Parameter of the configs of shared models: two imports with the same weights share one."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_HALF_SUFFIX = "_fp16"
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What to import.
+
+    Attributes:
+        checkpoint: the voice's ``.pth``.
+        name: of the voice: lower case letters, digits, underscores and hyphens.
+        repository: folder of the models; made where missing.
+        index: faiss file, None for none.
+        contentvec: folder or ``.pt``; None where the repository has the encoder already.
+        pitch: tracker of a voice with pitch.
+        rmvpe: its ``.pt``; None where the repository has the tracker already.
+        unvoiced: what the voice was trained with where there is no pitch.
+        speaker: default of a voice with several.
+        replace: whether a voice of that name gets a new version.
+        half: whether content encoder and synthesizer become float16.
+    """
+
+    checkpoint: Path
+    name: str
+    repository: Path
+    index: Path | None = None
+    contentvec: Path | None = None
+    pitch: Literal["yin", "rmvpe"] = "yin"
+    rmvpe: Path | None = None
+    unvoiced: Literal["zero", "interpolate"] = "zero"
+    speaker: int = 0
+    replace: bool = False
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ImportFailure(
+                f"voice name {self.name!r} must be lower case letters, digits, underscores and hyphens"
+            )
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import made.
+
+    Attributes:
+        models: names of the voice's models.
+        version: folder of the voice's own models.
+        written: models that were written now.
+        reused: models that were there already.
+        parity: one line for each model written.
+        checkpoint: what was imported.
+    """
+
+    models: VoiceModels
+    version: int
+    written: tuple[str, ...]
+    reused: tuple[str, ...]
+    parity: tuple[StageParity, ...]
+    checkpoint: VoiceCheckpoint
+
+
+def import_voice(
+    request: ImportRequest,
+    instances: Instances | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ImportReport:
+    """Exports a voice, checks every model against PyTorch, and puts all into the repository at once.
+
+    Args:
+        request: what to import.
+        instances: copies and threads of the models on a server.
+        progress: told the name of every model that is being exported.
+
+    Raises:
+        ImportFailure: a file or setting that cannot be imported; the repository is as it was.
+        ExportError: a model behaves differently from PyTorch; the repository is as it was.
+        RepositoryError: the repository cannot be written or holds something broken; it is as it was.
+    """
+    voice = load_voice(request.checkpoint)
+    config = voice.synthesizer.config
+    if not 0 <= request.speaker < config.speakers:
+        raise ImportFailure(
+            f"speaker {request.speaker} does not exist: {request.checkpoint} has {config.speakers}, from 0"
+        )
+    index = load_index(request.index, config.content) if request.index else None
+    models = VoiceModels(
+        request.name,
+        CONTENT_MODELS[voice.version] + (_HALF_SUFFIX if request.half else ""),
+        PITCH_MODELS[request.pitch] if config.has_f0 else None,
+        index is not None,
+        config.sample_rate,
+    )
+    version = _next_version(request, models)
+    hubert = _content_encoder(request, models.content, voice.version)
+    tracker = _rmvpe(request, models.pitch)
+    shared = {stage.name: stage for stage in family.shared_stages(models)}
+    if hubert is not None:
+        shared[models.content] = family.content_stage(models.content, hubert, config.content)
+    if tracker is not None and models.pitch:
+        shared[models.pitch] = family.pitch_stage(models.pitch, tracker)
+    fingerprints = {
+        name: {FINGERPRINT: fingerprint(stage.module)} if _has_weights(stage) else {}
+        for name, stage in shared.items()
+    }
+    absent = {
+        name: stage
+        for name, stage in shared.items()
+        if not _is_there(request.repository, name, fingerprints[name].get(FINGERPRINT))
+    }
+    own = _own_stages(models, voice, index, bridges_gaps=request.unvoiced == "interpolate")
+    parameters = _parameters(request, voice, models)
+    whole, window = family.ensembles(models, parameters)
+    assert isinstance(whole, EnsembleConfig)
+    assert isinstance(window, EnsembleConfig)
+    metadata = {"family": "rvc", "checkpoint_sha256": voice.sha256}
+    settings = instances or Instances()
+    with RepositoryWriter(request.repository) as repository:
+        for config_of_ensemble in (whole, window):
+            repository.add_config(config_of_ensemble, version)
+        for stage in (*absent.values(), *own):
+            mine = stage in own
+            facts = {} if mine else fingerprints[stage.name]
+            repository.add_config(
+                family.model_config(stage, settings, facts), version if mine else FIRST_VERSION
+            )
+            progress(stage.name)
+            halved = request.half and stage.name in (models.content, models.synthesizer)
+            export_stage(
+                half_precision(stage) if halved else stage,
+                repository.onnx_path(stage.name),
+                metadata if mine else {"family": "rvc", **facts},
+            )
+        made = {stage.name: stage for stage in (*absent.values(), *own)}
+        for stale in set(models.possible) - {whole.name, window.name, *made}:
+            repository.drop(stale)
+        repository.keep_the_rest()
+        progress("checking")
+        agreement = parity.check_parity(
+            whole if "rvc_pad" in made else window,
+            made,
+            {
+                step.model: _newest_file(repository.partial, step.model)
+                for step in (*whole.steps, *window.steps)
+            },
+            parity.HALF_TOLERANCE if request.half else parity.TOLERANCE,
+        )
+        check_repository(repository.partial)
+    used = {step.model for step in whole.steps}
+    return ImportReport(
+        models,
+        version,
+        tuple(made),
+        tuple(sorted(used - set(made))),
+        tuple(agreement),
+        voice,
+    )
+
+
+def _own_stages(
+    models: VoiceModels, voice: VoiceCheckpoint, index: FeatureIndex | None, *, bridges_gaps: bool
+) -> tuple[Stage, ...]:
+    size = voice.synthesizer.config.content
+    module: nn.Module
+    if not models.pitch:
+        module = PlainVoice(voice.synthesizer)
+    elif index is None:
+        module = PitchedVoice(voice.synthesizer, bridges_gaps=bridges_gaps)
+    else:
+        module = IndexedVoice(voice.synthesizer, bridges_gaps=bridges_gaps)
+    synthesizer = family.synthesizer_stage(models, module.eval(), size)
+    if index is None:
+        return (synthesizer,)
+    return family.retrieval_stage(models, Retrieval(index).eval(), size), synthesizer
+
+
+def _parameters(request: ImportRequest, voice: VoiceCheckpoint, models: VoiceModels) -> dict[str, str]:
+    """What the ensembles tell their clients."""
+    config = voice.synthesizer.config
+    return {
+        "family": "rvc",
+        "version": voice.version,
+        "sample_rate": str(SOURCE_RATE),
+        "output_sample_rate": str(config.sample_rate),
+        "frame_samples": str(GRID),
+        "context_left_samples": str(family.CONTEXT_LEFT_SAMPLES),
+        "context_right_samples": str(family.CONTEXT_RIGHT_SAMPLES),
+        "speakers": str(config.speakers),
+        "default_speaker": str(request.speaker),
+        "has_f0": str(int(config.has_f0)),
+        "has_index": str(int(models.has_index)),
+        "default_index_rate": "0.75" if models.has_index else "0",
+        "default_protect": "0.33",
+        "default_rms_mix": "0.25",
+        "unvoiced": request.unvoiced,
+        "checkpoint_sha256": voice.sha256,
+    }
+
+
+def _next_version(request: ImportRequest, models: VoiceModels) -> int:
+    """The version to write.
+
+    Raises:
+        ImportFailure: a voice of that name exists and may not be replaced, or another model is in the way.
+    """
+    present = [name for name in models.possible if (request.repository / name).exists()]
+    if not present:
+        return FIRST_VERSION
+    if not _is_voice(request.repository / request.name):
+        raise ImportFailure(
+            f"{request.repository} holds {present[0]}, which is no part of a voice {request.name}: "
+            "choose another name"
+        )
+    if not request.replace:
+        raise ImportFailure(
+            f"{request.repository} already holds the voice {request.name}: choose another name, or "
+            "write a new version of it with --replace"
+        )
+    return 1 + max(
+        number for name in present for number in (model_versions(request.repository / name) or [0])
+    )
+
+
+def _is_voice(folder: Path) -> bool:
+    if not (folder / config_text.CONFIG_FILENAME).is_file():
+        return False
+    return bool(_read(folder).parameters["family"].string_value == "rvc")
+
+
+def _content_encoder(request: ImportRequest, model: str, version: str) -> Hubert | None:
+    if request.contentvec is not None:
+        hubert = load_hubert(request.contentvec, version)
+        if hubert.content_size != CONTENT_SIZES[version]:
+            raise ImportFailure(
+                f"{request.contentvec} makes features of {hubert.content_size} values, voices of version "
+                f"{version} need {CONTENT_SIZES[version]}: {WHERE_CONTENTVEC}"
+            )
+        return hubert
+    if (request.repository / model).is_dir():
+        return None
+    raise ImportFailure(f"{request.repository} holds no {model} yet: {WHERE_CONTENTVEC}")
+
+
+def _rmvpe(request: ImportRequest, model: str | None) -> Rmvpe | None:
+    if request.rmvpe is not None and model != PITCH_MODELS["rmvpe"]:
+        raise ImportFailure(
+            "--rmvpe is given, but "
+            + ("--pitch is yin: add --pitch rmvpe" if model else "the voice knows no pitch: leave it out")
+        )
+    if model != PITCH_MODELS["rmvpe"]:
+        return None
+    if request.rmvpe is not None:
+        return load_rmvpe(request.rmvpe)
+    if (request.repository / model).is_dir():
+        return None
+    raise ImportFailure(f"{request.repository} holds no {model} yet: {WHERE_RMVPE}")
+
+
+def _is_there(repository: Path, model: str, weights: str | None) -> bool:
+    """Whether the repository has a shared model already.
+
+    Raises:
+        ImportFailure: it has one with other weights.
+    """
+    folder = repository / model
+    if not (folder / config_text.CONFIG_FILENAME).is_file():
+        return False
+    present = _read(folder).parameters[FINGERPRINT].string_value
+    if weights is not None and present != weights:
+        raise ImportFailure(
+            f"{folder} has other weights than those given, and its voices depend on them: leave the option "
+            "out to share what is there, or import into another repository"
+        )
+    return True
+
+
+def _read(folder: Path) -> Any:
+    try:
+        return config_text.read(folder)
+    except ValueError as error:
+        raise ImportFailure(str(error)) from error
+
+
+def _newest_file(repository: Path, model: str) -> Path:
+    versions = model_versions(repository / model) or [FIRST_VERSION]
+    return repository / model / str(versions[-1]) / MODEL_FILENAME
+
+
+def _has_weights(stage: Stage) -> bool:
+    return any(True for _ in stage.module.parameters())
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers by name: the same for the same weights in any file."""
+    digest = hashlib.sha256()
+    for name, tensor in _named_tensors(module):
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _named_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return sorted(module.state_dict().items())
