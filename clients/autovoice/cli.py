@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from autovoice.cli_build import BuildCommand
+
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -338,6 +340,11 @@ def serve(
         extra=tuple(extra or ()),
     )
     return run_server(options, log_format=log_format)
+
+
+@app.command(cls=BuildCommand)
+def build() -> None:
+    """Write the model repository, or TensorRT plans into it (needs the build tools)."""
 
 
 @app.callback(invoke_without_command=True)

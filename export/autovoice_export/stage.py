@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from autovoice_export.model_config import VARIABLE, TensorConfig
+
+if TYPE_CHECKING:  # plans are built where there is no PyTorch
+    from torch import nn
 
 STATE_INPUT = "STATE_IN"
 STATE_OUTPUT = "STATE_OUT"
