@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from autovoice.cli_build import BuildCommand
+from autovoice.cli_build import BuildCommand, build
 
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
@@ -295,11 +295,7 @@ def serve(
     ] = "text",
     trace_url: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            help="OpenTelemetry collector (OTLP over HTTP) to send traces to.",
-            rich_help_panel=_LOG,
-        ),
+        typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP).", rich_help_panel=_LOG),
     ] = None,
     trace_rate: Annotated[
         int, typer.Option(metavar="N", min=1, help="Trace one request in N.", rich_help_panel=_LOG)
@@ -342,9 +338,7 @@ def serve(
     return run_server(options, log_format=log_format)
 
 
-@app.command(cls=BuildCommand)
-def build() -> None:
-    """Write the model repository, or TensorRT plans into it (needs the build tools)."""
+app.command(cls=BuildCommand)(build)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,11 @@ import typer
 import typer.core
 
 
+def build() -> None:
+    """Write the model repository, or TensorRT plans into it (needs the build tools)."""
+    raise AssertionError("BuildCommand runs the build tools' own command")
+
+
 class BuildCommand(typer.core.TyperCommand):
     """Stands for the command of the build tools, which the runtime does without, until somebody calls it."""
 

@@ -152,7 +152,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     return gpus
 
 
-def find_plugin_library(given: Path | None) -> Path:
+def find_plugin_library(given: Path | None = None) -> Path:
     """The plugin library to load.
 
     Args:
@@ -165,8 +165,8 @@ def find_plugin_library(given: Path | None) -> Path:
     named = given or (Path(os.environ[PLUGINS_VARIABLE]) if os.environ.get(PLUGINS_VARIABLE) else None)
     if named is None:
         raise ConfigurationError(
-            f"the custom ops need their TensorRT plugins: `make plugins` compiles them; name the library by "
-            f"--plugins or ${PLUGINS_VARIABLE}"
+            "the custom ops need their TensorRT plugins: `make plugins` compiles them; name the library in "
+            f"${PLUGINS_VARIABLE}"
         )
     if named.is_file():
         return named.absolute()
@@ -211,23 +211,37 @@ def models_with_plans(repository: ModelRepository, config_name: str | None) -> d
     return found
 
 
-def check_plans(repository: ModelRepository, config_name: str | None) -> None:
-    """Hold the plans that a server would load against its GPUs, its TensorRT and the ONNX files.
+def plan_arguments(repository: ModelRepository, config_name: str | None) -> list[str]:
+    """Triton's options for a repository with plans, which are checked first.
+
+    Args:
+        repository: the models.
+        config_name: under which they are served.
+
+    Returns:
+        The option that names the plugin library, where a plan needs one.
 
     Raises:
-        ConfigurationError: this machine has no GPU.
+        ConfigurationError: this machine has no GPU, or there is no plugin library.
         RepositoryError: the first plan that is missing, stale, or made for something else.
     """
     configs = models_with_plans(repository, config_name)
     if not configs:
-        return
+        return []
     version = runtime_version()
-    for gpu in find_gpus():
-        for name, config in configs.items():
-            check_plan(repository, name, config, gpu, version)
+    manifests = [
+        check_plan(repository, name, config, gpu, version)
+        for gpu in find_gpus()
+        for name, config in configs.items()
+    ]
+    if not any(manifest.plugins for manifest in manifests):
+        return []
+    return [f"--backend-config={PLAN_BACKEND},plugins={find_plugin_library()}"]
 
 
-def check_plan(repository: ModelRepository, name: str, config: Any, gpu: Gpu, version: str | None) -> None:
+def check_plan(
+    repository: ModelRepository, name: str, config: Any, gpu: Gpu, version: str | None
+) -> PlanManifest:
     """Hold one model's plan against a GPU, a TensorRT version and the ONNX file.
 
     Args:
@@ -236,6 +250,9 @@ def check_plan(repository: ModelRepository, name: str, config: Any, gpu: Gpu, ve
         config: the `ModelConfig` by which it is served.
         gpu: that is to run it.
         version: of TensorRT, as far as it is known; None for not at all.
+
+    Returns:
+        The plan's manifest.
 
     Raises:
         RepositoryError: the plan is missing, stale, or made for something else.
@@ -271,6 +288,7 @@ def check_plan(repository: ModelRepository, name: str, config: Any, gpu: Gpu, ve
         raise RepositoryError(
             f"{plan} was built by TensorRT {manifest.tensorrt}, and the one here is {version}; {REMEDY}"
         )
+    return manifest
 
 
 def _release(version: str) -> tuple[str, ...]:

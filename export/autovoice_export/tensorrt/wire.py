@@ -1,4 +1,4 @@
-"""``configs/tensorrt.pbtxt``: the ``ModelConfig`` of a model served from plans, and its profiles read back."""
+"""``configs/tensorrt.pbtxt``: the ``ModelConfig`` of a model served from plans, and its profiles again."""
 
 from __future__ import annotations
 
