@@ -107,10 +107,10 @@ def compare_plan(
     """
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-    from autovoice_export.tensorrt.runtime import one_line_errors
+    from autovoice_export.tensorrt.runtime import quietly
 
     worst: dict[str, float] = {}
-    with one_line_errors(f"running {plan.name}"):
+    with quietly(f"running {plan.name}"):
         engine = EngineFromBytes(plan.read_bytes())()
         for index, profile in enumerate(profiles):
             with TrtRunner(engine, optimization_profile=index) as runner:

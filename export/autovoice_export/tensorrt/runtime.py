@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,14 +62,36 @@ def import_tensorrt() -> Any:
 
 
 @contextmanager
-def one_line_errors(doing: str) -> Iterator[None]:
-    """Turns what Polygraphy raises into one line."""
-    from polygraphy.exception import PolygraphyException
+def quietly(doing: str) -> Iterator[None]:
+    """Keeps Polygraphy's and TensorRT's log to itself, and turns a failure into one line with their errors.
 
+    Raises:
+        PlanError: Polygraphy gave up.
+    """
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    errors: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # Without the marks, such as "[E] ", that Polygraphy sets before a line.
+            errors.append(" ".join(record.getMessage()[4:].split()))
+
+    handler = Collector(logging.ERROR)
+    log = logging.getLogger("Polygraphy")
+    before = log.propagate, G_LOGGER.use_python_logging_system
+    log.addHandler(handler)
+    log.propagate, G_LOGGER.use_python_logging_system = False, True
     try:
-        yield
+        with G_LOGGER.verbosity(G_LOGGER.ERROR):
+            yield
     except PolygraphyException as error:
-        raise PlanError(f"{doing} failed: {' '.join(str(error).split())}") from error
+        reasons = list(dict.fromkeys(errors)) or [" ".join(str(error).split())]
+        raise PlanError(f"{doing} failed: {'; '.join(reasons)}") from error
+    finally:
+        log.removeHandler(handler)
+        log.propagate, G_LOGGER.use_python_logging_system = before
 
 
 def load_plugins(library: Path | None, wanted: Mapping[str, str]) -> None:
@@ -90,7 +113,8 @@ def load_plugins(library: Path | None, wanted: Mapping[str, str]) -> None:
 
     # After TensorRT, whose registry the library enters its plugins into.
     try:
-        load(plugins=[str(library)])
+        with quietly("loading the plugin library"):
+            load(plugins=[str(library)])
     except OSError as error:
         raise PlanError(f"the plugin library cannot be loaded: {error}") from error
     registry = trt.get_plugin_registry()
@@ -134,23 +158,24 @@ def build_engine(
         for name, allowed in profile.shapes.items():
             shapes.add(name, min=allowed.smallest, opt=allowed.typical, max=allowed.largest)
         made.append(shapes)
-    level = options.hardware_compatibility.upper()
     limits = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20} if options.workspace_mb else None
-    config = CreateConfig(
-        profiles=made,
-        load_timing_cache=str(options.timing_cache),
-        memory_pool_limits=limits,
-        hardware_compatibility_level=_named(trt.HardwareCompatibilityLevel, level),
-        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # so that layers can be looked at afterwards
-        progress_monitor=_progress_monitor(trt, report) if report else None,
-    )
     # Types are those of the file: the only mode of TensorRT 11, which keeps the flag for a while and ignores
     # it. The parser's flags stay as they are by default, native instance normalisation among them; a list of
     # ours would replace them all.
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    network = NetworkFromOnnxBytes(model, strongly_typed=typed)
-    with one_line_errors("building the plan"):
-        engine = EngineBytesFromNetwork(network, config, save_timing_cache=str(options.timing_cache))()
+    level = _named(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
+    cache = str(options.timing_cache)
+    with quietly("building the plan"):
+        config = CreateConfig(
+            profiles=made,
+            load_timing_cache=cache,
+            memory_pool_limits=limits,
+            hardware_compatibility_level=level,
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # so that layers can be looked at afterwards
+            progress_monitor=_progress_monitor(trt, report) if report else None,
+        )
+        network = NetworkFromOnnxBytes(model, strongly_typed=typed)
+        engine = EngineBytesFromNetwork(network, config, save_timing_cache=cache)()
     return bytes(engine)
 
 
@@ -163,7 +188,7 @@ def layers(plan: Path) -> list[str]:
     trt = import_tensorrt()
     from polygraphy.backend.trt import engine_from_bytes
 
-    with one_line_errors(f"loading {plan.name}"):
+    with quietly(f"loading {plan.name}"):
         engine = engine_from_bytes(plan.read_bytes())
     inspector = engine.create_engine_inspector()
     information = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -18,8 +18,8 @@ from autovoice_export.tensorrt.errors import PlanError
 CONFIG_NAME = "tensorrt"
 """``tritonserver --model-config-name``: models without such a config keep their ``config.pbtxt``."""
 
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
-"""GPUs that the plugin library runs on: Turing and later."""
+COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
+"""GPUs that the plugin library has code for: those it is compiled for, and later minors of each."""
 
 _NO_PLAN = "no_plan_for_this_gpu.plan"
 _PROFILE = re.compile(r"(\w+): (.+)")
