@@ -66,7 +66,7 @@ ONE = np.array(1, np.int64)
         ([node("Add", "X")], {}, TensorProto.UINT8, "Add (n) computes with UINT8 (X)"),
         ([node("RandomNormalLike", seed=1.0)], {}, TensorProto.FLOAT, "draws random numbers"),
         (
-            [node("TopK", "K")],
+            [helper.make_node("TopK", ["X", "K"], ["Y", "P"], name="n")],
             {"K": np.array([4000])},
             TensorProto.FLOAT,
             "TopK (n) has K=4000; less than 3840 is needed",
