@@ -24,12 +24,15 @@ import pytest
 from autovoice.errors import ConfigurationError, RepositoryError
 from autovoice.repository import ModelRepository
 from autovoice.serving import plans as serving
+from autovoice.serving.overrides import write_view
 from autovoice.serving.plans import Gpu, PlanManifest, check_plan, plan_arguments, sha256
+from autovoice_export import config_text
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.errors import PlanError
 from autovoice_export.tensorrt.load import require_plugins
 from autovoice_export.tensorrt.network import load_model, plugin_versions, without_functions
 from autovoice_export.tensorrt.plans import plan_jobs, publish
+from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 
 FAKE = Path(__file__).parent / "fake"
 A10, T4 = Gpu("NVIDIA A10", "8.6"), Gpu("Tesla T4", "7.5")
@@ -311,6 +314,18 @@ class TestServing:
         gpu("NVIDIA A10, 8.6\\nTesla T4, 7.5\\n")
         with pytest.raises(RepositoryError, match="no plan for Tesla T4"):
             plan_arguments(served, "tensorrt")
+
+
+def test_overridden_instances_reach_plans_too(repository: ModelRepository, tmp_path: Path) -> None:
+    view = tmp_path / "view"
+    write_view(repository, view, instances=3, threads=2)
+    for name in engine_models(repository.path):
+        message, twin = wire.read(view / name), config_text.read(view / name)
+        assert [group.count for group in message.instance_group] == [3]
+        assert [group.count for group in twin.instance_group] == [3]
+        assert "intra_op_thread_count" not in message.parameters
+        assert twin.parameters["intra_op_thread_count"].string_value == "2"
+    check_engine_configs(view)
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
