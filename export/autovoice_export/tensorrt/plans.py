@@ -182,10 +182,10 @@ def _build(
     profiles = wire.read_profiles(job.config)
     reference = parity.onnx_runtime(job.onnx_path)
     tolerance = parity.TOLERANCES[options.precision]
-    model = job.model
+    model, conversion = job.model, dict[str, float]()
     if options.precision == "fp16":
         report("converting to FP16", 0.0)
-        model = half_model(job, reference)
+        model, conversion = half_model(job, reference)
     engine = runtime.build_engine(
         without_functions(model).SerializeToString(), profiles, engine_options, report
     )
@@ -210,6 +210,7 @@ def _build(
             hardware_compatibility=options.hardware_compatibility,
             profiles=profile_texts(job.config),
             deviation=deviation,
+            conversion=conversion,
         )
         publish(partial, path, manifest)
     finally:
@@ -218,8 +219,11 @@ def _build(
     return manifest
 
 
-def half_model(job: Job, reference: parity.Run) -> onnx.ModelProto:
+def half_model(job: Job, reference: parity.Run) -> tuple[onnx.ModelProto, dict[str, float]]:
     """The FP16 form of a model, held to its original in ONNX Runtime.
+
+    Returns:
+        The model, and the worst deviation of each output as a share of what FP16 may cost.
 
     Raises:
         PlanError: it differs by more than FP16 should.
@@ -228,8 +232,8 @@ def half_model(job: Job, reference: parity.Run) -> onnx.ModelProto:
     feeds = [feed for profile in profiles[:1] for feed in parity.example_feeds(job.model, profile, reference)]
     converted = to_half(job.model, measure_ranges(job.model, feeds), (STATE_INPUT, STATE_OUTPUT))
     run = parity.onnx_runtime(converted.SerializeToString())
-    parity.compare(run, reference, feeds, parity.TOLERANCES["fp16"], f"{job.name} in FP16")
-    return converted
+    found = parity.compare(run, reference, feeds, parity.TOLERANCES["fp16"], f"{job.name} in FP16")
+    return converted, found
 
 
 def publish(partial: Path, path: Path, manifest: PlanManifest) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx
 
+from autovoice.repository import ModelRepository
 from autovoice.serving.plans import PLAN_BACKEND
 from autovoice_export import config_text
-from autovoice_export.repository import VERSION, RepositoryError
+from autovoice_export.repository import RepositoryError
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.engine_config import ShapeRange
 from autovoice_export.tensorrt.network import load_model
-from autovoice_export.wire_config import MODEL_FILENAME
 
 _SHARED_FIELDS = ("name", "max_batch_size", "input", "output", "version_policy", "sequence_batching")
 
@@ -30,18 +30,21 @@ def check_engine_configs(root: Path) -> None:
     Raises:
         RepositoryError: names the first model and what does not fit.
     """
+    repository = ModelRepository(root)
     for name in engine_models(root):
-        _check_model(root / name)
+        _check_model(root / name, repository.spec(name).model_file)
 
 
-def _check_model(folder: Path) -> None:
+def _check_model(folder: Path, onnx_file: Path | None) -> None:
     message, twin = wire.read(folder), config_text.read(folder)
     for field in _SHARED_FIELDS:
         if getattr(message, field) != getattr(twin, field):
             raise RepositoryError(f"{folder.name}: {field} differs between {_NAMES}")
     if message.backend != PLAN_BACKEND:
         raise RepositoryError(f"{wire.config_path(folder)} asks for backend {message.backend!r}")
-    graph = load_model(folder / VERSION / MODEL_FILENAME).graph
+    if onnx_file is None:
+        raise RepositoryError(f"{folder.name} has no ONNX file that a plan could be built from")
+    graph = load_model(onnx_file).graph
     inputs = {value.name: value for value in graph.input}
     for profile in wire.read_profiles(message):
         _check_names(folder, f"profile {profile.name}", profile.shapes, inputs)

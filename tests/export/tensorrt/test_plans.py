@@ -132,7 +132,10 @@ def test_half_precision_is_decided_in_the_file(root: Path, build: Build) -> None
     assert done.returncode == 0, done.stderr
     plan = plan_of(root, "synthesizer")
     assert onnx.TensorProto.FLOAT16 in plan["initializer_types"]
-    assert manifest_of(root, "synthesizer").precision == "fp16"
+    manifest = manifest_of(root, "synthesizer")
+    assert manifest.precision == "fp16"
+    assert set(manifest.conversion) == {"AUDIO", "STATE_OUT"}
+    assert all(0 < share < 1 for share in manifest.conversion.values())
     assert "up to date" not in build("--model", "synthesizer").stderr
 
 
