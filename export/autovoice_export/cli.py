@@ -146,7 +146,7 @@ def _shown_progress(console: Any) -> Iterator[Any]:
 
     class Shown(Progress):
         @contextmanager
-        def model(self, name: str, count: int) -> Iterator[Report]:
+        def model(self, name: str) -> Iterator[Report]:
             bars.start()  # only now: an error before has its line to itself
             task = bars.add_task(name, total=1.0, phase="")
 

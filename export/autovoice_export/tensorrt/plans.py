@@ -60,6 +60,21 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What plans are built by and for.
+
+    Attributes:
+        gpu: that is to run them.
+        tensorrt: version of TensorRT.
+        library: with the plugins; None where no model needs one.
+    """
+
+    gpu: Gpu
+    tensorrt: str
+    library: Path | None
+
+
+@dataclass(frozen=True)
 class Job:
     """One plan to build, with everything known that needs no GPU.
 
@@ -108,20 +123,17 @@ def plan_jobs(repository: ModelRepository, names: Sequence[str] = ()) -> list[Jo
     return jobs
 
 
-def is_current(
-    repository: ModelRepository, job: Job, options: PlanOptions, gpu: Gpu, tensorrt: str, library: Path | None
-) -> bool:
+def is_current(repository: ModelRepository, job: Job, options: PlanOptions, machine: Machine) -> bool:
     """Whether a model's plan exists and would come out the same."""
     try:
-        check_plan(repository, job.name, job.config, gpu, tensorrt)
+        manifest = check_plan(repository, job.name, job.config, machine.gpu, machine.tensorrt)
     except ClientRepositoryError:
         return False
-    manifest = PlanManifest.load(manifest_path(_plan_path(job, gpu)))
     return (
         manifest.precision == options.precision
         and manifest.hardware_compatibility == options.hardware_compatibility
         and manifest.plugins == job.plugins
-        and manifest.plugin_library_sha256 == _library_digest(job, library)
+        and manifest.plugin_library_sha256 == _library_digest(job, machine.library)
     )
 
 
@@ -144,20 +156,19 @@ def build_plans(
     jobs = plan_jobs(repository, options.models)
     needs_library = any(job.plugins for job in jobs)
     library = find_plugin_library(options.plugins) if needs_library else None
-    gpu = find_gpus()[0]
-    tensorrt = str(runtime.import_tensorrt().__version__)
+    gpu = _only_kind_of_gpu(find_gpus())
+    machine = Machine(gpu, str(runtime.import_tensorrt().__version__), library)
     wanted = {op: version for job in jobs for op, version in job.plugins.items()}
     runtime.load_plugins(library, wanted)
-    cache = options.timing_cache or repository.path.absolute() / f"{tensorrt}.timing_cache"
+    cache = options.timing_cache or repository.path.absolute() / f"{machine.tensorrt}.timing_cache"
     engine_options = EngineOptions(options.hardware_compatibility, cache, options.workspace_mb)
     done: list[tuple[str, PlanManifest | None]] = []
     for job in jobs:
-        with progress.model(job.name, len(jobs)) as report:
-            if not options.force and is_current(repository, job, options, gpu, tensorrt, library):
+        with progress.model(job.name) as report:
+            if not options.force and is_current(repository, job, options, machine):
                 done.append((job.name, None))
                 continue
-            manifest = _build(job, options, engine_options, gpu, tensorrt, library, report)
-            done.append((job.name, manifest))
+            done.append((job.name, _build(job, options, engine_options, machine, report)))
     return done
 
 
@@ -165,18 +176,26 @@ class Progress:
     """Shows how far a build is; this one shows nothing."""
 
     @contextmanager
-    def model(self, name: str, count: int) -> Iterator[Report]:
-        """Covers the work on one of `count` models."""
+    def model(self, name: str) -> Iterator[Report]:
+        """Covers the work on one model."""
         yield lambda phase, share: None
+
+
+def _only_kind_of_gpu(gpus: Sequence[Gpu]) -> Gpu:
+    if len({gpu.compute_capability for gpu in gpus}) > 1:
+        kinds = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus)
+        raise PlanError(
+            f"several kinds of GPU are here, {kinds}, and TensorRT would build for one of them; show it one "
+            "kind at a time: docker run --gpus device=0"
+        )
+    return gpus[0]
 
 
 def _build(
     job: Job,
     options: PlanOptions,
     engine_options: EngineOptions,
-    gpu: Gpu,
-    tensorrt: str,
-    library: Path | None,
+    machine: Machine,
     report: Report,
 ) -> PlanManifest:
     profiles = wire.read_profiles(job.config)
@@ -189,12 +208,12 @@ def _build(
     engine = runtime.build_engine(
         without_functions(model).SerializeToString(), profiles, engine_options, report
     )
-    path = _plan_path(job, gpu)
+    path = _plan_path(job, machine.gpu)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         _write(partial, engine)
         report("loading it in another process", 0.0)
-        load.try_loading(partial, library, job.plugins)
+        load.try_loading(partial, machine.library, job.plugins)
         report("comparing it with ONNX Runtime", 0.0)
         deviation = parity.compare_plan(partial, job.model, profiles, reference, tolerance)
         manifest = PlanManifest(
@@ -202,11 +221,11 @@ def _build(
             onnx_sha256=sha256(job.onnx_path),
             plan_sha256=sha256(partial),
             precision=options.precision,
-            tensorrt=tensorrt,
+            tensorrt=machine.tensorrt,
             cuda=runtime.cuda_version(),
             plugins=dict(job.plugins),
-            plugin_library_sha256=_library_digest(job, library),
-            gpu=gpu,
+            plugin_library_sha256=_library_digest(job, machine.library),
+            gpu=machine.gpu,
             hardware_compatibility=options.hardware_compatibility,
             profiles=profile_texts(job.config),
             deviation=deviation,

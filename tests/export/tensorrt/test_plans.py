@@ -212,6 +212,9 @@ def test_command_names_what_this_machine_lacks(
     if not importlib.util.find_spec("tensorrt"):
         assert "TensorRT's Python package is not installed here" in message("--plugins", str(some_library))
     assert "does not belong to --engine tensorrt" in message("--random")
+    gpu("NVIDIA A10, 8.6\\nTesla T4, 7.5\\n")
+    several = message("--plugins", str(some_library))
+    assert "several kinds of GPU are here, NVIDIA A10 (8.6), Tesla T4 (7.5)" in several
     gpu("")
     assert "nvidia-smi shows no GPU" in message("--plugins", str(some_library))
     empty = str(tmp_path / "bin-without")
