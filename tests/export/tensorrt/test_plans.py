@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 import pytest
 
+from autovoice.cli import run
 from autovoice.errors import ConfigurationError, RepositoryError
 from autovoice.repository import ModelRepository
 from autovoice.serving import plans as serving
@@ -84,11 +85,13 @@ def manifest_of(root: Path, model: str) -> PlanManifest:
 
 
 def test_every_model_gets_its_plan(root: Path, build: Build, some_library: Path) -> None:
+    for name in ("content_encoder", "pitch_extractor_stream", "synthesizer_stream"):
+        shutil.rmtree(root / name / "configs")  # half of the models take half of the time
     done = build()
     assert done.returncode == 0, done.stderr
     repository = ModelRepository(root)
     jobs = plan_jobs(repository)
-    assert len(jobs) == 6
+    assert [job.name for job in jobs] == ["content_encoder_stream", "pitch_extractor", "synthesizer"]
     for job in jobs:
         plan = plan_of(root, job.name)
         profiles = wire.read_profiles(job.config)
@@ -116,7 +119,7 @@ def test_every_model_gets_its_plan(root: Path, build: Build, some_library: Path)
     before = contents(root)
     done = build()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("up to date") == 6
+    assert done.stderr.count("up to date") == 3
     assert contents(root) == before
     model = load_model(root / "pitch_extractor" / "1" / "model.onnx")
     model.producer_name = "somebody else"
@@ -124,7 +127,7 @@ def test_every_model_gets_its_plan(root: Path, build: Build, some_library: Path)
     done = build("--model", "pitch_extractor", "--model", "synthesizer")
     assert "pitch_extractor          fp32 for NVIDIA A10" in done.stderr
     assert "synthesizer              up to date" in done.stderr
-    assert (root / "11.1.0.106.timing_cache").read_text().count("+") > 6
+    assert (root / "11.1.0.106.timing_cache").read_text().count("+") > 3
 
 
 def test_half_precision_is_decided_in_the_file(root: Path, build: Build) -> None:
@@ -189,36 +192,34 @@ def test_a_failure_is_one_line_and_changes_nothing(
     assert contents(folder) == before
 
 
-def run_without_tensorrt(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **settings}
-    command = [sys.executable, "-m", "autovoice", "build", "--engine", "tensorrt", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_command_names_what_this_machine_lacks(
-    root: Path, some_library: Path, gpu: Callable[[str], None], tmp_path: Path
+    root: Path,
+    some_library: Path,
+    gpu: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    where = ("--repository", str(root))
+    monkeypatch.delenv("AUTOVOICE_PLUGINS", raising=False)
+    library = ("--plugins", str(some_library))
 
-    def message(*arguments: str, **settings: str) -> str:
-        done = run_without_tensorrt(*where, *arguments, **settings)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
+    def message(*arguments: str) -> str:
+        assert run(["build", "--engine", "tensorrt", "--repository", str(root), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return error
 
     assert "configs/tensorrt.pbtxt; those that have: content_encoder, " in message("--model", "trim_output")
     assert "name the library in $AUTOVOICE_PLUGINS" in message()
     assert "is no plugin library and no folder with one" in message("--plugins", str(tmp_path))
     if not importlib.util.find_spec("tensorrt"):
-        assert "TensorRT's Python package is not installed here" in message("--plugins", str(some_library))
-    assert "does not belong to --engine tensorrt" in message("--random")
+        assert "TensorRT's Python package is not installed here" in message(*library)
     gpu("NVIDIA A10, 8.6\\nTesla T4, 7.5\\n")
-    several = message("--plugins", str(some_library))
-    assert "several kinds of GPU are here, NVIDIA A10 (8.6), Tesla T4 (7.5)" in several
+    assert "several kinds of GPU are here, NVIDIA A10 (8.6), Tesla T4 (7.5)" in message(*library)
     gpu("")
-    assert "nvidia-smi shows no GPU" in message("--plugins", str(some_library))
-    empty = str(tmp_path / "bin-without")
-    assert "no NVIDIA GPU can be seen here" in message("--plugins", str(some_library), PATH=empty)
+    assert "nvidia-smi shows no GPU" in message(*library)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no NVIDIA GPU can be seen here" in message(*library)
 
 
 class TestServing:
