@@ -47,7 +47,7 @@ __host__ __device__ __forceinline__ float level(float energy) {
   int exponent = 0;
   frexpf(energy, &exponent);
   const int limited = exponent < -80 ? -80 : (exponent > 80 ? 80 : exponent);
-  return energy > 0.0f ? ldexpf(1.0f, -limited / 2) : 1.0f;
+  return ldexpf(1.0f, (energy > 0.0f ? -limited : 80) / 2);
 }
 
 // A bin of a block's correlation with itself and the two before; `turn` moves one block by a hop.
