@@ -220,7 +220,18 @@ struct AnyPlan {
       Roots roots, Lane lane, Complex* ping, Complex* pong, Load load, Store store) const {
     for (int i = lane.thread; i < n; i += lane.threads) ping[i] = load(i);
     __syncthreads();
-    Complex *from = ping, *to = pong;
+    passes(roots, lane, ping, pong);
+    // `store` may write `ping`; what was read from there must be read first.
+    if (count % 2 == 0) {
+      for (int i = lane.thread; i < n; i += lane.threads) pong[i] = ping[i];
+      __syncthreads();
+    }
+    for (int i = lane.thread; i < n; i += lane.threads) store(i, pong[i]);
+  }
+
+ private:
+  // One copy for all transforms of a kernel.
+  __device__ __noinline__ void passes(Roots roots, Lane lane, Complex* from, Complex* to) const {
     for (int number = 0, done = 1; number < count; done *= factors[number++]) {
       const auto read = [from](int i) { return from[i]; };
       const auto write = [to](int i, Complex v) { to[i] = v; };
@@ -236,12 +247,6 @@ struct AnyPlan {
       from = to;
       to = swapped;
     }
-    // `store` may write `ping`; what was read from there must be read first.
-    if (from == ping) {
-      for (int i = lane.thread; i < n; i += lane.threads) pong[i] = ping[i];
-      __syncthreads();
-    }
-    for (int i = lane.thread; i < n; i += lane.threads) store(i, pong[i]);
   }
 };
 

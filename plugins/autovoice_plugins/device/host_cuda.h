@@ -23,7 +23,8 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
 #define AUTOVOICE_SHARED(name) unsigned char* const name = ::autovoice::host::block().shared()
 
 struct dim3 {

@@ -41,6 +41,15 @@ __host__ __device__ __forceinline__ float moving_sum(const float* sums, const fl
   return from >= 0 ? sums[index + 1] - sums[from] : sums[index + 1] + (before[hop] - before[hop + from]);
 }
 
+// About 1 / sqrt(energy), a power of two: two blocks of a signal that share a transform leave rounding errors in
+// each other, which would be large in the fainter one.
+__host__ __device__ __forceinline__ float level(float energy) {
+  int exponent = 0;
+  frexpf(energy, &exponent);
+  const int limited = exponent < -80 ? -80 : (exponent > 80 ? 80 : exponent);
+  return ldexpf(1.0f, (energy > 0.0f ? -limited : 80) / 2);
+}
+
 // A bin of a block's correlation with itself and the two before; `turn` moves one block by a hop.
 __host__ __device__ __forceinline__ Complex correlated(Complex newest, Complex one_before, Complex two_before, Complex turn) {
   return newest * conjugate(newest + turn * (one_before + turn * two_before));

@@ -11,6 +11,7 @@ namespace autovoice::pitch_yin {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocksTogether = 4;  // On a multiprocessor, by shared memory: what registers may be spent.
 constexpr int kHalf = kThreads / 2;
 constexpr int kGroup = 8;
 constexpr int kOutputs = 4;
@@ -201,15 +202,22 @@ template <class W>
 __device__ __forceinline__ void transform_pair(const W& work, const Room& room, Lane lane, int block, bool differ) {
   const int size = work.plan.size(), hop = work.hop;
   const Roots roots{room.roots, size};
+  const float energy = room.square(block)[hop], next_energy = room.square(block + 1)[hop];
+  const float level_now = level(energy), level_next = level(next_energy);
+  const float unlevel_now = 1.0f / level_now, unlevel_next = 1.0f / level_next;
   const auto pair = [&](int i) {
-    return i < hop ? Complex{room.signal()[i], room.signal()[hop + i]} : Complex{0.0f, 0.0f};
+    return i < hop ? Complex{level_now * room.signal()[i], level_next * room.signal()[hop + i]} : Complex{0.0f, 0.0f};
   };
   work.plan.transform(roots, lane, room.ping, room.pong, pair, [&](int i, Complex v) { room.ping[i] = v; });
   __syncthreads();
+  // What the correlations are multiplied with: a block's level times the least of the three that it meets.
+  const float before_level = level(room.energies[(block - 1) & 7]);
+  const float gain = level_now * fminf(level_now, fminf(before_level, level(room.energies[(block - 2) & 7])));
+  const float next_gain = level_next * fminf(level_next, fminf(level_now, before_level));
   for (int f = lane.thread; f < room.bins; f += lane.threads) {
     const int mirror = f == 0 ? 0 : size - f;
     const Complex here = room.ping[f], other = conjugate(room.ping[mirror]);
-    const Complex first = 0.5f * (here + other), rest = 0.5f * (here - other);
+    const Complex first = (0.5f * unlevel_now) * (here + other), rest = (0.5f * unlevel_next) * (here - other);
     const Complex second{rest.im, -rest.re};
     // The pair takes the place of the pair before.
     const Complex earlier = room.spectrum(block)[f], before = room.spectrum(block + 1)[f];
@@ -218,22 +226,22 @@ __device__ __forceinline__ void transform_pair(const W& work, const Room& room, 
     if (!differ) continue;
     const int angle = size == 3 * hop ? f % 3 * hop : static_cast<int>(static_cast<std::int64_t>(f) * hop % size);
     const Complex turn = conjugate(room.roots[angle]);
-    const Complex a = correlated(first, before, earlier, turn), b = correlated(second, first, before, turn);
+    const Complex a = gain * correlated(first, before, earlier, turn);
+    const Complex b = next_gain * correlated(second, first, before, turn);
     // Both spectra of one inverse, conjugated because it is made of a forward one: conj(a + i b) and its mirror.
     room.ping[f] = {a.re - b.im, -(a.im + b.re)};
     if (f != mirror) room.ping[mirror] = {a.re + b.im, a.im - b.re};
   }
   __syncthreads();
   if (!differ) return;
-  const float scale = 1.0f / static_cast<float>(size);
-  const float energy = room.square(block)[hop], next_energy = room.square(block + 1)[hop];
+  const float scale = 1.0f / (gain * static_cast<float>(size)), next_scale = 1.0f / (next_gain * static_cast<float>(size));
   const auto keep = [&](int lag, Complex v) {
     if (lag > 2 * hop) return;
     const float *const newest = room.square(block), *const before = room.square(block - 1);
     const float lagged = lagged_energy(newest, before, room.square(block - 2), lag, hop);
     const float next_lagged = lagged_energy(room.square(block + 1), newest, before, lag, hop);
     room.difference(block)[lag] = difference(energy, lagged, v.re * scale);
-    room.difference(block + 1)[lag] = difference(next_energy, next_lagged, -v.im * scale);
+    room.difference(block + 1)[lag] = difference(next_energy, next_lagged, -v.im * next_scale);
   };
   work.plan.transform(roots, lane, room.pong, room.ping, [&](int i) { return room.ping[i]; }, keep);
   __syncthreads();
@@ -333,7 +341,7 @@ __device__ __forceinline__ void track(const W& work, unsigned char* memory) {
 
 using BasePlan = FixedPlan<9, 10, 8>;
 
-__global__ void __launch_bounds__(kThreads) base_kernel(Work<BasePlan> work) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether) base_kernel(Work<BasePlan> work) {
   AUTOVOICE_SHARED(memory);
   track(work, memory);
 }

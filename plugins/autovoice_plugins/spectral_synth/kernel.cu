@@ -12,6 +12,7 @@ namespace autovoice::spectral_synth {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocksTogether = 4;  // On a multiprocessor, by shared memory: what registers may be spent.
 constexpr int kLongestRun = 32;
 
 // Constants, made in the workspace before every launch.
@@ -186,7 +187,7 @@ using WholeBase = FixedPlan<15, 8, 8>;
 using HalfBase = FixedPlan<5, 12, 8>;
 static_assert(HalfBase::kSize * 2 == WholeBase::kSize);
 
-__global__ void __launch_bounds__(kThreads) base_kernel(Work<WholeBase, HalfBase> work) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether) base_kernel(Work<WholeBase, HalfBase> work) {
   AUTOVOICE_SHARED(memory);
   synthesise(work, memory);
 }
