@@ -21,7 +21,8 @@ from autovoice_export.tensorrt.types import element_types
 from autovoice_plugins.function_builder import DOMAIN
 
 VERSIONS = ("10.13", "11.1")
-FIRST_OPSET, LAST_OPSET = 9, 24
+FIRST_OPSET, LAST_OPSET = 9, 22
+"""10.14 and 11.1 take up to 24; ``Attention`` is of opset 23, so 10.13 is not relied on for more than 22."""
 
 _HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
 _FLOAT = _HALF | {TensorProto.BFLOAT16}
