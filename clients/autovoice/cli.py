@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from autovoice.cli_build import BuildCommand, build
 from autovoice.cli_conversions import convert, embed, stream
 from autovoice.cli_import import app as import_app
 from autovoice.cli_options import JsonOption, RepositoryOption
@@ -145,11 +146,7 @@ def serve(
     ] = "text",
     trace_url: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            help="OpenTelemetry collector (OTLP over HTTP) to send traces to.",
-            rich_help_panel=_LOG,
-        ),
+        typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP).", rich_help_panel=_LOG),
     ] = None,
     trace_rate: Annotated[
         int, typer.Option(metavar="N", min=1, help="Trace one request in N.", rich_help_panel=_LOG)
@@ -193,6 +190,7 @@ def serve(
 
 
 app.add_typer(import_app, name="import")
+app.command(cls=BuildCommand)(build)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autovoice_export import base_family
+from autovoice_export import base_engines, base_family
 from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from autovoice_export.model_config import Instances
 from autovoice_export.onnx_export import ExportError, export_stage
 from autovoice_export.repository import RepositoryError, RepositoryWriter, check_repository
+from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt.validation import check_engine_configs
 from autovoice_export.verification import Agreement, verify
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -47,6 +49,8 @@ def build_repository(
     with RepositoryWriter(root) as repository:
         for config in base_family.model_configs(family, instances or Instances()):
             repository.add_config(config)
+        for engine in base_engines.engine_configs(family, instances or Instances()):
+            repository.add_alternative(engine.model.name, wire.CONFIG_NAME, wire.to_wire(engine))
         for stage in family:
             if progress and task is not None:
                 progress.update(task, description=stage.name)
@@ -58,6 +62,7 @@ def build_repository(
             if progress and task is not None:
                 progress.advance(task)
         check_repository(repository.partial)
+        check_engine_configs(repository.partial)
     return agreements
 
 

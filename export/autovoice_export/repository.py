@@ -101,6 +101,12 @@ class RepositoryWriter:
         # Git keeps no empty folders, and Triton refuses a model without a version folder.
         (folder / str(version) / ".gitkeep").touch()
 
+    def add_alternative(self, model: str, config_name: str, message: Any) -> None:
+        """Gives a model a second configuration, ``configs/NAME.pbtxt``, after `add_config`."""
+        path = self._partial / model / "configs" / f"{config_name}.pbtxt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(config_text.dumps(message), encoding="utf-8")
+
     def onnx_path(self, model: str) -> Path:
         """Where the ONNX file of a model belongs, after `add_config`: in its newest version."""
         folder = self._partial / model / str(model_versions(self._partial / model)[-1])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from autovoice_export.model_config import VARIABLE, DataType, TensorConfig
 
+if TYPE_CHECKING:  # plans are built where there is no PyTorch
+    from torch import Tensor, nn
+
 STATE_INPUT = "STATE_IN"
 STATE_OUTPUT = "STATE_OUT"
-
-_TORCH_TYPES: Mapping[DataType, torch.dtype] = {"FP32": torch.float32, "INT64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,10 @@ class StageTensor:
 
     def zeros(self, batch: int, sizes: Mapping[str, int]) -> Tensor:
         """Zeros of that shape and type."""
-        return torch.zeros(self.shape(batch, sizes), dtype=_TORCH_TYPES[self.data_type])
+        import torch
+
+        types = {"FP32": torch.float32, "INT64": torch.int64}
+        return torch.zeros(self.shape(batch, sizes), dtype=types[self.data_type])
 
     def config(self) -> TensorConfig:
         """The tensor as a model config describes it."""

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autovoice_export.examples import example
 from autovoice_export.onnx_export import ExportError
-from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT, Stage, StageTensor
+from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT, Stage
 from autovoice_export.stages.timing import LOOKAHEAD
-from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+from autovoice_plugins.geometry import HOP
 
 FRAME_COUNTS = (1, 2, 7, 100, 1000)
 BATCH_SIZES = (1, 3)
@@ -99,38 +100,11 @@ def example_inputs(stage: Stage, batch: int, frames: int, generator: torch.Gener
     samples = frames * HOP - _SAMPLES_SHORT_OF_A_FRAME
     padded = math.ceil((samples + LOOKAHEAD) / HOP)
     sizes = {"F": frames, "T": samples, "P": padded}
-    return {tensor.name: _example(tensor, tensor.shape(batch, sizes), generator) for tensor in stage.inputs}
-
-
-def _example(tensor: StageTensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    name = tensor.name
-    if name == STATE_INPUT:
-        return torch.zeros(shape)
-    if name.endswith("AUDIO"):
-        return _voice(shape, generator)
-    if name.endswith("F0"):
-        track = 150.0 * torch.exp(0.02 * torch.randn(shape, generator=generator).cumsum(dim=1))
-        voiced = torch.rand(shape, generator=generator) < 0.8
-        return track.clamp(60.0, 900.0) * voiced
-    noise = torch.randn(shape, generator=generator)
-    if name == "PERIODICITY":
-        return torch.sigmoid(noise)
-    if name == "LOUDNESS":
-        return noise - 3.0
-    if name == "EMBEDDING":
-        return torch.nn.functional.normalize(torch.relu(noise), dim=1)
-    if name == "PITCH_SHIFT":
-        return 4.0 * noise
-    return noise
-
-
-def _voice(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    time = torch.arange(shape[1], dtype=torch.float64) / SAMPLE_RATE
-    base = 100.0 + 150.0 * torch.rand(shape[0], 1, generator=generator, dtype=torch.float64)
-    phase = base * (time + 0.02 * torch.sin(2.0 * math.pi * 1.5 * time))
-    audio = sum(torch.sin(2.0 * math.pi * harmonic * phase) / harmonic for harmonic in range(1, 9))
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return (0.1 * audio + 0.001 * noise).to(torch.float32)
+    random = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
+    return {
+        tensor.name: torch.from_numpy(example(tensor.name, tensor.shape(batch, sizes), random))
+        for tensor in stage.inputs
+    }
 
 
 def _run_session(

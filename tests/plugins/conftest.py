@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,22 @@ from onnx import ModelProto, TensorProto, helper
 
 from autovoice_plugins.function_builder import DOMAIN, with_plugin_attributes
 from autovoice_plugins.harmonic_source import harmonic_source
+from autovoice_plugins.kernels import KernelLibrary
 from autovoice_plugins.onnx_export import OPS, attach_functions
 from autovoice_plugins.pitch_yin import pitch_yin
 from autovoice_plugins.spectral_synth import spectral_synth
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
+from native import (
+    CudaMemory,
+    HostMemory,
+    cuda_build,
+    host_kernels,
+    require_gpu,
+    run_kernels,
+    tensorrt_includes,
+)
+from plugin_harness import Harness, run_plugin
 
 TORCH_OPS = {"PitchYin": pitch_yin, "HarmonicSource": harmonic_source, "SpectralSynth": spectral_synth}
 
@@ -61,18 +76,63 @@ def _single_node_model() -> Callable[..., ModelProto]:
     return single_node_model
 
 
-@pytest.fixture(params=["torch", "onnx"])
+def run_torch(name: str, *arrays: NDArray[Any], **attributes: Any) -> tuple[NDArray[np.float32], ...]:
+    """Runs an op as PyTorch defines it."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in arrays]
+    return tuple(tensor.numpy() for tensor in TORCH_OPS[name](*tensors, **attributes))
+
+
+def run_onnx(name: str, *arrays: NDArray[Any], **attributes: Any) -> tuple[NDArray[np.float32], ...]:
+    """Runs an op's ONNX function."""
+    session = onnx_session(name, tuple(sorted(attributes.items())))
+    names = [value.name for value in session.get_inputs()]
+    feeds = {key: array.astype(np.float32) for key, array in zip(names, arrays, strict=True)}
+    return tuple(session.run(None, feeds))
+
+
+def run_host(name: str, *arrays: NDArray[Any], **options: Any) -> tuple[NDArray[Any], ...]:
+    """Runs an op's CUDA kernels on the CPU, thread by thread."""
+    return run_kernels(host_kernels(), HostMemory(), name, *arrays, **options)
+
+
+@lru_cache(maxsize=1)
+def device_kernels() -> KernelLibrary:
+    """Returns the kernels for the CUDA device that is here."""
+    require_gpu()
+    return KernelLibrary(cuda_build() / "libautovoice_kernels.so")
+
+
+def run_cuda(name: str, *arrays: NDArray[Any], **options: Any) -> tuple[NDArray[Any], ...]:
+    """Runs an op's CUDA kernels on a CUDA device."""
+    return run_kernels(device_kernels(), CudaMemory(), name, *arrays, **options)
+
+
+@lru_cache(maxsize=1)
+def newest_harness() -> Harness:
+    """Returns the plugins for the newest TensorRT whose headers are here."""
+    require_gpu()
+    folders = tensorrt_includes()
+    if not folders:
+        pytest.skip("AUTOVOICE_TENSORRT_INCLUDE names no folder with TensorRT's headers")
+    return Harness(folders[-1])
+
+
+def run_tensorrt_plugin(name: str, *arrays: NDArray[Any], **options: Any) -> tuple[NDArray[Any], ...]:
+    """Runs an op's TensorRT plugin on a CUDA device, without TensorRT."""
+    return run_plugin(newest_harness(), CudaMemory(), name, *arrays, **options)
+
+
+NATIVE: dict[str, Run] = {"host": run_host, "cuda": run_cuda, "plugin": run_tensorrt_plugin}
+IMPLEMENTATIONS: dict[str, Run] = {"torch": run_torch, "onnx": run_onnx, **NATIVE}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
 def run(request: pytest.FixtureRequest) -> Run:
     """A function (name, *arrays, **attributes) -> arrays that runs an op in float32."""
+    return IMPLEMENTATIONS[request.param]
 
-    def run_torch(name: str, *arrays: NDArray[Any], **attributes: Any) -> tuple[NDArray[np.float32], ...]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in arrays]
-        return tuple(tensor.numpy() for tensor in TORCH_OPS[name](*tensors, **attributes))
 
-    def run_onnx(name: str, *arrays: NDArray[Any], **attributes: Any) -> tuple[NDArray[np.float32], ...]:
-        session = onnx_session(name, tuple(sorted(attributes.items())))
-        names = [value.name for value in session.get_inputs()]
-        feeds = {key: array.astype(np.float32) for key, array in zip(names, arrays, strict=True)}
-        return tuple(session.run(None, feeds))
-
-    return run_torch if request.param == "torch" else run_onnx
+@pytest.fixture(params=NATIVE)
+def run_native(request: pytest.FixtureRequest) -> Run:
+    """The same for what is compiled, where `dtype=np.float16` makes the samples float16."""
+    return NATIVE[request.param]

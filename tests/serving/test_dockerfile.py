@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.metadata
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import pytest
 import typer
 
 from autovoice.cli import app
+from autovoice.serving.plans import LIBRARY_PATTERN, PLUGINS_VARIABLE
+from autovoice_export.tensorrt.wire import CONFIG_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTION = re.compile(r"^(FROM|COPY|RUN|CMD|ENTRYPOINT|HEALTHCHECK|USER|ENV|WORKDIR|EXPOSE|ARG)\s+(.*)$")
@@ -84,6 +87,10 @@ def copies(stage: Stage) -> list[tuple[str | None, list[str], str]]:
     return made
 
 
+def environment(stage: Stage) -> dict[str, str]:
+    return dict(item.split("=", 1) for item in stage.all("ENV"))
+
+
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_every_copy_has_a_source(stage: Stage) -> None:
     present = [name for name in tracked() if in_context(name)]
@@ -124,10 +131,51 @@ def test_image_runs_commands_that_exist_as_nobody_special(stage: Stage) -> None:
     assert names.index("USER") < names.index("CMD")
     assert stage.all("USER") == ["autovoice"]
     assert any("useradd" in step and "autovoice" in step for step in stage.all("RUN"))
-    (environment,) = stage.all("ENV")
-    variable, _, folder = environment.partition("=")
-    assert variable == "AUTOVOICE_REPOSITORY"
-    assert (None, ["model_repository"], folder) in copies(stage)
+    assert (None, ["model_repository"], environment(stage)["AUTOVOICE_REPOSITORY"]) in copies(stage)
+
+
+def test_plugins_are_compiled_and_reach_what_needs_them() -> None:
+    """The names in the Dockerfile are those that CMake makes and that the programs look for."""
+    compile_step = STAGES["plugins"].all("RUN")[-1]
+    library = re.search(r"cp /tmp/build/(\S+) (\S+)", compile_step)
+    assert library is not None
+    assert library[1] == LIBRARY_PATTERN.format("*")
+    assert "AUTOVOICE_REQUIRE=plugins" in compile_step  # rather than an image without them
+    for name in ("gpu", "plans"):
+        stage = STAGES[name]
+        folder = environment(stage)[PLUGINS_VARIABLE]
+        assert ("plugins", [folder], folder) in copies(stage)
+        assert library[2].rstrip("/") == folder
+
+
+def test_plans_are_built_by_the_tensorrt_that_serves_them() -> None:
+    """One version of NVIDIA's images throughout: a plan needs the TensorRT that built it."""
+    stage = STAGES["plans"]
+    tags = {STAGES[name].base.rpartition(":")[2] for name in ("plugins", "plans", "gpu")}
+    assert tags == {"${TRITON}-py3"}
+    assert STAGES["plugins"].base == stage.base
+    (command,) = (json.loads(text) for text in stage.all("CMD"))
+    assert command[:2] == ["autovoice", "build"]
+    context = typer.main.get_command(app).commands["build"].make_context("build", command[2:])  # type: ignore[attr-defined]
+    assert context.params["engine"] == "tensorrt"
+    (install,) = (step for step in stage.all("RUN") if "pip install" in step)
+    extra = re.search(r"\[(\w+)\]", install)
+    assert extra is not None
+    assert any(
+        f"extra == '{extra[1]}'" in line.replace('"', "'") and line.startswith("polygraphy")
+        for line in importlib.metadata.requires("autovoice") or []
+    )
+
+
+def test_commands_in_the_head_of_the_file_parse() -> None:
+    head = "\n".join(
+        line.lstrip("# ")
+        for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").split("ARG TRITON")[0].splitlines()
+    ).replace("\\\n", " ")
+    assert set(re.findall(r"--target (\w+)", head)) == {"cpu", "gpu", "plans"}
+    (serve,) = re.findall(r"^docker run .* autovoice:gpu +autovoice serve (.+)$", head, re.MULTILINE)
+    context = typer.main.get_command(app).commands["serve"].make_context("serve", serve.split())  # type: ignore[attr-defined]
+    assert context.params["config_name"] == CONFIG_NAME
 
 
 def test_images_are_pinned_and_hold_no_secret() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from autovoice.model_config import ONNX_BACKEND, parse_config
 from autovoice.repository import CONFIG_FILENAME, ModelRepository
 
+_ALTERNATIVES = "configs"
 _THREADS = "intra_op_thread_count"
 
 
@@ -21,22 +22,27 @@ def write_view(
         instances: copies of each model for each device, None for what its config says.
         threads: ONNX Runtime threads of each copy, None for what its config says.
     """
-    from google.protobuf import text_format
-
     for name in repository.names():
         folder = (repository.path / name).absolute()
         target = view / name
         target.mkdir(parents=True)
         for entry in folder.iterdir():
-            if entry.name != CONFIG_FILENAME:
+            if entry.name not in (CONFIG_FILENAME, _ALTERNATIVES):
                 (target / entry.name).symlink_to(entry)
-        path = folder / CONFIG_FILENAME
-        config = parse_config(path.read_text(encoding="utf-8"), str(path))
-        if config.backend == ONNX_BACKEND:
-            if threads is not None:
-                config.parameters[_THREADS].string_value = str(threads)
-            if instances is not None:
-                for group in config.instance_group or [config.instance_group.add()]:
-                    group.count = instances
-        text = text_format.MessageToString(config, use_short_repeated_primitives=True)
-        (target / CONFIG_FILENAME).write_text(text, encoding="utf-8")
+        for path in (folder / CONFIG_FILENAME, *(folder / _ALTERNATIVES).glob("*.pbtxt")):
+            changed = target / path.relative_to(folder)
+            changed.parent.mkdir(exist_ok=True)
+            changed.write_text(_override(path, instances, threads), encoding="utf-8")
+
+
+def _override(path: Path, instances: int | None, threads: int | None) -> str:
+    """Text of a config that says otherwise."""
+    from google.protobuf import text_format
+
+    config = parse_config(path.read_text(encoding="utf-8"), str(path))
+    if config.backend == ONNX_BACKEND and threads is not None:
+        config.parameters[_THREADS].string_value = str(threads)
+    if config.backend and instances is not None:  # ensembles have none
+        for group in config.instance_group or [config.instance_group.add()]:
+            group.count = instances
+    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))

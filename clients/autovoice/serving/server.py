@@ -25,6 +25,7 @@ from autovoice.serving.logs import LogRecord, parse_line
 from autovoice.serving.mending import Mender
 from autovoice.serving.options import ServeOptions
 from autovoice.serving.overrides import write_view
+from autovoice.serving.plans import plan_arguments
 
 EXIT_SECONDS = 10  # for the requests and the live streams that a stopping server has
 _UNLOADING = "All models are stopped, unloading models"
@@ -89,10 +90,11 @@ class TritonServer:
         """Start the process; `wait_ready` says when it serves.
 
         Raises:
-            RepositoryError: the repository is missing or empty.
-            ConfigurationError: there is no server, or no place for its backends.
+            RepositoryError: the repository is missing or empty, or a TensorRT plan of it cannot be served.
+            ConfigurationError: there is no server, no place for its backends, or no plugin library.
         """
         repository = ModelRepository(self.options.repository)
+        plan_options = plan_arguments(repository, self.options.config_name)
         installation = find_installation()
         backends = backend_directory(installation, self._cache)
         self._folder = Path(tempfile.mkdtemp(prefix="autovoice-serve-"))
@@ -100,6 +102,7 @@ class TritonServer:
         if not installation.has_native_backend and not _SHELL_SAFE.fullmatch(str(backends)):
             backends = self._link("backends", backends)
         command = [str(installation.executable), *self.options.arguments(served, backends)]
+        command += plan_options
         command.append(f"--exit-timeout-secs={EXIT_SECONDS}")
         self.process = subprocess.Popen(
             command,

@@ -118,7 +118,8 @@ class SpeakerEncoder(nn.Module):
         # Reflection by index rather than by a Pad node, which refuses signals shorter than the padding.
         length = audio.shape[1]
         positions = torch.arange(-(WINDOW_SAMPLES // 2), length + WINDOW_SAMPLES // 2, device=audio.device)
-        period = torch.clamp(torch.full_like(positions, 2) * (length - 1), min=1)
+        # Not a clamp: TensorRT has it for floats only.
+        period = torch.maximum(torch.full_like(positions, 2) * (length - 1), torch.ones_like(positions))
         wrapped = torch.remainder(positions, period)
         audio = audio[:, torch.minimum(wrapped, period - wrapped)]
         spectrum = nn.functional.conv1d(audio.unsqueeze(1), self.dft, stride=HOP_SAMPLES)
@@ -147,7 +148,8 @@ class SpeakerEncoder(nn.Module):
         near = nn.functional.conv1d(audible.unsqueeze(1), self.hangover, padding=_HANGOVER_FRAMES).squeeze(1)
         silent = audible.sum(dim=1, keepdim=True) == 0
         speech = torch.logical_or(near > 0.5, silent)
-        rank = torch.cumsum(speech.to(torch.int64), dim=1)
+        # Counted in floats, which are exact up to 2^24 frames: TensorRT has no cumulative sum of integers.
+        rank = torch.cumsum(speech.to(mel.dtype), dim=1).to(torch.int64)
         total = rank[:, -1:]
 
         # order[b, i] is the index of the i-th speech frame; pauses are all written to the spare last slot.

@@ -1,0 +1,211 @@
+"""FP16 as a property of the ONNX file: TensorRT 11 knows no other way, and TensorRT 10 agrees.
+
+Pitch and phase stay FP32, and so does whatever leads to a logarithm, leaves a measured range, or only
+carries a state on. Values that pass from one FP32 node to the next never see FP16, and inputs and outputs
+stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.types import float_tensors
+from autovoice_plugins.function_builder import DOMAIN
+
+LARGEST_VALUE = 1024.0
+"""Nodes whose inputs or outputs were seen to exceed it stay FP32: sums of products need room below 65504."""
+
+SMALLEST_CONSTANT = 2.0**-14
+"""Smallest normal number of FP16; nodes with a smaller constant, such as a division's floor, stay FP32."""
+
+_PITCH_OPS = ("PitchYin", "HarmonicSource")
+# fmt: off
+_FP32_OPS = (
+    "Ceil", "Cos", "CumSum", "Exp", "Floor", "InstanceNormalization", "LayerNormalization", "Log", "Mod",
+    "Pow", "Range", "Reciprocal", "ReduceMean", "ReduceSum", "Resize", "Round", "Sin", "Sqrt",
+)
+_MOVING_OPS = (
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
+    "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+)
+# fmt: on
+
+Ranges = Mapping[str, float]
+
+
+def to_half(model: onnx.ModelProto, ranges: Ranges, states: Iterable[str]) -> onnx.ModelProto:
+    """Converts what gains from FP16 and can bear it.
+
+    Args:
+        model: FP32, with its functions; stays as it is.
+        ranges: largest magnitude seen in each float tensor, see `measure_ranges`.
+        states: names of inputs and outputs that carry state.
+
+    Returns:
+        A copy with ``Cast`` nodes at the borders.
+
+    Raises:
+        PlanError: the model has nodes with graphs inside, whose values this conversion does not follow.
+    """
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    graph = converted.graph
+    for node in graph.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            raise PlanError(f"{node.op_type} has a graph inside, which is not converted to FP16: use fp32")
+    floats = float_tensors(model)
+    halved = _halved_nodes(graph.node, floats, ranges, set(states), _constants(graph))
+    _rewrite(graph, halved, floats)
+    onnx.checker.check_model(converted)
+    return converted
+
+
+def measure_ranges(model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
+    """Largest magnitude of every float tensor of the graph while ONNX Runtime works on some inputs."""
+    import onnxruntime
+
+    floats = float_tensors(model)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    outputs = {value.name for value in probe.graph.output}
+    made = [name for node in probe.graph.node for name in node.output if name in floats]
+    probe.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made if name not in outputs
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    ranges: dict[str, float] = {}
+    for feed in feeds:
+        values = dict(zip(made, session.run(made, dict(feed)), strict=True))
+        for name, value in {**values, **feed}.items():
+            if value.size and value.dtype == np.float32:
+                ranges[name] = max(ranges.get(name, 0.0), float(np.abs(value).max()))
+    return ranges
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    return {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+
+
+def _halved_nodes(
+    nodes: Sequence[onnx.NodeProto],
+    floats: set[str],
+    ranges: Ranges,
+    states: set[str],
+    constants: Mapping[str, NDArray[Any]],
+) -> set[int]:
+    """Positions of the nodes that compute in FP16."""
+    maker = {name: position for position, node in enumerate(nodes) for name in node.output}
+    exact = {
+        position
+        for position, node in enumerate(nodes)
+        if node.domain == DOMAIN
+        or node.op_type in _FP32_OPS
+        or not any(name in floats for name in node.output)
+        or any(ranges.get(name, 0.0) > LARGEST_VALUE for name in (*node.input, *node.output))
+        or any(_has_tiny(constants[name]) for name in node.input if name in constants)
+    }
+    # Everything that pitch, phase or a logarithm depends on.
+    pending = [
+        position for position, node in enumerate(nodes) if node.op_type in _PITCH_OPS or node.op_type == "Log"
+    ]
+    seen = set(pending)
+    while pending:
+        for name in nodes[pending.pop()].input:
+            position = maker.get(name)
+            if position is not None and position not in seen:
+                seen.add(position)
+                pending.append(position)
+    exact |= seen | _state_movers(nodes, states)
+    halved: set[int] = set()
+    for position, node in enumerate(nodes):
+        # Moving values that nobody computed in FP16 would gain nothing and round them.
+        idle = node.op_type in _MOVING_OPS and not any(maker.get(name) in halved for name in node.input)
+        if position not in exact and not idle:
+            halved.add(position)
+    return halved
+
+
+def _state_movers(nodes: Sequence[onnx.NodeProto], states: set[str]) -> set[int]:
+    """Nodes that only carry state: from an input that is one, or to an output that is one.
+
+    A convolution may read its part of the state rounded, but what it hands on must be what it was handed.
+    """
+    carried = set(states)
+    movers = set()
+    for position, node in enumerate(nodes):
+        if node.op_type in _MOVING_OPS and carried & set(node.input):
+            movers.add(position)
+            carried |= set(node.output)
+    wanted = set(states)
+    for position in reversed(range(len(nodes))):
+        node = nodes[position]
+        if node.op_type in _MOVING_OPS and wanted & set(node.output):
+            movers.add(position)
+            wanted |= set(node.input)
+    return movers
+
+
+def _has_tiny(value: NDArray[Any]) -> bool:
+    """Whether a scalar constant would round to nothing; of a weight matrix small entries may."""
+    return value.dtype == np.float32 and value.size == 1 and 0 < abs(float(value.flat[0])) < SMALLEST_CONSTANT
+
+
+def _rewrite(graph: onnx.GraphProto, halved: set[int], floats: set[str]) -> None:
+    constants = _constants(graph)
+    nodes: list[onnx.NodeProto] = []
+    half_names: dict[str, str] = {}  # FP16 twin of an FP32 tensor
+    outputs = {value.name for value in graph.output}
+    needed = {
+        name for position, node in enumerate(graph.node) if position not in halved for name in node.input
+    }
+
+    def cast(name: str, twin: str, kind: int) -> None:
+        nodes.append(helper.make_node("Cast", [name], [twin], name=f"cast_{twin}", to=kind))
+
+    def half(name: str) -> str:
+        if name not in half_names:
+            twin = half_names[name] = f"{name}_half"
+            if name in constants:
+                graph.initializer.append(numpy_helper.from_array(constants[name].astype(np.float16), twin))
+            else:
+                cast(name, twin, TensorProto.FLOAT16)
+        return half_names[name]
+
+    for position, node in enumerate(graph.node):
+        if position not in halved:
+            nodes.append(node)
+            continue
+        for index, name in enumerate(node.input):
+            if name in floats:
+                node.input[index] = half(name)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+                attribute.t.CopyFrom(
+                    numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16))
+                )
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in floats:
+                node.output[index] = half_names[name] = f"{name}_half"
+                if name in needed or name in outputs:
+                    cast(half_names[name], name, TensorProto.FLOAT)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input} | outputs
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]

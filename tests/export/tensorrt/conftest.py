@@ -1,0 +1,74 @@
+"""A repository of small stages with configurations for TensorRT, and a program that shows a GPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autovoice.repository import ModelRepository
+from autovoice_export import base_engines, base_family
+from autovoice_export.model_config import Instances
+from autovoice_export.repository import RepositoryWriter
+from autovoice_export.stage import Stage
+from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt.engine_config import EngineConfig
+
+GPU, CAPABILITY = "NVIDIA A10", "8.6"
+
+
+@pytest.fixture(scope="session")
+def small_stages(family: dict[str, Stage]) -> tuple[Stage, ...]:
+    """All stages but the speaker encoder, which is slow to export."""
+    return tuple(stage for stage in family.values() if stage.name != "speaker_encoder")
+
+
+@pytest.fixture(scope="session")
+def engines(small_stages: tuple[Stage, ...]) -> dict[str, EngineConfig]:
+    """Configurations for TensorRT by model."""
+    return {item.model.name: item for item in base_engines.engine_configs(small_stages, Instances())}
+
+
+@pytest.fixture
+def root(
+    small_stages: tuple[Stage, ...],
+    engines: dict[str, EngineConfig],
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> Path:
+    """The folder of a repository, to be changed at will."""
+    folder = tmp_path / "models"
+    with RepositoryWriter(folder) as writer:
+        for config in base_family.model_configs(small_stages, Instances()):
+            writer.add_config(config)
+        for name, engine in engines.items():
+            writer.add_alternative(name, wire.CONFIG_NAME, wire.to_wire(engine))
+        for stage in small_stages:
+            shutil.copy(exported(stage.name), writer.onnx_path(stage.name))
+            if stage.state_size:
+                writer.share_onnx(f"{stage.name}_stream", stage.name)
+    return folder
+
+
+@pytest.fixture
+def repository(root: Path) -> ModelRepository:
+    """The reader of that folder."""
+    return ModelRepository(root)
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts an ``nvidia-smi`` on PATH that shows one GPU; called with other lines, it shows those."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+
+    def show(lines: str) -> None:
+        program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        program.chmod(0o755)
+
+    show(f"{GPU}, {CAPABILITY}\\n")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return show

@@ -1,0 +1,235 @@
+"""Length buckets, the configurations made from them, and what a build reads back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2 as pb
+
+from autovoice.repository import ModelRepository
+from autovoice_export import base_engines, base_family, build, config_text
+from autovoice_export.checkpoint import load_checkpoint
+from autovoice_export.model_config import Instances, SequenceBatching
+from autovoice_export.repository import RepositoryError
+from autovoice_export.stage import Stage
+from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, Bucket, profiles
+from autovoice_export.tensorrt.engine_config import EngineConfig, Graph, Profile, ShapeRange
+from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
+
+GPU_MODELS = {
+    f"{name}{suffix}"
+    for name in ("content_encoder", "pitch_extractor", "synthesizer")
+    for suffix in ("", "_stream")
+}
+
+
+def test_small_models_stay_on_the_cpu(engines: dict[str, EngineConfig], root: Path) -> None:
+    assert set(engines) == GPU_MODELS
+    assert set(engine_models(root)) == GPU_MODELS
+
+
+@given(st.integers(1, 30 * 24000), st.integers(1, base_family.MAX_BATCH_SIZE))
+def test_every_request_up_to_the_longest_bucket_has_a_profile(samples: int, batch: int) -> None:
+    frames = -(-(samples + 600) // 240)  # what pad_source makes of it
+    stage = base_family.StageTensor("AUDIO", (base_family._BLOCKS, base_family._FRAMES))
+    made = profiles((stage,), base_engines.AXIS_RATES, REQUESTS, base_family.MAX_BATCH_SIZE)
+    assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames, frames)) for profile in made)
+
+
+@given(st.integers(1, 1000), st.integers(1, base_family.MAX_BATCH_SIZE))
+def test_every_chunk_of_a_stream_has_a_profile(frames: int, batch: int) -> None:
+    stage = base_family.StageTensor("AUDIO", (base_family._BLOCKS,))
+    made = profiles((stage,), base_engines.AXIS_RATES, STREAMS, base_family.MAX_BATCH_SIZE)
+    assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames)) for profile in made)
+
+
+def test_configuration_says_what_a_server_needs(engines: dict[str, EngineConfig]) -> None:
+    for name, engine in engines.items():
+        message = config_text.loads(config_text.dumps(wire.to_wire(engine)))
+        assert message.backend == "tensorrt"
+        assert message.cc_model_filenames["8.6"] == "sm_86.plan"
+        assert message.default_model_filename not in message.cc_model_filenames.values()
+        (group,) = message.instance_group
+        assert group.kind == pb.ModelInstanceGroup.KIND_GPU
+        assert list(group.profile) == [str(index) for index in range(len(engine.profiles))]
+        assert message.version_policy.latest.num_versions == 1
+        assert wire.read_profiles(message) == engine.profiles
+        streaming = name.endswith("_stream")
+        assert bool(message.sequence_batching.state) == streaming
+        assert message.optimization.cuda.graphs == streaming
+        # Triton's warm-up passes the scheduler that adds the state.
+        warmed = [] if streaming else [profile.name for profile in engine.profiles]
+        assert [item.name for item in message.model_warmup] == warmed
+
+
+def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, EngineConfig]) -> None:
+    message = wire.to_wire(engines["pitch_extractor_stream"])
+    shapes = {(spec.batch_size, spec.input["AUDIO"].dim[0]) for spec in message.optimization.cuda.graph_spec}
+    assert shapes == {(batch, samples) for batch in (1, 2, 4, 8) for samples in (240, 480, 960)}
+    assert all(list(spec.input["STATE_IN"].dim) == [1440] for spec in message.optimization.cuda.graph_spec)
+
+
+def test_committed_configurations_are_the_generated_ones() -> None:
+    stages = base_family.stages(load_checkpoint(build.DEFAULT_CHECKPOINT))
+    made = {item.model.name: item for item in base_engines.engine_configs(stages, Instances())}
+    ours = {
+        name
+        for name in engine_models(build.DEFAULT_REPOSITORY)
+        if name.removesuffix("_stream") in {stage.name for stage in stages}
+    }
+    assert ours == set(made)
+    for name, engine in made.items():
+        committed = wire.config_path(build.DEFAULT_REPOSITORY / name).read_text()
+        assert committed == config_text.dumps(wire.to_wire(engine)), f"{name}: run  make export"
+    check_engine_configs(build.DEFAULT_REPOSITORY)
+
+
+def test_the_runtime_does_not_look_at_them(root: Path) -> None:
+    before = {name: ModelRepository(root).spec(name) for name in ModelRepository(root).names()}
+    for folder in root.glob("*/configs"):
+        shutil.rmtree(folder)
+    assert {name: ModelRepository(root).spec(name) for name in before} == before
+    assert all(spec.kind in ("onnxruntime", "ensemble") for spec in before.values())
+
+
+RANGES = st.lists(
+    st.tuples(st.integers(1, 99), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=3
+)
+
+
+def shape_range(axes: list[tuple[int, int, int]]) -> ShapeRange:
+    rising = [(low, low + more, low + more + most) for low, more, most in axes]
+    smallest, typical, largest = zip(*rising, strict=True)
+    return ShapeRange(smallest, typical, largest)
+
+
+@given(st.dictionaries(st.from_regex(r"[A-Z][A-Z0-9_]{0,6}", fullmatch=True), RANGES, min_size=1, max_size=4))
+def test_profiles_survive_the_file(axes: dict[str, list[tuple[int, int, int]]]) -> None:
+    profile = Profile("bucket", {name: shape_range(value) for name, value in axes.items()})
+    message = pb.ModelConfig(name="model")
+    message.instance_group.add(profile=["0"])
+    message.parameters["profile_0"].string_value = wire._dump_profile(profile)
+    assert wire.read_profiles(config_text.loads(config_text.dumps(message))) == (profile,)
+
+
+ONE = ShapeRange((1, 1), (1, 1), (16, 9))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda engine: Bucket("b", (2, 1, 3), 1), "bucket b: .* must rise"),
+        (lambda engine: Bucket("b", (0, 0, 0), 1), "bucket b"),
+        (lambda engine: Bucket("b", (0, 1, 3), 0), "batch 0"),
+        (lambda engine: ShapeRange((1, 5), (1, 4), (1, 6)), "must rise"),
+        (lambda engine: ShapeRange((1,), (1, 4), (1, 6)), "must rise"),
+        (lambda engine: ShapeRange((0,), (1,), (1,)), "must rise"),
+        (lambda engine: replace(engine, profiles=()), "has no optimisation profile"),
+        (
+            lambda engine: replace(engine, profiles=(Profile("p", {"AUDIO": ONE}),)),
+            r"profile p of pitch_extractor has \['AUDIO'\], the model \['AUDIO', 'STATE_IN'\]",
+        ),
+        (
+            lambda engine: replace(
+                engine,
+                profiles=(
+                    Profile("p", {"AUDIO": ONE, "STATE_IN": ShapeRange((1, 1440), (1, 1440), (8, 1440))}),
+                ),
+            ),
+            "must take batches of 1 to 16",
+        ),
+        (
+            lambda engine: replace(engine, graphs=(Graph(1, {"AUDIO": (240,)}),)),
+            r"a CUDA graph of pitch_extractor has \['AUDIO'\]",
+        ),
+        (
+            lambda engine: replace(engine, graphs=(Graph(1, {"AUDIO": (240,), "STATE_IN": (1440,)}),)),
+            "profile medium of pitch_extractor does not hold the CUDA graph",
+        ),
+    ],
+)
+def test_nonsense_is_refused(
+    make: Callable[[EngineConfig], object], message: str, engines: dict[str, EngineConfig]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(engines["pitch_extractor"])
+
+
+def edit(root: Path, model: str, change: Callable[[Any], object]) -> None:
+    message = wire.read(root / model)
+    change(message)
+    wire.config_path(root / model).write_text(config_text.dumps(message))
+
+
+def set_profile(text: str) -> Callable[[Any], object]:
+    def change(message: Any) -> None:
+        message.parameters["profile_0"].string_value = text
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda message: setattr(message, "max_batch_size", 3), "max_batch_size differs"),
+        (lambda message: setattr(message, "backend", "onnxruntime"), "asks for backend 'onnxruntime'"),
+        (lambda message: message.input.pop(), "input differs"),
+        (
+            set_profile("short: AUDIO=1x241:1x480:16x480,STATE_IN=1x1440:1x1440:16x1440"),
+            r"profile short gives AUDIO the shape \[1, 241\], the ONNX file \['B', '240\*F'\]",
+        ),
+        (
+            set_profile("short: AUDIO=1x240:1x480:16x480,STATE_IN=1x7:1x7:16x7"),
+            r"gives STATE_IN the shape \[1, 7\], the ONNX file \['B', 1440\]",
+        ),
+        (set_profile("short: AUDIO=1x240:1x480:16x480"), r"profile short has \['AUDIO'\]"),
+        (lambda message: message.model_warmup[0].inputs.pop("STATE_IN"), r"warm-up short has \['AUDIO'\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(root: Path, change: Callable[[Any], object], message: str) -> None:
+    edit(root, "pitch_extractor", change)
+    with pytest.raises(RepositoryError, match=message):
+        check_engine_configs(root)
+
+
+@pytest.mark.parametrize("text", ["", "short", "short: AUDIO=1x240", "short: AUDIO=a:b:c", "x: A=1:0:1"])
+def test_unreadable_profile_is_named(root: Path, text: str) -> None:
+    edit(root, "pitch_extractor", set_profile(text))
+    with pytest.raises(PlanError, match="of pitch_extractor has no readable profile 0"):
+        wire.read_profiles(wire.read(root / "pitch_extractor"))
+
+
+def test_missing_and_broken_files_are_named(root: Path) -> None:
+    path = wire.config_path(root / "synthesizer")
+    path.write_text("max_batch: 1")
+    with pytest.raises(PlanError, match=r"configs/tensorrt\.pbtxt is no Triton model configuration"):
+        wire.read(root / "synthesizer")
+    path.unlink()
+    with pytest.raises(PlanError, match=r"configs/tensorrt\.pbtxt is missing"):
+        wire.read(root / "synthesizer")
+
+
+def test_states_of_streams_are_those_of_the_plain_models(
+    engines: dict[str, EngineConfig], family: dict[str, Stage]
+) -> None:
+    for name, engine in engines.items():
+        if isinstance(engine.model.batching, SequenceBatching):
+            (state,) = engine.model.batching.states
+            assert state.size == family[name.removesuffix("_stream")].state_size
+            assert all(profile.shapes["STATE_IN"].largest == (16, state.size) for profile in engine.profiles)
+
+
+def test_axis_rates_round_up() -> None:
+    assert AxisRate(100).size(0.011) == 2
+    assert AxisRate(100).size(0.02) == 2
+    assert AxisRate(100, extra=3).size(1, padded=True) == 103
+    assert AxisRate(100).size(0) == 1
