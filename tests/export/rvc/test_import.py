@@ -156,7 +156,11 @@ def test_other_bad_input_is_refused(files: Files, tmp_path: Path) -> None:
         ({"speaker": 3}, "speaker 3 does not exist: .* has 3"),
         ({"name": "Sung"}, "'Sung' must be lower case"),
         ({"name": "sung"}, "already holds the voice sung: .*--replace"),
-        ({"name": "contentvec"}, "holds contentvec, which is no part of a voice contentvec"),
+        ({"name": "contentvec_v1"}, "'contentvec_v1' is that of a shared model"),
+        (
+            {"name": "sung_window", "replace": True},
+            "holds sung_window, which is no part of a voice sung_window",
+        ),
         ({"contentvec": other}, "contentvec has other weights than those given"),
         ({"contentvec": tmp_path / "empty"}, "holds no config.json: pass --contentvec"),
         ({"contentvec": tmp_path / "none.pt"}, "does not exist"),
