@@ -23,7 +23,7 @@ from autovoice_plugins.pitch_yin import pitch_yin
 from autovoice_plugins.spectral_synth import spectral_synth
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
-from native import (  # noqa: E402
+from native import (
     CudaMemory,
     HostMemory,
     cuda_build,
@@ -32,7 +32,7 @@ from native import (  # noqa: E402
     run_kernels,
     tensorrt_includes,
 )
-from plugin_harness import Harness, run_plugin  # noqa: E402
+from plugin_harness import Harness, run_plugin
 
 TORCH_OPS = {"PitchYin": pitch_yin, "HarmonicSource": harmonic_source, "SpectralSynth": spectral_synth}
 

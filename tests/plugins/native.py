@@ -80,7 +80,7 @@ def host_kernels() -> KernelLibrary:
 
 
 def tensorrt_includes() -> list[Path]:
-    """Returns the folders of TensorRT's headers that AUTOVOICE_TENSORRT_INCLUDE names, separated by colons."""
+    """Returns the folders of TensorRT's headers: AUTOVOICE_TENSORRT_INCLUDE, separated by colons."""
     given = os.environ.get("AUTOVOICE_TENSORRT_INCLUDE", "")
     return [Path(folder) for folder in given.split(":") if folder]
 
@@ -217,7 +217,5 @@ def run_kernels(
     arguments = [argument(key, address) for key, (address, _) in zip(keys, placed[:-1], strict=True)]
     if name == "HarmonicSource" and "NOISE" not in names:
         arguments.insert(2, Samples(None, FLOAT32))
-    library.launch(
-        op, options, batch, frames, *arguments, workspace=placed[-1][0], stream=memory.stream
-    )
+    library.launch(op, options, batch, frames, *arguments, workspace=placed[-1][0], stream=memory.stream)
     return tuple(memory.take(owner) for _, owner in placed[len(inputs) : -1])

@@ -70,9 +70,7 @@ class Harness:
         folders = [Path(str(nvcc)).resolve().parents[1] / "include", Path("/usr/local/cuda/include")]
         flags = [text for folder in (include, *folders) for text in ("-isystem", str(folder))]
         source = ROOT / "tests" / "plugins" / "harness" / "harness.cpp"
-        self.dll = ctypes.CDLL(
-            str(compiled("harness", [source], "-fvisibility=hidden", *flags, "-ldl"))
-        )
+        self.dll = ctypes.CDLL(str(compiled("harness", [source], "-fvisibility=hidden", *flags, "-ldl")))
         for name in ("log", "creators", "fields", "timing_id"):
             getattr(self.dll, f"harness_{name}").restype = c_char_p
         for name in ("open", "create", "recreate", "clone", "attach"):
@@ -193,7 +191,13 @@ class Plugin:
         data = (c_void_p * len(addresses))(*addresses)
         return int(
             self.harness.dll.harness_enqueue(
-                self.address, given, inputs, len(tensors) - inputs, data, c_void_p(workspace), c_void_p(stream)
+                self.address,
+                given,
+                inputs,
+                len(tensors) - inputs,
+                data,
+                c_void_p(workspace),
+                c_void_p(stream),
             )
         )
 
