@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from native import ROOT, cuda_build, options_of, require_gpu
+from native import ROOT, cuda_build, find_cmake, options_of, require_gpu
 
 from autovoice_plugins.kernels import KernelLibrary, Samples
 from autovoice_plugins.onnx_export import OPS
 
 
 def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not on the PATH")
-    command = [cmake, "-S", str(ROOT / "plugins"), "-B", str(folder), *options]
+    command = [find_cmake(), "-S", str(ROOT / "plugins"), "-B", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
