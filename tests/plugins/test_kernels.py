@@ -119,6 +119,7 @@ def test_threads_may_run_in_any_order(monkeypatch: Any, name: str, order: str) -
     monkeypatch.setenv("AUTOVOICE_THREAD_ORDER", order)
     got = run_kernels(host_kernels(), HostMemory(), name, *arrays)
     for here, there in zip(got, expected, strict=True):
+        assert np.isfinite(there).all()
         np.testing.assert_array_equal(here, there)
 
 
