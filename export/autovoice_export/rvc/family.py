@@ -36,7 +36,7 @@ CONTEXT_RIGHT_SAMPLES = 50 * GRID
 """What a window gets around its core: 2 s and 1 s.
 
 Attention and the normalisation over time see all they are given, so the difference to the uncut recording
-falls with the context but not to nothing: ``benchmarks/rvc.py`` prints the curve. The loudness contour needs 1 s.
+falls with the context but not to nothing: ``benchmarks/rvc.py`` prints the curve. The loudness needs 1 s.
 """
 
 _WARMUP_SIZES = {"T": SOURCE_RATE // 2, "G": SOURCE_RATE // 2 // GRID, "P": SOURCE_RATE // 2 // GRID}
