@@ -81,10 +81,10 @@ def test_loudness_of_a_window_is_that_of_the_recording() -> None:
     torch.testing.assert_close(part[:, core], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sample_rate", [32000, 40000, 48000])
-def test_ten_minutes_keep_their_time(sample_rate: int) -> None:
+@pytest.mark.parametrize(("sample_rate", "seconds"), [(32000, 20), (40000, 600), (48000, 20)])
+def test_ten_minutes_keep_their_time(sample_rate: int, seconds: int) -> None:
     # What surrounds the networks, with a stand-in for them that speaks on the grid, one window after another.
-    seconds, hop = 600, sample_rate // 100
+    hop = sample_rate // 100
     length = seconds * RATE - 123
     source = torch.zeros(1, length)
     places = torch.arange(7919, length, 48611)
