@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autovoice_export import base_family
 from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from autovoice_export.composition import compose_stages
 from autovoice_export.model_config import Instances
 from autovoice_export.onnx_export import ExportError, export_stage
 from autovoice_export.repository import RepositoryError, RepositoryWriter, check_repository
-from autovoice_export.verification import Agreement, verify
+from autovoice_export.verification import Agreement, verify, verify_composition
 
 _PROJECT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = _PROJECT / "training" / "checkpoints" / "base.safetensors"
@@ -33,7 +34,8 @@ def build_repository(
         progress: bar to advance, one step for each stage.
 
     Returns:
-        One agreement of ONNX Runtime with PyTorch for each stage.
+        One agreement of ONNX Runtime with PyTorch for each stage, then that of the stages in one file with
+        their own files.
 
     Raises:
         ExportError: a stage could not be exported or its file behaves differently.
@@ -57,6 +59,11 @@ def build_repository(
             agreements.append(verify(stage, path))
             if progress and task is not None:
                 progress.advance(task)
+        composition = base_family.converter(family)
+        files = {stage.name: repository.onnx_path(stage.name) for stage in family}
+        path = repository.onnx_path(composition.name)
+        compose_stages(composition, files, path, metadata)
+        agreements.append(verify_composition(composition, files, path))
         check_repository(repository.partial)
     return agreements
 
