@@ -23,7 +23,8 @@ _NOTE = (
     "One chunk of 20 ms from each stream every 20 ms, streams out of step, each on its own connection. "
     "Latency from when a chunk has been heard to when its conversion is here; the wait before sending "
     "(lateness) is part of it. Counts grow until two in a row have a p99 that is not below the chunk. "
-    "others: share of the machine that went to other processes: such a row is worse than it should be."
+    "others: share of the machine that went to other processes: such a row is worse than it should be. "
+    "server cpu: processor time of the server for a chunk, which others hardly change."
 )
 
 
@@ -99,6 +100,8 @@ def _rows(bench: TritonBench, server: TritonServer, model: str = STREAM) -> list
         row = live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages)
         if occupation.others is not None:
             row["others_percent"] = round(100 * occupation.others, 1)
+        if occupation.server_s is not None:
+            row["server_cpu_ms"] = significant(1e3 * occupation.server_s / stages[0]["requests"])
         rows.append(row)
         if not any(row["holds"] for row in rows[-_GIVE_UP_AFTER:]) and len(rows) >= _GIVE_UP_AFTER:
             break

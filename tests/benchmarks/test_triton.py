@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_streams import LiveLoad, chunk_requests, play
 from perf_analyzer import Load, PerfAnalyzerError, read_figures, write_requests, write_sequences
-from served import foreign_seconds, stage_rows
+from served import foreign_seconds, group_seconds, stage_rows
 from triton_live import live_row, streams_held
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -200,7 +200,9 @@ def test_the_servers_own_work_is_not_that_of_others() -> None:
         child.stdout.readline()
         without_it = foreign_seconds(child.pid)
         with_it = foreign_seconds(-1)
+        its_own = group_seconds(child.pid)
         child.kill()
     assert without_it is not None
     assert with_it is not None
     assert with_it - without_it >= 0.45
+    assert 0.45 <= its_own < 5.0
