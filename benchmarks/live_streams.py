@@ -38,12 +38,14 @@ class LiveLoad:
         chunk_s: length of a chunk, whole frames.
         seconds: length of every stream.
         warmup_s: its beginning, in which connections and caches warm up and no figure counts.
+        model: the stream ensemble.
     """
 
     streams: int
     chunk_s: float = 0.020
     seconds: float = 8.0
     warmup_s: float = 1.0
+    model: str = STREAM
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ async def _play(
         messages = []
         for number in range(load.streams):
             audio = looped(np.roll(source, -dice.randrange(source.size)), round(load.seconds * sample_rate))
-            requests = chunk_requests(audio, round(load.chunk_s * sample_rate), voice, first_id + number)
+            chunk = round(load.chunk_s * sample_rate)
+            requests = chunk_requests(audio, chunk, voice, first_id + number, load.model)
             messages.append([request.SerializeToString() for request in requests])
         begin = time.perf_counter() + load.chunk_s
         streams = [
@@ -134,7 +137,7 @@ async def _stream(
 
 
 def chunk_requests(
-    audio: FloatArray, chunk: int, voice: Mapping[str, FloatArray], identifier: int
+    audio: FloatArray, chunk: int, voice: Mapping[str, FloatArray], identifier: int, model: str = STREAM
 ) -> list[service_pb2.ModelInferRequest]:
     """One whole sequence for the stream ensemble.
 
@@ -143,11 +146,12 @@ def chunk_requests(
         chunk: samples in one request.
         voice: the inputs besides the audio.
         identifier: of the sequence, not 0.
+        model: the stream ensemble.
     """
     count = audio.size // chunk
     requests = []
     for position in range(count):
-        request = service_pb2.ModelInferRequest(model_name=STREAM)
+        request = service_pb2.ModelInferRequest(model_name=model)
         piece = audio[np.newaxis, position * chunk : (position + 1) * chunk]
         for name, value in {"SOURCE_AUDIO": piece, **voice}.items():
             request.inputs.add(name=name, datatype="FP32", shape=value.shape)

@@ -73,41 +73,51 @@ class Occupation:
     Attributes:
         others: share of all its processor time that went to neither this process nor the server, 0 to 1; None
             where the system does not tell.
+        server_s: processor time of the server, seconds; likewise.
     """
 
     others: float | None = None
+    server_s: float | None = None
 
 
 @contextmanager
 def occupied(server: TritonServer) -> Iterator[Occupation]:
-    """Gives a record that says, after the block, what others did to the machine inside it."""
+    """Gives a record that says, after the block, what the server and others did to the machine inside it."""
     measured = Occupation()
     assert server.process is not None
-    begun, before = time.perf_counter(), foreign_seconds(server.process.pid)
+    group = server.process.pid
+    begun, before = time.perf_counter(), foreign_seconds(group)
+    served = 0.0 if before is None else group_seconds(group)
     yield measured
-    after = foreign_seconds(server.process.pid)
+    after = foreign_seconds(group)
     if before is not None and after is not None:
         spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
         measured.others = max(after - before, 0.0) / spent
+        measured.server_s = group_seconds(group) - served
 
 
 def foreign_seconds(group: int) -> float | None:
     """Processor time that went to anything but this process and the process group of a server."""
-    tick = float(os.sysconf("SC_CLK_TCK"))
     try:
         user, nice, system, _, _, interrupts, soft, stolen = map(
             int, Path("/proc/stat").read_text().split()[1:9]
         )
     except (OSError, ValueError):
         return None
-    ours = 0
+    total = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    return total - group_seconds(group) - time.process_time()
+
+
+def group_seconds(group: int) -> float:
+    """Processor time of the living processes of a group, on Linux."""
+    ticks = 0
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):  # it ended while it was looked at
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group or int(folder.name) == os.getpid():
-                    ours += int(fields[11]) + int(fields[12])
-    return (user + nice + system + interrupts + soft + stolen - ours) / tick
+                if int(fields[2]) == group:
+                    ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any], what: str, unit: str) -> int:

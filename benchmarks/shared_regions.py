@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -13,8 +14,10 @@ import numpy as np
 import tritonclient.utils.shared_memory as system
 from speech import FloatArray
 from triton_plan import OFFLINE
+from tritonclient.utils import InferenceServerException
 
 OUTPUT = "CONVERTED_AUDIO"
+RELEASE_SECONDS = 10.0
 Call = Callable[[], FloatArray]
 
 
@@ -43,10 +46,24 @@ def both_ways(protocol: str, authority: str, inputs: Mapping[str, FloatArray]) -
             connection.register_system_shared_memory(name, f"/{key}-{name}", audio.nbytes)
         yield _plain(client, connection, inputs), _shared(client, connection, inputs, regions)
     finally:
-        connection.unregister_system_shared_memory()
+        _unregister(connection)
         for region in regions.values():
             system.destroy_shared_memory_region(region)
         connection.close()
+
+
+def _unregister(connection: Any) -> None:
+    """A server may answer a request a moment before it lets go of the regions that the request used."""
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            connection.unregister_system_shared_memory()
+        except InferenceServerException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _tensors(client: ModuleType, inputs: Mapping[str, FloatArray]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""How many live streams a server carries, and what its waiting for company is worth."""
+"""How many live streams a server carries, and what it is worth that one model does a chunk's whole work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,10 @@ from live_streams import LiveLoad, play
 from report import Aim, Section, significant, skipped
 from served import observed, occupied, serving
 from timing import cores
-from triton_plan import CHUNK_S, STREAM, TritonBench
+from triton_plan import CHUNK_S, STREAM, STREAM_WITH_F0, TritonBench
 
 from autovoice.config import usable_cores
-from autovoice.model_config import parse_config
-from autovoice.repository import CONFIG_FILENAME, ModelRepository
-from autovoice.serving.overrides import write_view
+from autovoice.repository import ModelRepository
 from autovoice.serving.server import TritonServer
 
 MIN_STREAMS = 8
@@ -26,16 +23,17 @@ _NOTE = (
     "One chunk of 20 ms from each stream every 20 ms, streams out of step, each on its own connection. "
     "Latency from when a chunk has been heard to when its conversion is here; the wait before sending "
     "(lateness) is part of it. Counts grow until two in a row have a p99 that is not below the chunk. "
-    "others: share of the machine that went to other processes: such a row is worse than it should be."
+    "others: share of the machine that went to other processes: such a row is worse than it should be. "
+    "server cpu: processor time of the server for a chunk, which others hardly change."
 )
 
 
 def measure_live(bench: TritonBench) -> None:
-    """Streams at the pace of real time: as served, without waiting for company, and on a single core."""
+    """Streams at the pace of real time: one model a chunk, three of them, and on a single core."""
     count = usable_cores()
     tables = {
         "live": f"live streams, server and clients together on {count} cores",
-        "live_undelayed": f"the same on {count} cores, no chunk waiting for those of other streams",
+        "live_with_f0": "the same with the caller's F0: every chunk goes through three models instead of one",
         "live_one_core": "live streams, the server on one core and the clients on another",
     }
     for name, title in tables.items():
@@ -71,11 +69,8 @@ def measure_live(bench: TritonBench) -> None:
 
 
 def _all_core_rows(bench: TritonBench, name: str) -> list[dict[str, Any]]:
-    repository = bench.repository
-    if name == "live_undelayed":
-        repository = write_undelayed(repository, bench.folder / "undelayed")
-    with serving(repository) as server:
-        return _rows(bench, server)
+    with serving(bench.repository) as server:
+        return _rows(bench, server, STREAM_WITH_F0 if name == "live_with_f0" else STREAM)
 
 
 def _one_core_rows(bench: TritonBench) -> list[dict[str, Any]]:
@@ -86,26 +81,16 @@ def _one_core_rows(bench: TritonBench) -> list[dict[str, Any]]:
             return _rows(bench, server)
 
 
-def write_undelayed(repository: Path, view: Path) -> Path:
-    """A view of a repository in which no chunk of a stream waits for others; returns it."""
-    from google.protobuf import text_format
-
-    write_view(ModelRepository(repository), view, instances=None, threads=None)
-    for file in view.glob(f"*/{CONFIG_FILENAME}"):
-        config = parse_config(file.read_text(encoding="utf-8"), str(file))
-        if config.sequence_batching.oldest.max_queue_delay_microseconds:
-            config.sequence_batching.oldest.max_queue_delay_microseconds = 0
-            file.write_text(text_format.MessageToString(config), encoding="utf-8")
-    return view
-
-
-def _rows(bench: TritonBench, server: TritonServer) -> list[dict[str, Any]]:
+def _rows(bench: TritonBench, server: TritonServer, model: str = STREAM) -> list[dict[str, Any]]:
     authority = server.options.grpc_url.partition("://")[2]
     voice = {name: value[np.newaxis] for name, value in bench.voice.items()}
-    steps = bench.steps(STREAM)
+    if model == STREAM_WITH_F0:
+        frame = ModelRepository(bench.repository).spec(model).integer_parameter("frame_samples")
+        voice["SOURCE_F0"] = np.full((1, round(CHUNK_S * bench.sample_rate) // frame), 120.0, np.float32)
+    steps = bench.steps(model)
     rows: list[dict[str, Any]] = []
     for streams in bench.plan.live:
-        load = LiveLoad(streams, CHUNK_S, bench.plan.live_s)
+        load = LiveLoad(streams, CHUNK_S, bench.plan.live_s, model=model)
         with (
             bench.report.console.status(f"{streams} live streams"),
             observed(server.options.http_url, steps) as stages,
@@ -115,6 +100,8 @@ def _rows(bench: TritonBench, server: TritonServer) -> list[dict[str, Any]]:
         row = live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages)
         if occupation.others is not None:
             row["others_percent"] = round(100 * occupation.others, 1)
+        if occupation.server_s is not None:
+            row["server_cpu_ms"] = significant(1e3 * occupation.server_s / stages[0]["requests"])
         rows.append(row)
         if not any(row["holds"] for row in rows[-_GIVE_UP_AFTER:]) and len(rows) >= _GIVE_UP_AFTER:
             break

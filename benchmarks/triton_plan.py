@@ -13,6 +13,7 @@ from autovoice.repository import ModelRepository
 
 OFFLINE = "voice_conversion"
 STREAM = "voice_conversion_stream"
+STREAM_WITH_F0 = "voice_conversion_with_f0_stream"
 CHUNK_S = 0.020
 
 

@@ -23,6 +23,8 @@ def engine_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[Eng
     for model in base_family.model_configs(family, instances):
         if not isinstance(model, StageModelConfig) or model.instances.kind == "cpu":
             continue
+        if model.name == base_family.CONVERTER:
+            continue  # its stages run instead, see `base_family.stream_of_stages`
         inputs = stages[model.name.removesuffix(base_family.STREAM_SUFFIX)].inputs
         if isinstance(model.batching, DynamicBatching):
             made.append(EngineConfig(model, profiles(inputs, AXIS_RATES, REQUESTS, model.max_batch_size)))

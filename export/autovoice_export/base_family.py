@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autovoice_export.checkpoint import Checkpoint
+from autovoice_export.composition import Composition, State
 from autovoice_export.model_config import (
     VARIABLE,
     AnyModelConfig,
@@ -23,6 +26,7 @@ from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 MAX_BATCH_SIZE = 16
 STREAM_SUFFIX = "_stream"
+CONVERTER = "converter" + STREAM_SUFFIX
 
 _FRAMES = Axis("F")
 _BLOCKS = Axis("F", HOP)
@@ -36,9 +40,17 @@ _PERIODICITY = StageTensor("PERIODICITY", (_FRAMES,))
 _EMBEDDING = StageTensor("EMBEDDING", (EMBEDDING_SIZE,))
 _PITCH_SHIFT = StageTensor("PITCH_SHIFT", (1,))
 _SOURCE_AUDIO = StageTensor("SOURCE_AUDIO", (_SAMPLES,))
+_SOURCE_BLOCKS = StageTensor("SOURCE_AUDIO", (_BLOCKS,))
 _SOURCE_F0 = StageTensor("SOURCE_F0", (_FRAMES,))
 _PASSED_AUDIO = StageTensor("PASSED_AUDIO", (_BLOCKS,))
 _PADDED_AUDIO = StageTensor("AUDIO", (_PADDED_BLOCKS,))
+
+_STATES = {
+    "pitch_extractor": "PITCH_STATE",
+    "content_encoder": "CONTENT_STATE",
+    "synthesizer": "SYNTHESIZER_STATE",
+}
+"""The state of a stage where it is beside those of others."""
 
 # One second of audio: samples, frames, and frames after padding.
 _WARMUP_SIZES = {"T": SAMPLE_RATE, "F": SAMPLE_RATE // HOP, "P": -(-(SAMPLE_RATE + LOOKAHEAD) // HOP)}
@@ -115,14 +127,31 @@ def _next_state(size: int) -> StageTensor:
     return StageTensor(STATE_OUTPUT, (size,))
 
 
-STREAM_QUEUE_DELAY_US = 3000
-"""How long the first stage of live streams waits for chunks of others. A small batch costs little more than a
-single chunk, so that a server carries more streams (`benchmarks/triton.py`); a lone one pays with 3 ms."""
+def converter(family: tuple[Stage, ...]) -> Composition:
+    """What a live stream runs: pitch extractor, content encoder and synthesizer in one model.
 
-
-def _queue_delay(stage: Stage) -> int:
-    # Chunks that waited together stay together: the stages behind the first need not wait again.
-    return STREAM_QUEUE_DELAY_US if stage.name == "pitch_extractor" else 0
+    A chunk of 20 ms is little work, and on a server every trip to a model has its price:
+    `benchmarks/triton.py` shows what one costs instead of three.
+    """
+    sizes = {stage.name: stage.state_size for stage in family}
+    states = {
+        model: State(StageTensor(f"{name}_IN", (sizes[model],)), StageTensor(f"{name}_OUT", (sizes[model],)))
+        for model, name in _STATES.items()
+    }
+    return Composition(
+        CONVERTER,
+        (_SOURCE_BLOCKS, StageTensor("TARGET_EMBEDDING", (EMBEDDING_SIZE,)), _PITCH_SHIFT),
+        (StageTensor("CONVERTED_AUDIO", (_BLOCKS,)),),
+        tuple(states.values()),
+        tuple(
+            EnsembleStep(
+                step.model,
+                {**step.inputs, STATE_INPUT: states[step.model].input.name},
+                {**step.outputs, STATE_OUTPUT: states[step.model].output.name},
+            )
+            for step in _feature_steps("", "SOURCE_AUDIO", "F0", measure_f0=True)
+        ),
+    )
 
 
 def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyModelConfig, ...]:
@@ -145,14 +174,17 @@ def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyM
                     tuple(tensor for tensor in inputs if tensor.name != STATE_INPUT),
                     tuple(tensor for tensor in outputs if tensor.name != STATE_OUTPUT),
                     MAX_BATCH_SIZE,
-                    batching=SequenceBatching(
-                        (StateConfig(STATE_INPUT, STATE_OUTPUT, stage.state_size),),
-                        max_queue_delay_us=_queue_delay(stage),
-                    ),
+                    batching=SequenceBatching((StateConfig(STATE_INPUT, STATE_OUTPUT, stage.state_size),)),
                     instances=where,
                 )
             )
-    return (*configs, *_ensembles())
+    return (*configs, converter(family).config(MAX_BATCH_SIZE, instances), *_ensembles())
+
+
+def stream_of_stages() -> EnsembleConfig:
+    """The stream ensemble stage by stage, for servers that run each as a TensorRT engine of its own."""
+    (stream,) = (ensemble for ensemble in _ensembles() if ensemble.name == "voice_conversion_stream")
+    return replace(stream, steps=_feature_steps(STREAM_SUFFIX, "SOURCE_AUDIO", "F0", measure_f0=True))
 
 
 def _ensembles() -> tuple[EnsembleConfig, ...]:
@@ -186,11 +218,11 @@ def _offline_steps(*, with_f0: bool) -> tuple[EnsembleStep, ...]:
     pitch, content, synthesizer = _feature_steps("", "PADDED_AUDIO", "F0", measure_f0=not with_f0)
     return (
         pad,
-        EnsembleStep(pitch.model, {**pitch.inputs, STATE_INPUT: "PITCH_STATE"}, pitch.outputs),
-        EnsembleStep(content.model, {**content.inputs, STATE_INPUT: "CONTENT_STATE"}, content.outputs),
+        EnsembleStep(pitch.model, {**pitch.inputs, STATE_INPUT: _STATES[pitch.model]}, pitch.outputs),
+        EnsembleStep(content.model, {**content.inputs, STATE_INPUT: _STATES[content.model]}, content.outputs),
         EnsembleStep(
             synthesizer.model,
-            {**synthesizer.inputs, STATE_INPUT: "SYNTHESIZER_STATE"},
+            {**synthesizer.inputs, STATE_INPUT: _STATES[synthesizer.model]},
             {"AUDIO": "SYNTHESIZED_AUDIO"},
         ),
         EnsembleStep(
@@ -201,8 +233,10 @@ def _offline_steps(*, with_f0: bool) -> tuple[EnsembleStep, ...]:
 
 def _stream_steps(*, with_f0: bool) -> tuple[EnsembleStep, ...]:
     """The stages alone: the server keeps their states, and the caller gets audio that is late."""
-    f0 = "SOURCE_F0" if with_f0 else "F0"
-    return _feature_steps(STREAM_SUFFIX, "SOURCE_AUDIO", f0, measure_f0=not with_f0)
+    if with_f0:
+        return _feature_steps(STREAM_SUFFIX, "SOURCE_AUDIO", "SOURCE_F0", measure_f0=False)
+    inputs, outputs = _same("SOURCE_AUDIO", "TARGET_EMBEDDING", "PITCH_SHIFT"), _same("CONVERTED_AUDIO")
+    return (EnsembleStep(CONVERTER, inputs, outputs),)
 
 
 def _feature_steps(suffix: str, audio: str, f0: str, *, measure_f0: bool) -> tuple[EnsembleStep, ...]:

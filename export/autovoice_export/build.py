@@ -11,12 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autovoice_export import base_engines, base_family
 from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from autovoice_export.composition import compose_stages
 from autovoice_export.model_config import Instances
 from autovoice_export.onnx_export import ExportError, export_stage
 from autovoice_export.repository import RepositoryError, RepositoryWriter, check_repository
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.validation import check_engine_configs
-from autovoice_export.verification import Agreement, verify
+from autovoice_export.verification import Agreement, verify, verify_composition
+from autovoice_export.wire_config import to_wire
 
 _PROJECT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = _PROJECT / "training" / "checkpoints" / "base.safetensors"
@@ -35,7 +37,8 @@ def build_repository(
         progress: bar to advance, one step for each stage.
 
     Returns:
-        One agreement of ONNX Runtime with PyTorch for each stage.
+        One agreement of ONNX Runtime with PyTorch for each stage, then that of the stages in one file with
+        their own files.
 
     Raises:
         ExportError: a stage could not be exported or its file behaves differently.
@@ -51,6 +54,8 @@ def build_repository(
             repository.add_config(config)
         for engine in base_engines.engine_configs(family, instances or Instances()):
             repository.add_alternative(engine.model.name, wire.CONFIG_NAME, wire.to_wire(engine))
+        stream = base_family.stream_of_stages()
+        repository.add_alternative(stream.name, wire.CONFIG_NAME, to_wire(stream))
         for stage in family:
             if progress and task is not None:
                 progress.update(task, description=stage.name)
@@ -61,6 +66,11 @@ def build_repository(
             agreements.append(verify(stage, path))
             if progress and task is not None:
                 progress.advance(task)
+        composition = base_family.converter(family)
+        files = {stage.name: repository.onnx_path(stage.name) for stage in family}
+        path = repository.onnx_path(composition.name)
+        compose_stages(composition, files, path, metadata)
+        agreements.append(verify_composition(composition, files, path))
         check_repository(repository.partial)
         check_engine_configs(repository.partial)
     return agreements

@@ -88,8 +88,8 @@ def test_triton(repository: Path, tmp_path: Path) -> None:
         assert row["failed"] == 0
     stages = [row["model"] for row in results["sequence_stages"] if row["load"] == "concurrency 2"]
     assert stages[0] == "voice_conversion_stream"
-    assert stages[1:] == ["pitch_extractor_stream", "content_encoder_stream", "synthesizer_stream"]
-    for name in ("live", "live_undelayed"):
+    assert stages[1:] == ["converter_stream"]
+    for name in ("live", "live_with_f0"):
         (live,) = results[name]
         assert live["chunks"] == 2 * 50
         assert live["failed_streams"] == 0

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from autovoice_export import base_family
 from autovoice_export.checkpoint import Checkpoint
+from autovoice_export.composition import Composition, compose_stages
 from autovoice_export.onnx_export import export_stage
 from autovoice_export.stage import Stage
 from autovoice_export.stages.content_encoder import ContentEncoder, ContentEncoderConfig
@@ -41,8 +42,16 @@ def family(checkpoint: Checkpoint) -> dict[str, Stage]:
 
 
 @pytest.fixture(scope="session")
-def exported(family: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the ONNX file of a stage, exporting it on first use in any test process."""
+def converter(family: dict[str, Stage]) -> Composition:
+    """The stages of a live stream in one model."""
+    return base_family.converter(tuple(family.values()))
+
+
+@pytest.fixture(scope="session")
+def exported(
+    family: dict[str, Stage], converter: Composition, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Gives the ONNX file of a stage or of the converter, exporting it on first use in any test process."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -50,7 +59,12 @@ def exported(family: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory)
     def path_of(name: str) -> Path:
         path = shared / f"{name}.onnx"
         with FileLock(f"{path}.lock"):
-            if not path.exists():
+            if path.exists():
+                return path
+            if name == converter.name:
+                files = {step.model: path_of(step.model) for step in converter.steps}
+                compose_stages(converter, files, path, {"family": "base"})
+            else:
                 export_stage(family[name], path, {"family": "base"})
         return path
 

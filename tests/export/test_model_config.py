@@ -100,6 +100,23 @@ def test_stream_variants_keep_their_state_on_the_server(wires: dict[str, pb.Mode
         assert plain.HasField("dynamic_batching")
 
 
+def test_converter_keeps_the_states_of_its_stages(wires: dict[str, pb.ModelConfig]) -> None:
+    stages = {"PITCH": "pitch_extractor", "CONTENT": "content_encoder", "SYNTHESIZER": "synthesizer"}
+    converter = wires["converter_stream"]
+    states = converter.sequence_batching.state
+    assert [(state.input_name, state.output_name) for state in states] == [
+        (f"{name}_STATE_IN", f"{name}_STATE_OUT") for name in stages
+    ]
+    for state, stage in zip(states, stages.values(), strict=True):
+        (alone,) = wires[f"{stage}_stream"].sequence_batching.state
+        assert state.dims == alone.dims
+        assert state.initial_state == alone.initial_state
+    ensemble = wires["voice_conversion_stream"]
+    assert (converter.input, converter.output) == (ensemble.input, ensemble.output)
+    (step,) = ensemble.ensemble_scheduling.step
+    assert step.model_name == converter.name
+
+
 def test_ensembles_tell_clients_what_they_need(wires: dict[str, pb.ModelConfig]) -> None:
     ensembles = {name: wire for name, wire in wires.items() if wire.HasField("ensemble_scheduling")}
     assert set(ensembles) == {

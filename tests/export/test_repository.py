@@ -17,7 +17,7 @@ from autovoice_export.model_config import Instances
 from autovoice_export.onnx_export import ExportError
 from autovoice_export.repository import RepositoryError, RepositoryWriter, check_repository
 from autovoice_export.stage import Stage
-from autovoice_export.verification import verify
+from autovoice_export.verification import verify, verify_composition
 
 Exported = Callable[[str], Path]
 
@@ -39,6 +39,7 @@ def write(root: Path, stages: tuple[Stage, ...], exported: Exported) -> None:
             shutil.copy(exported(stage.name), writer.onnx_path(stage.name))
             if stage.state_size:
                 writer.share_onnx(f"{stage.name}_stream", stage.name)
+        shutil.copy(exported(base_family.CONVERTER), writer.onnx_path(base_family.CONVERTER))
 
 
 def edit(root: Path, model: str, change: Callable[[Any], None]) -> None:
@@ -97,14 +98,22 @@ def rename_model(message: Any) -> None:
         ("content_encoder", rename_input, "content_encoder: the config declares the inputs .*SOUND"),
         ("pitch_extractor_stream", resize_state, r"pitch_extractor_stream: .*'STATE_IN': \('TYPE_FP32', 3\)"),
         ("trim_output", fix_length, "trim_output: the config declares the outputs"),
-        ("voice_conversion_stream", drop_wire, "nothing feeds the input PITCH_SHIFT of synthesizer_stream"),
         (
-            "voice_conversion_stream",
+            "voice_conversion_with_f0_stream",
+            drop_wire,
+            "nothing feeds the input PITCH_SHIFT of synthesizer_stream",
+        ),
+        (
+            "voice_conversion_with_f0_stream",
             cross_wires,
             r"PITCH_SHIFT is \['TYPE_FP32', 1\] .* but \['TYPE_FP32', 256\]",
         ),
-        ("voice_conversion_stream", misname_output, "content_encoder_stream has no output CONTENTS"),
-        ("voice_conversion_stream", misname_model, "uses the model 'encoder', which .* does not hold"),
+        ("voice_conversion_with_f0_stream", misname_output, "content_encoder_stream has no output CONTENTS"),
+        (
+            "voice_conversion_with_f0_stream",
+            misname_model,
+            "uses the model 'encoder', which .* does not hold",
+        ),
         ("target_pitch", rename_model, "the config is that of 'other'"),
     ],
 )
@@ -144,7 +153,7 @@ def fail(name: str) -> Path:
 def test_failed_build_changes_nothing(repository: Path, family: dict[str, Stage], tmp_path: Path) -> None:
     before = contents(repository)
     with pytest.raises(ExportError):
-        write(repository, (family["trim_output"],), fail)
+        write(repository, tuple(family.values()), fail)
     assert contents(repository) == before
     assert list(tmp_path.iterdir()) == [repository]
 
@@ -162,7 +171,7 @@ def test_failed_swap_puts_the_former_repository_back(
 
     monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(OSError, match="Input/output"), RepositoryWriter(repository) as writer:
-        writer.add_config(base_family.model_configs((family["trim_output"],), Instances())[0])
+        writer.add_config(base_family.model_configs(tuple(family.values()), Instances())[0])
     assert contents(repository) == before
     assert list(tmp_path.iterdir()) == [repository]
 
@@ -226,3 +235,17 @@ def test_committed_files_agree_with_pytorch(name: str) -> None:
     stages = base_family.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT))
     (stage,) = (stage for stage in stages if stage.name == name)
     verify(stage, path, frame_counts=(1, 2, 7, 100, 400))
+
+
+def test_committed_converter_is_that_of_the_committed_stages() -> None:
+    if (
+        not (build.DEFAULT_REPOSITORY / base_family.CONVERTER).is_dir()
+        or not build.DEFAULT_CHECKPOINT.is_file()
+    ):
+        pytest.skip("model_repository holds no trained models yet")
+    converter = base_family.converter(base_family.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT)))
+    files = {
+        name: build.DEFAULT_REPOSITORY / name / "1" / "model.onnx"
+        for name in (converter.name, *(step.model for step in converter.steps))
+    }
+    verify_composition(converter, files, files[converter.name], frame_counts=(1, 2, 100), batch_sizes=(2,))

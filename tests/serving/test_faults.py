@@ -143,7 +143,7 @@ def test_stream_whose_backend_died_is_told_so(fragile: TritonServer) -> None:
     with grpc_client(fragile.options) as client:
         (expected,) = client.infer("voice_conversion", FEEDS).values()
         client.infer(STREAM, {**FEEDS, "SOURCE_AUDIO": chunks[0]}, sequence_id=7, sequence_start=True)
-        (victim,) = backend_processes(fragile, "synthesizer_stream")
+        (victim,) = backend_processes(fragile, "converter_stream")
         victim.kill()
 
         def go_on() -> None:

@@ -21,7 +21,11 @@ _SHARED_FIELDS = ("name", "max_batch_size", "input", "output", "version_policy",
 
 def engine_models(root: Path) -> list[str]:
     """Names of the models that TensorRT is to run."""
-    return sorted(folder.name for folder in root.iterdir() if wire.config_path(folder).is_file())
+    return sorted(
+        folder.name
+        for folder in root.iterdir()
+        if wire.config_path(folder).is_file() and not config_text.read(folder).HasField("ensemble_scheduling")
+    )
 
 
 def check_engine_configs(root: Path) -> None:

@@ -49,6 +49,7 @@ def root(
             shutil.copy(exported(stage.name), writer.onnx_path(stage.name))
             if stage.state_size:
                 writer.share_onnx(f"{stage.name}_stream", stage.name)
+        shutil.copy(exported(base_family.CONVERTER), writer.onnx_path(base_family.CONVERTER))
     return folder
 
 
