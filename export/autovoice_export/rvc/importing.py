@@ -42,6 +42,7 @@ FINGERPRINT = "weights_sha256"
 """Parameter of the configs of shared models: two imports with the same weights share one."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SHARED_NAME = re.compile(r"rvc_|(contentvec(_v1)?(_fp16)?|rmvpe)$")
 _HALF_SUFFIX = "_fp16"
 
 
@@ -80,6 +81,8 @@ class ImportRequest:
             raise ImportFailure(
                 f"voice name {self.name!r} must be lower case letters, digits, underscores and hyphens"
             )
+        if _SHARED_NAME.match(self.name):
+            raise ImportFailure(f"voice name {self.name!r} is that of a shared model: choose another name")
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,9 @@ def _next_version(request: ImportRequest, models: VoiceModels) -> int:
 def _is_voice(folder: Path) -> bool:
     if not (folder / config_text.CONFIG_FILENAME).is_file():
         return False
-    return bool(_read(folder).parameters["family"].string_value == "rvc")
+    config = _read(folder)
+    is_window = any(tensor.name == "FIRST_FRAME" for tensor in config.input)
+    return config.parameters["family"].string_value == "rvc" and not is_window
 
 
 def _content_encoder(request: ImportRequest, model: str, version: str) -> Hubert | None:

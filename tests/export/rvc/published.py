@@ -258,6 +258,50 @@ def save_hubert(folder: Path, sizes: HubertSizes = HubertSizes(), seed: int = 1)
     return folder
 
 
+def rmvpe(seed: int = 2) -> dict[str, Tensor]:
+    """Weights of RMVPE as it is published."""
+    weights = Weights(seed)
+
+    def norm(name: str, size: int) -> None:
+        weights.norm(name, size)
+        weights.normal(f"{name}.running_mean", size, std=0.1)
+        weights.tensors[f"{name}.running_var"] = torch.full((size,), 1.2)
+        weights.tensors[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    def block(name: str, inputs: int, outputs: int) -> None:
+        for place, width in ((0, inputs), (3, outputs)):
+            weights.layer(f"{name}.conv.{place}", outputs, width, 3, 3, bias=False)
+            norm(f"{name}.conv.{place + 1}", outputs)
+        if inputs != outputs:
+            weights.layer(f"{name}.shortcut", outputs, inputs, 1, 1)
+
+    norm("unet.encoder.bn", 1)
+    for level in range(5):
+        width = 16 << level
+        for place in range(4):
+            inputs = width if place else max(1, width // 2 if level else 1)
+            block(f"unet.encoder.layers.{level}.conv.{place}", inputs, width)
+    for level in range(4):
+        for place in range(4):
+            inputs = 256 if level == place == 0 else 512
+            block(f"unet.intermediate.layers.{level}.conv.{place}", inputs, 512)
+    for level in range(5):
+        width = 256 >> level
+        name = f"unet.decoder.layers.{level}"
+        weights.layer(f"{name}.conv1.0", 2 * width, width, 3, 3, bias=False)
+        norm(f"{name}.conv1.1", width)
+        for place in range(4):
+            block(f"{name}.conv2.{place}", width if place else 2 * width, width)
+    weights.layer("cnn", 3, 16, 3, 3)
+    for way in ("", "_reverse"):
+        weights.normal(f"fc.0.gru.weight_ih_l0{way}", 768, 384, std=0.05)
+        weights.normal(f"fc.0.gru.weight_hh_l0{way}", 768, 256, std=0.06)
+        weights.normal(f"fc.0.gru.bias_ih_l0{way}", 768, std=0.06)
+        weights.normal(f"fc.0.gru.bias_hh_l0{way}", 768, std=0.06)
+    weights.layer("fc.1", 360, 512)
+    return weights.tensors
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,324 @@
+"""Imported RVC voices: speed beside PyTorch, memory, import time, windows: `python benchmarks/rvc.py`.
+
+Without --voice it makes files of the published layout and size with random weights: apart from the window
+curve, what is measured does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnxruntime
+import torch
+import typer
+from options import Quick, Results
+from report import DEFAULT_RESULTS, ROOT, Aim, Environment, Report, Section, significant
+from timing import cores, time_together
+from torch import nn
+
+from autovoice.embedded import EmbeddedExecutor
+from autovoice.repository import ModelRepository
+from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
+from autovoice_export.rvc.half import half_precision
+from autovoice_export.rvc.hubert_weights import load_hubert
+from autovoice_export.rvc.importing import ImportRequest, import_voice
+from autovoice_export.rvc.parity import voice_like
+from autovoice_export.rvc.voice import PitchedVoice
+from autovoice_export.rvc.voice_checkpoint import load_voice
+from autovoice_export.stage import Stage
+
+sys.path.insert(0, str(ROOT / "tests" / "export" / "rvc"))
+
+import published
+
+PACKAGES = ("autovoice", "onnxruntime", "torch", "onnx", "numpy")
+MIN_SPEEDUP = 1.5
+MAX_IMPORT_S = 60.0
+CHILD = """
+import sys, onnxruntime, psutil
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+kept, before = [], psutil.Process().memory_info().rss
+for path in sys.argv[1:]:
+    kept.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+    now = psutil.Process().memory_info().rss
+    print((now - before) / 1e6)
+    before = now
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        full: whether networks have their published sizes.
+        lengths_s: audio of the speed table.
+        repeats: runs of each cell.
+        contexts_s: of the window curve, on both sides.
+        recording_s: of the window curve; its core is 2 s in the middle.
+    """
+
+    full: bool = True
+    lengths_s: tuple[float, ...] = (1, 4)
+    repeats: int = 5
+    contexts_s: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6, 1.0, 1.5, 2.0, 3.0)
+    recording_s: float = 10.0
+
+
+QUICK = Plan(False, (1,), 1, (0.2, 1.0), 4.0)
+
+
+def prepare(folder: Path, plan: Plan) -> tuple[Path, Path]:
+    """A voice and a content encoder of random weights."""
+    widths = published.FULL if plan.full else published.Widths()
+    voice = published.save_voice(folder / "voice.pth", widths=widths, speakers=109)
+    sizes = published.HUBERT_BASE if plan.full else published.HubertSizes()
+    return voice, published.save_hubert(folder / "contentvec", sizes)
+
+
+def measure_import(report: Report, voice: Path, contentvec: Path, repository: Path) -> None:
+    """Time of a first import, which brings the content encoder, and of a second, which shares it."""
+    rows = []
+    for name, encoder in (("first", contentvec), ("second", None)):
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = import_voice(ImportRequest(voice, name, repository, contentvec=encoder))
+        rows.append(
+            {
+                "voice": name,
+                "wall_s": significant(time.perf_counter() - wall),
+                "cpu_s": significant(time.process_time() - cpu),
+                "models_written": len(result.written),
+                "worst_deviation": significant(max(line.worst for line in result.parity)),
+            }
+        )
+    size = voice.stat().st_size / 1e6
+    report.add("import", Section(f"import of a checkpoint of {size:.0f} MB, with the check", rows))
+    second = float(str(rows[1]["wall_s"]))
+    report.aims.append(Aim("import", f"under {MAX_IMPORT_S:g} s", f"{second:.1f} s", second < MAX_IMPORT_S))
+
+
+def measure_speed(report: Report, plan: Plan, voice: Path, contentvec: Path, repository: Path) -> None:
+    """RTF of the two networks in ONNX Runtime and in PyTorch, one thread each, in turns."""
+    torch.set_num_threads(1)
+    checkpoint = load_voice(voice)
+    modules: dict[str, nn.Module] = {
+        "contentvec": load_hubert(contentvec, checkpoint.version),
+        "first_synthesizer": PitchedVoice(checkpoint.synthesizer, bridges_gaps=False).eval(),
+    }
+    rows = []
+    totals: dict[float, list[float]] = {seconds: [0.0, 0.0] for seconds in plan.lengths_s}
+    for model, module in modules.items():
+        session = _session(repository / model / "1" / "model.onnx")
+        for seconds in plan.lengths_s:
+            inputs = _inputs(
+                model, round(seconds * SOURCE_RATE) // GRID, checkpoint.synthesizer.config.content
+            )
+            feeds = {name: value.numpy() for name, value in inputs.items()}
+            arguments = list(inputs.values())
+
+            def in_pytorch(module: nn.Module = module, arguments: list[Any] = arguments) -> None:
+                with torch.inference_mode():
+                    module(*arguments)
+
+            def in_onnxruntime(session: Any = session, feeds: dict[str, Any] = feeds) -> None:
+                session.run(None, feeds)
+
+            with cores(1):
+                calls = {"pytorch": in_pytorch, "onnxruntime": in_onnxruntime}
+                times = time_together(calls, plan.repeats)
+            mine, theirs = times["onnxruntime"].median, times["pytorch"].median
+            totals[seconds][0] += mine
+            totals[seconds][1] += theirs
+            rows.append(
+                {
+                    "model": model.removeprefix("first_"),
+                    "audio_s": seconds,
+                    "onnxruntime_rtf": significant(mine / seconds),
+                    "pytorch_rtf": significant(theirs / seconds),
+                    "speedup": significant(theirs / mine),
+                }
+            )
+    report.add(
+        "speed",
+        Section(
+            "ONNX Runtime beside PyTorch (eager) on the same network, 1 thread",
+            rows,
+            "RTF = median time / audio time. PyTorch runs the exported modules: weight normalisation "
+            "folded, convolutions laid out as in the file.",
+        ),
+    )
+    mine, theirs = totals[plan.lengths_s[-1]]
+    ratio = theirs / mine
+    report.aims.append(
+        Aim("speed over PyTorch", f"at least {MIN_SPEEDUP:g}", f"{ratio:.2f}", ratio >= MIN_SPEEDUP)
+    )
+
+
+def measure_memory(report: Report, repository: Path) -> None:
+    """What loading the encoder, a voice and a second voice adds to a process."""
+    models = ("contentvec", "first_synthesizer", "second_synthesizer")
+    paths = [repository / model / "1" / "model.onnx" for model in models]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    rows = [
+        {
+            "model": model,
+            "file_mb": significant(path.stat().st_size / 1e6),
+            "adds_mb": significant(float(line)),
+        }
+        for model, path, line in zip(models, paths, done.stdout.split(), strict=True)
+    ]
+    report.add("memory", Section("resident memory that each model adds when it is loaded", rows))
+
+
+def measure_half(report: Report, voice: Path, contentvec: Path) -> None:
+    """Deviation of the float16 variants, PyTorch on the CPU."""
+    checkpoint = load_voice(voice)
+    modules: dict[str, nn.Module] = {
+        "contentvec": load_hubert(contentvec, checkpoint.version),
+        "synthesizer": PitchedVoice(checkpoint.synthesizer, bridges_gaps=False).eval(),
+    }
+    rows = []
+    for model, module in modules.items():
+        arguments = list(_inputs(model, 50, checkpoint.synthesizer.config.content).values())
+        with torch.inference_mode():
+            whole, half = module(*arguments), half_precision(Stage(model, module, (), ())).module(*arguments)
+        if isinstance(whole, tuple):
+            whole, half = whole[0], half[0]
+        error = (half - whole).square().mean() / whole.square().mean()
+        worst = (half - whole).abs().max() / whole.abs().max()
+        rows.append(
+            {
+                "model": model,
+                "snr_db": significant(-10 * float(torch.log10(error))),
+                "worst_over_peak": significant(float(worst)),
+            }
+        )
+    report.add("half", Section("float16 against float32, 1 s", rows))
+
+
+def measure_context(report: Report, plan: Plan, repository: Path) -> None:
+    """How far the core of a window is from the uncut recording, by the context around it."""
+    executor = EmbeddedExecutor(ModelRepository(repository), threads=1)
+    audio = voice_like(1, round(plan.recording_s * SOURCE_RATE) // GRID * GRID).numpy()
+    settings: dict[str, Any] = {
+        "SPEAKER_ID": np.int64([[0]]),
+        "PITCH_SHIFT": np.float32([[0]]),
+        "INDEX_RATE": np.float32([[0]]),
+        "PROTECT": np.float32([[0.5]]),
+        "RMS_MIX": np.float32([[1]]),
+    }
+    hop = int(executor.spec("first").parameters["output_sample_rate"]) // 100
+    frames = audio.shape[1] // 160
+    first, last = frames // 2 - min(100, frames // 8), frames // 2 + min(100, frames // 8)
+    first, last = first // 2 * 2, last // 2 * 2
+    whole = _window(executor, audio, settings, 0, 0, 0.0)
+    expected = whole["CONVERTED_AUDIO"][0, first * hop : last * hop]
+    steps = np.round(whole["F0"][0, :first].astype(np.float64) * 0.01 * 2**24)
+    phase = float((steps.sum() / 2**24) % 1.0)
+    rows = []
+    for context_s in plan.contexts_s:
+        context = min(round(context_s * 50) * 2, first)
+        start, stop = first - context, min(last + context, frames)
+        piece = audio[:, start * 160 : stop * 160]
+        part = _window(executor, piece, settings, start, first - start, phase)["CONVERTED_AUDIO"]
+        core = part[0, (first - start) * hop : (last - start) * hop]
+        error = np.sqrt(np.mean((core - expected) ** 2) / np.mean(expected**2))
+        rows.append({"context_s": context_s, "error": significant(float(error))})
+    report.add(
+        "context",
+        Section(
+            f"core of a window beside the recording of {plan.recording_s:g} s it is cut from",
+            rows,
+            "RMS of the difference over RMS, the same context on both sides. Attention and the normalisation "
+            "over time see all that they are given, so the difference falls but never to nothing.",
+        ),
+    )
+
+
+def _window(
+    executor: EmbeddedExecutor,
+    audio: Any,
+    settings: dict[str, Any],
+    first_frame: int,
+    anchor: int,
+    phase: float,
+) -> dict[str, Any]:
+    place = {
+        "FIRST_FRAME": np.int64([[first_frame]]),
+        "ANCHOR_FRAME": np.int64([[anchor]]),
+        "ANCHOR_PHASE": np.float32([[phase]]),
+    }
+    return executor.infer("first_window", {"SOURCE_AUDIO": audio, **settings, **place})
+
+
+def _inputs(model: str, steps: int, content: int) -> dict[str, torch.Tensor]:
+    if model == "contentvec":
+        return {"AUDIO": voice_like(1, steps * GRID)}
+    generator = torch.Generator().manual_seed(5)
+    zero = torch.zeros(1, 1)
+    return {
+        "CONTENT": torch.randn(1, steps, content, generator=generator),
+        "F0": 150.0 + 50.0 * torch.rand(1, 2 * steps, generator=generator),
+        "PITCH_SHIFT": zero,
+        "ANCHOR_FRAME": zero.long(),
+        "ANCHOR_PHASE": zero,
+        "SPEAKER_ID": zero.long(),
+        "FIRST_FRAME": zero.long(),
+    }
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def main(
+    quick: Quick = False,
+    results: Results = DEFAULT_RESULTS,
+    voice: Annotated[
+        Path | None, typer.Option(help="RVC v2 checkpoint with pitch; random if left out.")
+    ] = None,
+    contentvec: Annotated[Path | None, typer.Option(help="ContentVec for it; random if left out.")] = None,
+) -> None:
+    """Measures an imported voice and writes rvc.json."""
+    plan = QUICK if quick else Plan()
+    settings = {
+        "quick": quick,
+        "weights": "given" if voice else "random, of the published sizes" if plan.full else "random, small",
+        "threads": 1,
+        "lengths_s": plan.lengths_s,
+        "repeats": plan.repeats,
+    }
+    report = Report("rvc", Environment.here(PACKAGES), settings)
+    report.print_head()
+    folder = Path(tempfile.mkdtemp(prefix="autovoice-rvc-"))
+    try:
+        made_voice, made_contentvec = prepare(folder, plan)
+        voice, contentvec = voice or made_voice, contentvec or made_contentvec
+        repository = folder / "repository"
+        measure_import(report, voice, contentvec, repository)
+        measure_speed(report, plan, voice, contentvec, repository)
+        measure_memory(report, repository)
+        measure_half(report, voice, contentvec)
+        measure_context(report, plan, repository)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report.print_aims()
+    report.save(results)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,106 @@
+"""One repository with two small voices, imported once for all test processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from filelock import FileLock
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
+
+import published
+
+from autovoice_export.rvc.importing import ImportRequest, import_voice
+
+VECTORS, LISTS = 400, 9
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the tests import from.
+
+    Attributes:
+        sung: voice of version v2 with pitch and three speakers, 40 kHz.
+        plain: voice of version v1 without pitch, 48 kHz.
+        contentvec: encoder for v2.
+        contentvec_v1: encoder for v1.
+        index: faiss index for v2.
+        repository: holds `sung` with the index and `plain` without one.
+    """
+
+    sung: Path
+    plain: Path
+    contentvec: Path
+    contentvec_v1: Path
+    index: Path
+    repository: Path
+
+    def run(self, model: str, feeds: dict[str, Any], version: int = 1) -> dict[str, Any]:
+        """Outputs of one model in ONNX Runtime, one thread."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        path = self.repository / model / str(version) / "model.onnx"
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        arrays = {name: np.asarray(value) for name, value in feeds.items()}
+        return dict(zip(names, session.run(names, arrays), strict=True))
+
+
+def make_index(path: Path, size: int = 768) -> None:
+    """Writes an IVF-Flat index as RVC trains it: L2, one list searched."""
+    import faiss
+
+    vectors = np.random.RandomState(4).standard_normal((VECTORS, size)).astype(np.float32)
+    index = faiss.index_factory(size, f"IVF{LISTS},Flat")
+    index.nprobe = 1
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, os.fspath(path))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The files and the repository."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "rvc"
+    made = Files(
+        folder / "sung.pth",
+        folder / "plain.pth",
+        folder / "contentvec",
+        folder / "contentvec_v1",
+        folder / "voice.index",
+        folder / "repository",
+    )
+    with FileLock(f"{folder}.lock"):
+        if not made.repository.exists():
+            folder.mkdir(exist_ok=True)
+            published.save_voice(made.sung)
+            published.save_voice(made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, seed=8)
+            published.save_hubert(made.contentvec)
+            published.save_hubert(made.contentvec_v1, published.HUBERT_V1)
+            make_index(made.index)
+            partial = folder / "building"
+            request = ImportRequest(
+                made.sung, "sung", partial, index=made.index, contentvec=made.contentvec, speaker=1
+            )
+            import_voice(request)
+            import_voice(ImportRequest(made.plain, "plain", partial, contentvec=made.contentvec_v1))
+            partial.rename(made.repository)
+    return made
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Seeded."""
+    return torch.Generator().manual_seed(11)
