@@ -25,15 +25,19 @@ from autovoice_export.stage import Axis, Stage, StageTensor
 MAX_BATCH_SIZE = 8
 MAX_INPUT_BYTES = 4 << 20
 """Any one input of audio: 65 s. Attention needs memory with the square of the length; what is longer goes in
-windows, which is what the clients do."""
+windows, as the clients do."""
 
 WINDOW_SUFFIX = "_window"
 CONTENT_MODELS = {"v1": "contentvec_v1", "v2": "contentvec"}
 PITCH_MODELS = {"yin": "rvc_pitch_yin", "rmvpe": "rmvpe"}
 
-CONTEXT_LEFT_SAMPLES = 50 * GRID
+CONTEXT_LEFT_SAMPLES = 100 * GRID
 CONTEXT_RIGHT_SAMPLES = 50 * GRID
-"""What a window needs around its core: see the curve that ``benchmarks/rvc.py`` prints."""
+"""What a window gets around its core: 2 s and 1 s.
+
+Attention and the normalisation over time see all they are given, so the difference to the uncut recording
+falls with the context but not to nothing: ``benchmarks/rvc.py`` prints the curve. The loudness needs 1 s.
+"""
 
 _WARMUP_SIZES = {"T": SOURCE_RATE // 2, "G": SOURCE_RATE // 2 // GRID, "P": SOURCE_RATE // 2 // GRID}
 

@@ -183,7 +183,7 @@ def import_voice(
         repository.keep_the_rest()
         progress("checking")
         agreement = parity.check_parity(
-            whole if "rvc_pad" in made else window,
+            whole if made.keys() & {"rvc_pad", models.trim} else window,
             made,
             {
                 step.model: _newest_file(repository.partial, step.model)

@@ -33,11 +33,11 @@ def load_pickle(path: Path, what: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
             raise ImportFailure(
-                f"{path} asks for {_asked_for(error)}, which a {what} does not need: such a file can run "
-                "code when it is opened, so it was refused and nothing in it was run; have its maker save "
-                "the tensors alone"
+                f"{path} asks for {named[1]}, which no {what} needs: such a file can run code when it is "
+                "opened, so it was refused and nothing in it was run; have its maker save the tensors alone"
             ) from error
         raise ImportFailure(_damaged(path, what)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
@@ -106,9 +106,3 @@ def require_tensors(
 
 def _damaged(path: Path, what: str) -> str:
     return f"{path} is no {what}, or is truncated: check its size and get it again"
-
-
-def _asked_for(error: Exception) -> str:
-    """The name of the class or function that the restricted unpickler refused."""
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return named[1] if named else "an object that is no tensor"
