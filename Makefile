@@ -9,8 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pytest processes; each imports torch, so memory rather than cores sets the sensible number.
 WORKERS ?= 2
-# Passed on to the command behind corpus, train, evaluate, export, bench and bench-triton.
+# Passed on to the command behind corpus, train, evaluate, export, plugins, bench and bench-triton.
 ARGS ?=
+# Folders of TensorRT's headers, one for each major version, with semicolons between; empty: the system's.
+TENSORRT_INCLUDE ?=
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -29,7 +31,7 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate export bench bench-triton clean
+.PHONY: help demo test voices corpus train evaluate export plugins bench bench-triton clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -58,6 +60,10 @@ evaluate: $(VENV)/.train ## measure the base voice on speakers never trained on
 
 export: $(VENV)/.train ## write model_repository/ from the checkpoint
 	@$(BIN)/python -m autovoice_export.build $(ARGS)
+
+plugins: $(VENV)/.cmake ## compile the ops' CUDA kernels and TensorRT plugins into build/plugins/
+	@$(BIN)/cmake -S plugins -B build/plugins -DAUTOVOICE_TENSORRT_INCLUDE="$(TENSORRT_INCLUDE)" $(ARGS)
+	@$(BIN)/cmake --build build/plugins --parallel
 
 bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peers
 	@$(BIN)/python benchmarks/pipeline.py $(ARGS)
@@ -97,12 +103,16 @@ $(VENV)/.demo: $(VENV)/.runtime
 
 $(VENV)/.compiler: | $(VENV)/.created
 	@header=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")'); \
-	if ! command -v cc >/dev/null || [ ! -e "$$header" ]; then \
-	    packages="gcc libc6-dev $$($(BIN)/python -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"; \
+	if ! command -v cc >/dev/null || ! command -v c++ >/dev/null || [ ! -e "$$header" ]; then \
+	    packages="g++ gcc libc6-dev $$($(BIN)/python -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"; \
 	    if [ -z "$(APT)" ]; then \
-	        echo "webrtcvad is built from source and needs a C compiler; as root: apt-get install $$packages" >&2; \
+	        echo "webrtcvad and the ops are built from source and need C and C++ compilers; as root: apt-get install $$packages" >&2; \
 	        exit 2; fi; \
 	    apt-get update -qq && $(APT_INSTALL) $$packages >/dev/null; fi
+	@touch $@
+
+$(VENV)/.cmake: | $(VENV)/.created $(VENV)/.compiler
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check 'cmake>=3.24'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.runtime $(VENV)/.compiler

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -79,8 +80,17 @@ def host_kernels() -> KernelLibrary:
     return KernelLibrary(compiled("kernels_host", sources, "-U_FORTIFY_SOURCE", inputs=sorted(headers)))
 
 
+def find_cmake() -> str:
+    """Returns CMake, of this environment or of the system; skips the test where there is none."""
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cmake = shutil.which("cmake", path=here)
+    if cmake is None:
+        pytest.skip("cmake is neither in this environment nor on the PATH")
+    return cmake
+
+
 def tensorrt_includes() -> list[Path]:
-    """Returns the folders of TensorRT headers that AUTOVOICE_TENSORRT_INCLUDE names, separated by colons."""
+    """Returns the folders of TensorRT's headers: AUTOVOICE_TENSORRT_INCLUDE, separated by colons."""
     given = os.environ.get("AUTOVOICE_TENSORRT_INCLUDE", "")
     return [Path(folder) for folder in given.split(":") if folder]
 
@@ -88,18 +98,19 @@ def tensorrt_includes() -> list[Path]:
 @lru_cache(maxsize=1)
 def cuda_build() -> Path:
     """Returns the folder of the CMake build: kernels, and plugins where TensorRT's headers are."""
-    if shutil.which("cmake") is None or shutil.which("c++") is None or shutil.which("nvcc") is None:
-        pytest.skip("cmake, c++ or nvcc is not on the PATH")
+    cmake = find_cmake()
+    if shutil.which("c++") is None or shutil.which("nvcc") is None:
+        pytest.skip("c++ or nvcc is not on the PATH")
     folder = BUILD / "cmake"
     folder.mkdir(parents=True, exist_ok=True)
     includes = ";".join(str(path) for path in tensorrt_includes())
-    configure = ["cmake", "-S", str(ROOT / "plugins"), "-B", str(folder)]
+    configure = [cmake, "-S", str(ROOT / "plugins"), "-B", str(folder)]
     configure += [
         f"-DCMAKE_CUDA_ARCHITECTURES={FEW_ARCHITECTURES}",
         f"-DAUTOVOICE_TENSORRT_INCLUDE={includes}",
     ]
     with FileLock(BUILD / "cmake.lock"):
-        for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2"]):
+        for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -129,7 +129,13 @@ __host__ __device__ __forceinline__ void dft(Complex (&v)[N]) {
   }
 }
 
-// exp(-2 pi i k / size) for all k, in memory.
+// exp(-2 pi i index / size).
+__host__ __device__ __forceinline__ Complex unit_root(int index, int size) {
+  const double angle = -constants::kTurn * index / size;
+  return {static_cast<float>(cos(angle)), static_cast<float>(sin(angle))};
+}
+
+// unit_root(k, size) for all k that a plan looks up, in memory.
 struct Roots {
   const Complex* table;
   int size;

@@ -29,12 +29,6 @@ __host__ __device__ __forceinline__ float octave_cost(int lag, int low) {
   return static_cast<float>(kOctaveCost * log2(static_cast<double>(lag) / low));
 }
 
-// exp(-2 pi i index / size).
-__host__ __device__ __forceinline__ Complex unit_root(int index, int size) {
-  const double angle = -6.283185307179586476925 * index / size;
-  return {static_cast<float>(cos(angle)), static_cast<float>(sin(angle))};
-}
-
 // The sum of the `span` values that end with `index` of a block, from running sums [hop + 1] of it and the one before.
 __host__ __device__ __forceinline__ float moving_sum(const float* sums, const float* before, int index, int span, int hop) {
   const int from = index + 1 - span;

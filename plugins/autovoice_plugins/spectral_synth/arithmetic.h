@@ -28,12 +28,6 @@ __host__ __device__ __forceinline__ float fade_in(int step, int hop) {
   return static_cast<float>(root * root);
 }
 
-// exp(-2 pi i index / size).
-__host__ __device__ __forceinline__ Complex unit_root(int index, int size) {
-  const double angle = -6.283185307179586476925 * index / size;
-  return {static_cast<float>(cos(angle)), static_cast<float>(sin(angle))};
-}
-
 __host__ __device__ __forceinline__ float above_floor(float log_magnitude) {
   // As the reference has it, NaN stays NaN.
   return log_magnitude < kFloor ? 0.0f : log_magnitude - kFloor;

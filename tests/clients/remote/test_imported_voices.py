@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from autovoice import (
     VoiceConversionPipeline,
     list_voices,
 )
+from autovoice.cli import run
 from autovoice.remote.grpc_transport import GrpcTransport
 from autovoice.remote.wire import FailureKind, TransportError
 from autovoice.serving.options import ServeOptions
@@ -117,6 +119,7 @@ def test_batches_and_the_list_of_voices(
     embedded_ten: list[VoiceConversionPipeline],
     protocol: str,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sources = [murmur(size, size) for size in (4000, 3990, 7000, 12_000)]
     chosen = [RvcSettings(speaker=number % 3) for number in range(4)]
@@ -131,7 +134,10 @@ def test_batches_and_the_list_of_voices(
     assert [(info.name, info.sample_rate, info.version) for info in listed] == [
         (name, RATES[number % 3], 1) for number, name in enumerate(NAMES)
     ]
-    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
+    monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
+    assert run(["voices", "--server", url(server_of_ten, protocol), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [info.to_dict() for info in listed]
+    monkeypatch.delenv("AUTOVOICE_API_KEY")
     with pytest.raises(ConfigurationError, match="another API key"):
         list_voices(config_for(server_of_ten, protocol, None, api_key=None))
     with pytest.raises(RepositoryError, match="voice 'dora' cannot be opened"):

@@ -81,10 +81,10 @@ def test_loudness_of_a_window_is_that_of_the_recording() -> None:
     torch.testing.assert_close(part[:, core], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sample_rate", [32000, 40000, 48000])
-def test_ten_minutes_keep_their_time(sample_rate: int) -> None:
+@pytest.mark.parametrize(("sample_rate", "seconds"), [(32000, 20), (40000, 600), (48000, 20)])
+def test_ten_minutes_keep_their_time(files: Files, sample_rate: int, seconds: int) -> None:
     # What surrounds the networks, with a stand-in for them that speaks on the grid, one window after another.
-    seconds, hop = 600, sample_rate // 100
+    hop = sample_rate // 100
     length = seconds * RATE - 123
     source = torch.zeros(1, length)
     places = torch.arange(7919, length, 48611)
@@ -92,7 +92,7 @@ def test_ten_minutes_keep_their_time(sample_rate: int) -> None:
     padded, first, _ = PadToGrid()(source)
     assert padded.shape[1] % 320 == 0
     assert int(first) == 0
-    filtered = HighPass()(padded)
+    filtered = torch.from_numpy(files.run("rvc_high_pass", {"SOURCE_AUDIO": padded})["AUDIO"])
     windows = []
     for start in range(0, padded.shape[1], 500 * 320):
         piece = filtered[:, start : start + 500 * 320].reshape(1, -1, 160)
@@ -196,15 +196,15 @@ def test_noise_depends_on_the_place_alone() -> None:
 
 
 def test_pitch_is_measured_where_the_frame_starts(files: Files) -> None:
-    # A glide of two octaves a second: being late by one frame would be 24 cents.
+    # A glide of 1.5 octaves a second: being late by one frame would be 18 cents.
     time = torch.arange(2 * RATE, dtype=torch.float64) / RATE
-    phase = 110.0 * (2.0 ** (2.0 * time) - 1.0) / (2.0 * np.log(2.0))
+    phase = 110.0 * (2.0 ** (1.5 * time) - 1.0) / (1.5 * np.log(2.0))
     audio = sum(torch.sin(2 * np.pi * k * phase) / k for k in range(1, 6))[None].float() * 0.2
     found = files.run("rvc_pitch_yin", {"AUDIO": audio})
     np.testing.assert_array_equal(found["PASSED_AUDIO"], audio.numpy())
     f0 = found["F0"][0]
     assert f0.shape == (200,)
-    expected = 110.0 * 2.0 ** (2.0 * np.arange(200) / 100)
+    expected = 110.0 * 2.0 ** (1.5 * np.arange(200) / 100)
     inside = slice(10, 190)
     cents = 1200 * np.log2(f0[inside] / expected[inside])
     assert abs(np.median(cents)) < 3
