@@ -25,8 +25,8 @@ WINDOWS = (
 """Windows of live streams, which are a core of 0.24 s and its context, and recordings sent whole."""
 
 LARGEST_DISTANCES = 1 << 29
-"""Distances that a search may hold at once, 2 GiB of them: a plan reserves as much as its largest batch needs,
-for each of the few tables that the search works with, and on every GPU."""
+"""Distances that a search may hold at once, 2 GiB of them: a plan reserves as much as its largest batch
+needs, for each of the few tables that the search works with, and on every GPU."""
 
 
 def engine_config(stage: Stage, model: StageModelConfig) -> EngineConfig | None:

@@ -26,8 +26,8 @@ MAX_BATCH_SIZE = 4
 MAX_INPUT_BYTES = 4 << 20
 """Any one input of audio: 65 s; what is longer goes in windows, as the clients do.
 
-Attention needs memory with the square of the length, 2.1 GB for the scores of one layer of the content encoder
-in the largest batch, and a TensorRT plan reserves what that needs.
+Attention needs memory with the square of the length, 2.1 GB for the scores of one layer of the content
+encoder in the largest batch, and a TensorRT plan reserves what that needs.
 """
 
 WINDOW_SUFFIX = "_window"

@@ -1,8 +1,11 @@
 """FP16 as a property of the ONNX file: TensorRT 11 knows no other way, and TensorRT 10 agrees.
 
-Pitch and phase stay FP32, and so does whatever leads to a logarithm or a decision, leaves a measured range, or
-only carries a state on. Values that pass from one FP32 node to the next never see FP16, and inputs and outputs
-stay as they were.
+Pitch and phase stay FP32, and so does whatever leads to a logarithm or a decision, leaves a measured range,
+or only carries a state on. Values that pass from one FP32 node to the next never see FP16, and inputs and
+outputs stay as they were.
+
+It needs the file alone and some inputs to measure it on. Where a stage's modules are at hand they know better
+what must stay FP32: see `autovoice_export.rvc.half`. What that made FP16 stays so here.
 """
 
 from __future__ import annotations
