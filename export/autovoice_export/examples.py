@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autovoice_plugins.geometry import SAMPLE_RATE
+from autovoice_plugins.geometry import PHASE_GRID, SAMPLE_RATE
 
 
 def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -35,6 +35,14 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
         value /= np.maximum(np.linalg.norm(value, axis=1, keepdims=True), 1e-12)
     elif name == "PITCH_SHIFT":
         value = 4.0 * generator.standard_normal(shape)
+    elif name == "SPEAKER_ID":
+        value = np.zeros(shape)
+    elif name.endswith("_FRAME"):
+        value = generator.integers(0, 200, shape)
+    elif name == "ANCHOR_PHASE":
+        value = generator.integers(0, PHASE_GRID, shape) / PHASE_GRID
+    elif name in ("INDEX_RATE", "PROTECT", "RMS_MIX"):
+        value = 0.5 * generator.random(shape)
     else:
         value = generator.standard_normal(shape)
     return value.astype(np.float32)

@@ -1,8 +1,17 @@
-"""Small untrained stages and their ONNX files, exported once for all test processes."""
+"""Small untrained stages and their ONNX files, exported once for all test processes, and builders of plans.
+
+A stand-in for TensorRT makes plans that say what they were built from; where there is TensorRT, it makes real
+ones.
+"""
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +19,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from autovoice.errors import VoiceConversionError
+from autovoice.repository import ModelRepository
+from autovoice.serving.plans import check_plan, find_gpus, find_plugin_library
 from autovoice_export import base_family
 from autovoice_export.checkpoint import Checkpoint
 from autovoice_export.composition import Composition, compose_stages
@@ -18,6 +30,12 @@ from autovoice_export.stage import Stage
 from autovoice_export.stages.content_encoder import ContentEncoder, ContentEncoderConfig
 from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.stages.target_pitch import TargetPitch
+from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt.plans import PlanOptions, Precision, Progress
+from autovoice_export.tensorrt.plans import build_plans as build_with_tensorrt
+
+FAKE = Path(__file__).parent / "tensorrt" / "fake"
+GPU, CAPABILITY = "NVIDIA A10", "8.6"
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +87,87 @@ def exported(
         return path
 
     return path_of
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts an ``nvidia-smi`` on PATH that shows one GPU; called with other lines, it shows those."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+
+    def show(lines: str) -> None:
+        program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        program.chmod(0o755)
+
+    show(f"{GPU}, {CAPABILITY}\\n")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return show
+
+
+@pytest.fixture(scope="session")
+def some_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shared library that can be loaded and holds no plugin."""
+    name = ctypes.util.find_library("m")
+    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    found = [path for folder in folders for path in Path(folder).glob(f"**/{name}")]
+    if not found:
+        pytest.skip("no shared library found to stand in for the plugin library")
+    copy = tmp_path_factory.mktemp("plugins") / "libautovoice_plugins_trt11.so"
+    shutil.copy(found[0], copy)
+    return copy
+
+
+@pytest.fixture
+def build_plans(gpu: object, some_library: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``autovoice build --engine tensorrt`` on a repository with the stand-in.
+
+    Takes the folder, then further arguments; keywords become settings of the stand-in.
+    """
+
+    def run(root: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(FAKE),
+            "AUTOVOICE_PLUGINS": str(some_library.parent),
+            "COLUMNS": "200",
+            **settings,
+        }
+        command = [sys.executable, str(FAKE / "build_plans.py"), "build", "--engine", "tensorrt"]
+        command += ["--repository", str(root), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def _missing() -> str:
+    """What keeps TensorRT from running here; nothing where it can."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return "the package tensorrt is not installed: run the tests inside NVIDIA's TensorRT image"
+    try:
+        find_gpus()
+        find_plugin_library()
+    except VoiceConversionError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def build_real_plan() -> Callable[[Path, str, Precision], None]:
+    """Builds the plan of a model by TensorRT and holds it to ONNX Runtime; skipped where TensorRT is missing.
+
+    `build_plans` runs both in Polygraphy at the shapes of every profile, and raises where they part.
+    """
+    if reason := _missing():
+        pytest.skip(reason)
+
+    def build(root: Path, model: str, precision: Precision) -> None:
+        options = PlanOptions(precision=precision, models=(model,), force=True)
+        ((_, manifest),) = build_with_tensorrt(root, options, Progress())
+        assert manifest is not None
+        config = wire.read(root / model)
+        assert {tensor.name for tensor in config.output} <= set(manifest.deviation)
+        assert all(0 <= share <= 1 for share in manifest.deviation.values())
+        check_plan(ModelRepository(root), model, config, find_gpus()[0], manifest.tensorrt)
+
+    return build

@@ -22,10 +22,13 @@ from autovoice_export.rvc.pitch import YinPitch
 from autovoice_export.rvc.source_audio import HighPass, MixLoudness, PadToGrid, SpareSettings, TrimToSource
 from autovoice_export.stage import Axis, Stage, StageTensor
 
-MAX_BATCH_SIZE = 8
+MAX_BATCH_SIZE = 4
 MAX_INPUT_BYTES = 4 << 20
-"""Any one input of audio: 65 s. Attention needs memory with the square of the length; what is longer goes in
-windows, as the clients do."""
+"""Any one input of audio: 65 s; what is longer goes in windows, as the clients do.
+
+Attention needs memory with the square of the length, 2.1 GB for the scores of one layer of the content
+encoder in the largest batch, and a TensorRT plan reserves what that needs.
+"""
 
 WINDOW_SUFFIX = "_window"
 CONTENT_MODELS = {"v1": "contentvec_v1", "v2": "contentvec"}

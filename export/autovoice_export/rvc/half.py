@@ -1,4 +1,9 @@
-"""Float16 variants of stages: half the memory, with pitch, phase, source and normalisation in float32."""
+"""Float16 variants of stages: half the memory, with pitch, phase, source and normalisation in float32.
+
+Beside `autovoice_export.tensorrt.half`, which makes FP16 of any ONNX file where there is neither PyTorch nor
+the modules. That one learns from inputs what FP16 can hold, and its error on a synthesizer is a quarter
+larger; the modules know it for every input there may be.
+"""
 
 from __future__ import annotations
 

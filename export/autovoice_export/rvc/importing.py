@@ -20,7 +20,7 @@ from autovoice_export.repository import (
     check_repository,
     model_versions,
 )
-from autovoice_export.rvc import family, parity
+from autovoice_export.rvc import engines, family, parity
 from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
 from autovoice_export.rvc.family import CONTENT_MODELS, PITCH_MODELS, VoiceModels
@@ -36,6 +36,8 @@ from autovoice_export.rvc.rmvpe import Rmvpe, load_rmvpe
 from autovoice_export.rvc.voice import IndexedVoice, PitchedVoice, PlainVoice
 from autovoice_export.rvc.voice_checkpoint import CONTENT_SIZES, VoiceCheckpoint, load_voice
 from autovoice_export.stage import Stage
+from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt.validation import check_engine_configs
 from autovoice_export.wire_config import MODEL_FILENAME
 
 FINGERPRINT = "weights_sha256"
@@ -167,9 +169,10 @@ def import_voice(
         for stage in (*absent.values(), *own):
             mine = stage in own
             facts = {} if mine else fingerprints[stage.name]
-            repository.add_config(
-                family.model_config(stage, settings, facts), version if mine else FIRST_VERSION
-            )
+            config_of_model = family.model_config(stage, settings, facts)
+            repository.add_config(config_of_model, version if mine else FIRST_VERSION)
+            if engine := engines.engine_config(stage, config_of_model):
+                repository.add_alternative(stage.name, wire.CONFIG_NAME, wire.to_wire(engine))
             progress(stage.name)
             halved = request.half and stage.name in (models.content, models.synthesizer)
             export_stage(
@@ -192,6 +195,7 @@ def import_voice(
             parity.HALF_TOLERANCE if request.half else parity.TOLERANCE,
         )
         check_repository(repository.partial)
+        check_engine_configs(repository.partial)
     used = {step.model for step in whole.steps}
     return ImportReport(
         models,

@@ -166,8 +166,10 @@ def _contour(audio: Tensor, hop: int, first_frame: Tensor) -> Tensor:
     position = first_frame + torch.arange(frames + 1, dtype=torch.int64, device=audio.device)
     past = torch.remainder(position, RMS_HOP_FRAMES)
     before = position - past - first_frame
+    first, last = torch.zeros_like(before), torch.full_like(before, frames)
     left, right = (
-        torch.gather(rms, 1, (before + step).clamp(min=0).minimum(torch.full_like(before, frames)))
+        # By tensors and not by clamp: TensorRT clips no integers.
+        torch.gather(rms, 1, (before + step).maximum(first).minimum(last))
         for step in (0, RMS_HOP_FRAMES)
     )
     way = past.to(torch.float32) / RMS_HOP_FRAMES

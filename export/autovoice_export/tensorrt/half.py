@@ -1,8 +1,11 @@
 """FP16 as a property of the ONNX file: TensorRT 11 knows no other way, and TensorRT 10 agrees.
 
-Pitch and phase stay FP32, and so does whatever leads to a logarithm, leaves a measured range, or only
-carries a state on. Values that pass from one FP32 node to the next never see FP16, and inputs and outputs
-stay as they were.
+Pitch and phase stay FP32, and so does whatever leads to a logarithm or a decision, leaves a measured range,
+or only carries a state on. Values that pass from one FP32 node to the next never see FP16, and inputs and
+outputs stay as they were.
+
+It needs the file alone and some inputs to measure it on. Where a stage's modules are at hand they know better
+what must stay FP32: see `autovoice_export.rvc.half`. What that made FP16 stays so here.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _FP32_OPS = (
     "Ceil", "Cos", "CumSum", "Exp", "Floor", "InstanceNormalization", "LayerNormalization", "Log", "Mod",
     "Pow", "Range", "Reciprocal", "ReduceMean", "ReduceSum", "Resize", "Round", "Sin", "Sqrt",
 )
+_DECIDING_OPS = ("Ceil", "Floor", "Round", "Sign", "TopK")
 _MOVING_OPS = (
     "Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
     "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
@@ -71,14 +75,16 @@ def measure_ranges(model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[
     """Largest magnitude of every float tensor of the graph while ONNX Runtime works on some inputs."""
     import onnxruntime
 
-    floats = float_tensors(model)
+    made = sorted(float_tensors(model) & {name for node in model.graph.node for name in node.output})
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    outputs = {value.name for value in probe.graph.output}
-    made = [name for node in probe.graph.node for name in node.output if name in floats]
-    probe.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made if name not in outputs
-    )
+    # Only the magnitudes leave the graph: a large network's values would not fit into memory all at once.
+    del probe.graph.output[:]
+    for number, name in enumerate(made):
+        size, largest = f"probe_{number}_size", f"probe_{number}_largest"
+        probe.graph.node.append(helper.make_node("Abs", [name], [size]))
+        probe.graph.node.append(helper.make_node("ReduceMax", [size], [largest], keepdims=0))
+        probe.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
@@ -86,10 +92,10 @@ def measure_ranges(model: onnx.ModelProto, feeds: Sequence[Mapping[str, NDArray[
     )
     ranges: dict[str, float] = {}
     for feed in feeds:
-        values = dict(zip(made, session.run(made, dict(feed)), strict=True))
-        for name, value in {**values, **feed}.items():
-            if value.size and value.dtype == np.float32:
-                ranges[name] = max(ranges.get(name, 0.0), float(np.abs(value).max()))
+        found = dict(zip(made, map(float, session.run(None, dict(feed))), strict=True))
+        found |= {name: float(np.abs(value).max(initial=0.0)) for name, value in feed.items()}
+        for name, value in found.items():
+            ranges[name] = max(ranges.get(name, 0.0), value)
     return ranges
 
 
@@ -115,9 +121,11 @@ def _halved_nodes(
         or any(ranges.get(name, 0.0) > LARGEST_VALUE for name in (*node.input, *node.output))
         or any(_has_tiny(constants[name]) for name in node.input if name in constants)
     }
-    # Everything that pitch, phase or a logarithm depends on.
+    # Everything that pitch, phase, a logarithm or a decision depends on.
     pending = [
-        position for position, node in enumerate(nodes) if node.op_type in _PITCH_OPS or node.op_type == "Log"
+        position
+        for position, node in enumerate(nodes)
+        if node.op_type in (*_PITCH_OPS, "Log") or _decides(node, floats)
     ]
     seen = set(pending)
     while pending:
@@ -154,6 +162,18 @@ def _state_movers(nodes: Sequence[onnx.NodeProto], states: set[str]) -> set[int]
             movers.add(position)
             wanted |= set(node.input)
     return movers
+
+
+def _decides(node: onnx.NodeProto, floats: set[str]) -> bool:
+    """Whether a small change of a value may make a large one behind the node.
+
+    Such are comparisons, choices and conversions to integers, which take floats and make none, and those that
+    make floats.
+    """
+    if node.op_type in _DECIDING_OPS:
+        return True
+    reads = node.op_type not in ("Shape", "Size") and any(name in floats for name in node.input)
+    return reads and not any(name in floats for name in node.output)
 
 
 def _has_tiny(value: NDArray[Any]) -> bool:

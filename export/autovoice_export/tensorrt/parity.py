@@ -21,8 +21,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 
 F0_TOLERANCE_HZ = 0.1
-F0_TIES = 0.01
-"""Share of frames in which another dip, as deep, may be picked; see `pitch_yin.reference.pick_pitch`."""
+TIES = 0.01
+"""Share of frames in which what is as good may be picked instead: another dip, as deep (see
+`pitch_yin.reference.pick_pitch`), for the pitch, another vector, as near, for what was retrieved."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,14 @@ def _deviations(expected: Arrays, found: Arrays, tolerance: Tolerance, what: str
         error = np.abs(have.astype(np.float64) - want)
         if name == "F0":
             ties = error > F0_TOLERANCE_HZ
-            shares[name] = float(ties.mean()) / F0_TIES
+            shares[name] = float(ties.mean()) / TIES
             continue
         if ties is not None and error.shape == ties.shape:
             error = np.where(ties, 0.0, error)
         scale = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) if want.size else 0.0
-        shares[name] = float(error.max(initial=0.0)) / (tolerance.absolute + tolerance.relative * scale)
+        allowed = tolerance.absolute + tolerance.relative * scale
+        if name == "RETRIEVED":
+            shares[name] = float((error.max(axis=-1) > allowed).mean()) / TIES
+            continue
+        shares[name] = float(error.max(initial=0.0)) / allowed
     return shares

@@ -31,6 +31,7 @@ from autovoice_export.tensorrt.half import measure_ranges, to_half
 from autovoice_export.tensorrt.network import load_model, plugin_versions, without_functions
 from autovoice_export.tensorrt.parser_rules import check_model
 from autovoice_export.tensorrt.runtime import Compatibility, EngineOptions, Report
+from autovoice_export.tensorrt.types import holds_half
 from autovoice_export.tensorrt.validation import engine_models
 
 Precision = Literal["fp32", "fp16"]
@@ -200,11 +201,12 @@ def _build(
 ) -> PlanManifest:
     profiles = wire.read_profiles(job.config)
     reference = parity.onnx_runtime(job.onnx_path)
-    tolerance = parity.TOLERANCES[options.precision]
     model, conversion = job.model, dict[str, float]()
     if options.precision == "fp16":
         report("converting to FP16", 0.0)
         model, conversion = half_model(job, reference)
+    # A file may have been exported in FP16, which no two engines round alike.
+    tolerance = parity.TOLERANCES["fp16" if holds_half(model) else "fp32"]
     engine = runtime.build_engine(
         without_functions(model).SerializeToString(), profiles, engine_options, report
     )

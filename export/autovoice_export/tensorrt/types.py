@@ -41,3 +41,8 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 def float_tensors(model: onnx.ModelProto) -> set[str]:
     """Names of the float32 tensors outside of function bodies."""
     return {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
+
+
+def holds_half(model: onnx.ModelProto) -> bool:
+    """Whether some of a model computes in float16."""
+    return any(item.data_type == TensorProto.FLOAT16 for item in model.graph.initializer)

@@ -1,4 +1,4 @@
-"""A repository of small stages with configurations for TensorRT, and a program that shows a GPU."""
+"""A repository of small stages with configurations for TensorRT."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from autovoice_export.repository import RepositoryWriter
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.engine_config import EngineConfig
-
-GPU, CAPABILITY = "NVIDIA A10", "8.6"
 
 
 @pytest.fixture(scope="session")
@@ -57,19 +55,3 @@ def root(
 def repository(root: Path) -> ModelRepository:
     """The reader of that folder."""
     return ModelRepository(root)
-
-
-@pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts an ``nvidia-smi`` on PATH that shows one GPU; called with other lines, it shows those."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "nvidia-smi"
-
-    def show(lines: str) -> None:
-        program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
-        program.chmod(0o755)
-
-    show(f"{GPU}, {CAPABILITY}\\n")
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return show

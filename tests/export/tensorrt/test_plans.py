@@ -6,15 +6,13 @@ Not real: TensorRT itself (`fake/tensorrt.py`), its GPU, and the comparison of w
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +33,14 @@ from autovoice_export.tensorrt.network import load_model, plugin_versions, witho
 from autovoice_export.tensorrt.plans import plan_jobs, publish
 from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 
-FAKE = Path(__file__).parent / "fake"
 A10, T4 = Gpu("NVIDIA A10", "8.6"), Gpu("Tesla T4", "7.5")
 Build = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session")
-def some_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shared library that can be loaded and holds no plugin."""
-    name = ctypes.util.find_library("m")
-    folders = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
-    found = [path for folder in folders for path in Path(folder).glob(f"**/{name}")]
-    if not found:
-        pytest.skip("no shared library found to stand in for the plugin library")
-    copy = tmp_path_factory.mktemp("plugins") / "libautovoice_plugins_trt11.so"
-    shutil.copy(found[0], copy)
-    return copy
-
-
 @pytest.fixture
-def build(root: Path, gpu: object, some_library: Path) -> Build:
+def build(root: Path, build_plans: Build) -> Build:
     """Runs ``autovoice build --engine tensorrt`` on the repository with the stand-in."""
-
-    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(FAKE),
-            "AUTOVOICE_PLUGINS": str(some_library.parent),
-            "COLUMNS": "200",
-            **settings,
-        }
-        command = [sys.executable, str(FAKE / "build_plans.py"), "build", "--engine", "tensorrt"]
-        command += ["--repository", str(root), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    return run
+    return partial(build_plans, root)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -154,10 +125,12 @@ def test_plans_for_several_gpus_get_all_their_names(root: Path, build: Build) ->
         check_plan(repository, "pitch_extractor", config, T4, None)
     # A plan of its own takes the place of the link, and the plan for several stays.
     (root / "pitch_extractor" / "1" / "sm_89.plan").resolve(strict=True)
-    partial = root / "x.partial"
-    partial.write_bytes(b"{}")
+    unpublished = root / "x.partial"
+    unpublished.write_bytes(b"{}")
     publish(
-        partial, root / "pitch_extractor" / "1" / "sm_89.plan", replace(manifest_of(root, "pitch_extractor"))
+        unpublished,
+        root / "pitch_extractor" / "1" / "sm_89.plan",
+        replace(manifest_of(root, "pitch_extractor")),
     )
     assert plan_of(root, "pitch_extractor")["level"] == "AMPERE_PLUS"
 
@@ -356,22 +329,22 @@ def test_interrupted_publication_is_noticed(
     manifest = PlanManifest("content_encoder", "", "", "fp32", "11.1", "13", {}, "", A10, "none", ())
     config = wire.read(root / "content_encoder")
     for number in (1, 2):
-        partial = folder / "new.partial"
-        partial.write_bytes(b"plan %d" % number)
+        new = folder / "new.partial"
+        new.write_bytes(b"plan %d" % number)
         described = replace(
             manifest,
             onnx_sha256=sha256(folder / "model.onnx"),
-            plan_sha256=sha256(partial),
+            plan_sha256=sha256(new),
             profiles=serving.profile_texts(config),
         )
         if number == 1:
-            publish(partial, folder / "sm_86.plan", described)
+            publish(new, folder / "sm_86.plan", described)
             check_plan(repository, "content_encoder", config, A10, None)
             continue
         with monkeypatch.context() as patch:
             patch.setattr(PlanManifest, "dumps", lambda self: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                publish(partial, folder / "sm_86.plan", described)
+                publish(new, folder / "sm_86.plan", described)
     with pytest.raises(RepositoryError, match="is not the plan of its manifest"):
         check_plan(repository, "content_encoder", config, A10, None)
     assert not list(folder.glob("*.partial*"))
