@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from autovoice.cli_outputs import RESULT_PANEL, ProvenanceOption, SkipExistingOption
+
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -32,7 +34,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _ENGINE = "Engine"
-_RESULT = "Result"
+_RESULT = RESULT_PANEL
 _SECURITY = "Security"
 _LOG = "Log and traces"
 
@@ -75,8 +77,7 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace outputs that exist.", rich_help_panel=_RESULT)
 ]
 JsonOption = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RESULT),
+    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RESULT)
 ]
 
 
@@ -111,12 +112,8 @@ def convert(
         typer.Option("--format", help="Format of the files in a folder."),
     ] = "wav",
     overwrite: OverwriteOption = False,
-    skip_existing: Annotated[
-        bool,
-        typer.Option(
-            "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=_RESULT
-        ),
-    ] = False,
+    skip_existing: SkipExistingOption = False,
+    provenance: ProvenanceOption = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=_RESULT)
     ] = False,
@@ -140,6 +137,7 @@ def convert(
         sample_rate=sample_rate,
         audio_format=audio_format,
         existing="replace" if overwrite else "skip" if skip_existing else "refuse",
+        provenance=provenance,
         config=PipelineConfig(repository=repository, device=device, threads=threads, fallback=fallback),
     )
     return convert_files(request, profile=profile, as_json=as_json)
@@ -185,6 +183,7 @@ def stream(
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
     ] = None,
     overwrite: OverwriteOption = False,
+    provenance: ProvenanceOption = True,
     as_json: JsonOption = False,
     repository: RepositoryOption = None,
     device: DeviceOption = "auto",
@@ -205,6 +204,7 @@ def stream(
         sample_rate=sample_rate,
         output=output,
         overwrite=overwrite,
+        provenance=provenance,
         as_json=as_json,
     )
 

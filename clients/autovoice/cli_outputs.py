@@ -6,12 +6,32 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 from autovoice.errors import AudioFileError, OutputError, VoiceConversionError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 Existing = Literal["refuse", "replace", "skip"]
+
+RESULT_PANEL = "Result"
+"""Heading of the help under which options about the outputs stand."""
+
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=RESULT_PANEL
+    ),
+]
+ProvenanceOption = Annotated[
+    bool,
+    typer.Option(
+        "--provenance/--no-provenance",
+        help="Say in the output's metadata that it is converted speech.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True)
