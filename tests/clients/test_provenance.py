@@ -43,7 +43,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [["convert"], ["stream", "--simulate", "--chunk-ms", "200"]])
+@pytest.mark.parametrize("command", [["convert"], ["stream", "--chunk-ms", "200", "--simulate"]])
 def test_commands_tag_unless_told_otherwise(
     repository: Path, speech: Path, tmp_path: Path, command: list[str]
 ) -> None:

@@ -98,7 +98,7 @@ def rename_model(message: Any) -> None:
         ("pitch_extractor_stream", resize_state, r"pitch_extractor_stream: .*'STATE_IN': \(3,\)"),
         ("trim_output", fix_length, "trim_output: the config declares the outputs"),
         ("voice_conversion_stream", drop_wire, "nothing feeds the input PITCH_SHIFT of synthesizer_stream"),
-        ("voice_conversion_stream", cross_wires, r"PITCH_SHIFT is \[1\] .* but \[256\]"),
+        ("voice_conversion_stream", cross_wires, r"PITCH_SHIFT is \[1\] .* but \[1282\]"),
         ("voice_conversion_stream", misname_output, "content_encoder_stream has no output CONTENTS"),
         ("voice_conversion_stream", misname_model, "uses the model 'encoder', which .* does not hold"),
         ("target_pitch", rename_model, "the config is that of 'other'"),
