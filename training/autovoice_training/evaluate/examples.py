@@ -69,6 +69,7 @@ def main(
         "",
         "Six conversions of sentences never trained on, at 16 kHz; rms and ked were never heard in training.",
         "The reference is the beginning of what the voice was taken from.",
+        "The voices are synthetic: flite's and festival's, under licences that resemble BSD's.",
         "`python -m autovoice_training.evaluate.examples`",
         "",
         "| conversion | said | shift, semitones | similarity to target / to source | words wrong | source / "
