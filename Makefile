@@ -31,7 +31,7 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate export plugins bench bench-triton clean
+.PHONY: help demo test voices corpus train evaluate conditions examples export plugins bench bench-triton clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -57,6 +57,12 @@ train: $(VENV)/.train ## train the base voice, resuming where it stopped
 
 evaluate: $(VENV)/.train ## measure the base voice on speakers never trained on
 	@$(BIN)/python -m autovoice_training.evaluate $(ARGS)
+
+conditions: $(VENV)/.train ## measure it on transposed, noisy and sung sources
+	@$(BIN)/python -m autovoice_training.evaluate.robustness $(ARGS)
+
+examples: $(VENV)/.train ## write conversions to listen to into training/examples/
+	@$(BIN)/python -m autovoice_training.evaluate.examples $(ARGS)
 
 export: $(VENV)/.train ## write model_repository/ from the checkpoint
 	@$(BIN)/python -m autovoice_export.build $(ARGS)

@@ -106,7 +106,7 @@ class Bench(Generic[PlanT]):
         repository: of the models.
         speech: source audio [T] at the models' rate.
         sample_rate: of the models, Hz.
-        embedding: target voice [256].
+        embedding: target voice [E].
         folder: for files that live as long as the benchmark.
         plan: how much is measured.
         report: where figures go.

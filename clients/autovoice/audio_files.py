@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,12 @@ class AudioSink:
 
 @contextmanager
 def open_sink(
-    path: str | os.PathLike[str], sample_rate: int, *, subtype: str | None = None, expected_samples: int = 0
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    subtype: str | None = None,
+    expected_samples: int = 0,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[AudioSink]:
     """Open a mono audio file for writing, which takes its name only when the block ends without an error.
 
@@ -273,6 +278,7 @@ def open_sink(
         sample_rate: Hz.
         subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
         expected_samples: a WAV that would pass 4 GB is written as RF64.
+        tags: metadata by libsndfile's names; a format without a field goes without.
 
     Raises:
         OutputError: unknown suffix, subtype or rate; missing folder; full disk.
@@ -304,6 +310,9 @@ def open_sink(
                 f"output {path} cannot be written as {file_format} at {sample_rate} Hz ({_reason(error)}); "
                 "choose another format or output rate"
             ) from error
+        for name, value in (tags or {}).items():
+            with suppress(soundfile.LibsndfileError):
+                setattr(encoder, name, value)
         sink = AudioSink(encoder, disk, path)
         try:
             yield sink
@@ -313,7 +322,12 @@ def open_sink(
 
 
 def write_audio(
-    path: str | os.PathLike[str], audio: npt.ArrayLike, sample_rate: int, *, subtype: str | None = None
+    path: str | os.PathLike[str],
+    audio: npt.ArrayLike,
+    sample_rate: int,
+    *,
+    subtype: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Write mono audio [T] in one go, whole or not at all.
 
@@ -323,7 +337,7 @@ def write_audio(
     """
     samples = as_mono(audio, "audio to write")
     rate = check_sample_rate(sample_rate)
-    with open_sink(path, rate, subtype=subtype, expected_samples=samples.size) as sink:
+    with open_sink(path, rate, subtype=subtype, expected_samples=samples.size, tags=tags) as sink:
         sink.write(samples)
 
 

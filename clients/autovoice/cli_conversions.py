@@ -16,8 +16,10 @@ from autovoice.cli_options import (
     JsonOption,
     OverwriteOption,
     ProtectOption,
+    ProvenanceOption,
     RepositoryOption,
     RmsMixOption,
+    SkipExistingOption,
     SpeakerOption,
     TargetOption,
     ThreadsOption,
@@ -66,12 +68,8 @@ def convert(
         typer.Option("--format", help="Format of the files in a folder."),
     ] = "wav",
     overwrite: OverwriteOption = False,
-    skip_existing: Annotated[
-        bool,
-        typer.Option(
-            "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=RESULT
-        ),
-    ] = False,
+    skip_existing: SkipExistingOption = False,
+    provenance: ProvenanceOption = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=RESULT)
     ] = False,
@@ -105,6 +103,7 @@ def convert(
         pitch_shift=pitch_shift,
         sample_rate=sample_rate,
         audio_format=audio_format,
+        provenance=provenance,
         existing="replace" if overwrite else "skip" if skip_existing else "refuse",
         config=voice_config(
             voice,
@@ -176,6 +175,7 @@ def stream(
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
     ] = None,
     overwrite: OverwriteOption = False,
+    provenance: ProvenanceOption = True,
     as_json: JsonOption = False,
     speaker: SpeakerOption = None,
     index_rate: IndexRateOption = None,
@@ -216,5 +216,6 @@ def stream(
         sample_rate=sample_rate,
         output=output,
         overwrite=overwrite,
+        provenance=provenance,
         as_json=as_json,
     )

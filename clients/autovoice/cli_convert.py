@@ -24,6 +24,7 @@ from autovoice.cli_embed import Voice, load_voice
 from autovoice.cli_engine import load_engine
 from autovoice.cli_outputs import Existing, Job, about, plan_jobs
 from autovoice.errors import OutputError, PitchError
+from autovoice.provenance import provenance_tags
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Conversion:
     sample_rate: int | None
     audio_format: str
     existing: Existing
+    provenance: bool
     config: PipelineConfig
 
 
@@ -62,7 +64,7 @@ def convert_files(request: Conversion, *, profile: bool, as_json: bool) -> int:
         pipeline.family.check_shift(shift)
         if jobs:
             voice = load_voice(pipeline, request.target, with_pitch=shift == "auto")
-            outcomes = _convert_all(pipeline, jobs, voice, shift, request.sample_rate, quiet=as_json)
+            outcomes = _convert_all(pipeline, jobs, voice, shift, request, quiet=as_json)
         device = pipeline.device
     if as_json:
         print(json.dumps(_as_dict(outcomes, device, profile), indent=2))
@@ -95,7 +97,7 @@ def _convert_all(
     jobs: Sequence[Job],
     voice: Voice,
     shift: float | Literal["auto"],
-    sample_rate: int | None,
+    request: Conversion,
     *,
     quiet: bool,
 ) -> list[Outcome]:
@@ -124,9 +126,10 @@ def _convert_all(
                     job.source,
                     job.output,
                     voice.embedding,
-                    output_sample_rate=sample_rate,
+                    output_sample_rate=request.sample_rate,
                     pitch_shift_semitones=shift,
                     target_median_f0=voice.median_f0,
+                    tags=provenance_tags() if request.provenance else None,
                     progress_callback=advance,
                 )
                 outcomes.append(Outcome(job, result, None))

@@ -87,6 +87,20 @@ EmbedFallbackOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace outputs that exist.", rich_help_panel=RESULT)
 ]
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing", help="Leave outputs that exist and convert the rest.", rich_help_panel=RESULT
+    ),
+]
+ProvenanceOption = Annotated[
+    bool,
+    typer.Option(
+        "--provenance/--no-provenance",
+        help="Say in the output's metadata that it is converted speech.",
+        rich_help_panel=RESULT,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=RESULT),

@@ -29,6 +29,7 @@ from autovoice.cli_embed import load_voice
 from autovoice.cli_engine import load_engine
 from autovoice.cli_outputs import require_writable
 from autovoice.errors import ConfigurationError, PitchError
+from autovoice.provenance import provenance_tags
 from autovoice.results import FloatArray
 
 CHUNK_MS_RANGE = (1.0, 1000.0)
@@ -92,6 +93,7 @@ def simulate_stream(
     sample_rate: int | None,
     output: Path | None,
     overwrite: bool,
+    provenance: bool,
     as_json: bool,
 ) -> int:
     """Feed `source` to a stream as a microphone would, report the timing, keep the result if asked to."""
@@ -128,7 +130,7 @@ def simulate_stream(
         with start() as session:
             report, converted = _play(session, audio, rate, chunk_ms, pipeline.device, quiet=as_json)
     if output is not None:
-        write_audio(output, converted, rate)
+        write_audio(output, converted, rate, tags=provenance_tags() if provenance else None)
     if as_json:
         files = {"source": str(source), "output": str(output) if output else None}
         print(json.dumps(files | asdict(report), indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -152,6 +152,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
         target_median_f0: float | None = None,
         voice_settings: RvcSettings | None = None,
         subtype: str | None = None,
+        tags: Mapping[str, str] | None = None,
         progress_callback: ProgressCallback | None = None,
     ) -> FileResult:
         """Convert one audio file into another in bounded memory; the output appears whole or not at all.
@@ -166,6 +167,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
             target_median_f0: see `convert`.
             voice_settings: see `convert`.
             subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
+            tags: metadata of the output, such as `provenance_tags()`.
             progress_callback: see `convert`.
 
         Raises:
@@ -184,7 +186,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
 
             def write(blocks: Iterator[FloatArray]) -> int:
                 with open_sink(
-                    output, plan.output_sample_rate, subtype=subtype, expected_samples=expected
+                    output, plan.output_sample_rate, subtype=subtype, expected_samples=expected, tags=tags
                 ) as sink:
                     for block in blocks:
                         sink.write(block)

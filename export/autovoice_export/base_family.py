@@ -20,8 +20,9 @@ from autovoice_export.model_config import (
 from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT, Axis, Stage, StageTensor
 from autovoice_export.stages.alignment import PadSource, PadSourceWithF0, PassAudio, TrimOutput
 from autovoice_export.stages.pitch_extractor import PitchExtractor
-from autovoice_export.stages.speaker_encoder import EMBEDDING_SIZE, SpeakerEncoder
 from autovoice_export.stages.timing import LOOKAHEAD
+from autovoice_export.stages.voice import VOICE_SIZE
+from autovoice_export.stages.voice_encoder import VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 MAX_BATCH_SIZE = 16
@@ -37,7 +38,7 @@ _AUDIO = StageTensor("AUDIO", (_BLOCKS,))
 _LOUDNESS = StageTensor("LOUDNESS", (_FRAMES,))
 _F0 = StageTensor("F0", (_FRAMES,))
 _PERIODICITY = StageTensor("PERIODICITY", (_FRAMES,))
-_EMBEDDING = StageTensor("EMBEDDING", (EMBEDDING_SIZE,))
+_EMBEDDING = StageTensor("EMBEDDING", (VOICE_SIZE,))
 _PITCH_SHIFT = StageTensor("PITCH_SHIFT", (1,))
 _SOURCE_AUDIO = StageTensor("SOURCE_AUDIO", (_SAMPLES,))
 _SOURCE_BLOCKS = StageTensor("SOURCE_AUDIO", (_BLOCKS,))
@@ -60,7 +61,7 @@ PARAMETERS = {
     "sample_rate": str(SAMPLE_RATE),
     "frame_samples": str(HOP),
     "lookahead_samples": str(LOOKAHEAD),
-    "embedding_size": str(EMBEDDING_SIZE),
+    "embedding_size": str(VOICE_SIZE),
 }
 """What every ensemble tells its clients."""
 
@@ -69,7 +70,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
     """The stages of the base family around the weights of a checkpoint."""
     content_encoder, synthesizer = checkpoint.content_encoder, checkpoint.synthesizer
     pitch_extractor = PitchExtractor()
-    content = StageTensor("CONTENT", (_FRAMES, content_encoder.config.content_size))
+    content = StageTensor("CONTENT", (_FRAMES, content_encoder.config.width))
     sizes = content_encoder.state_size, pitch_extractor.state_size, synthesizer.state_size
     padded = (
         _PADDED_AUDIO,
@@ -80,7 +81,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
     return (
         Stage(
             "speaker_encoder",
-            SpeakerEncoder.from_resemblyzer(),
+            VoiceEncoder(checkpoint.phone_classifier).eval(),
             (StageTensor("REFERENCE_AUDIO", (_SAMPLES,)),),
             (_EMBEDDING,),
         ),
@@ -140,7 +141,7 @@ def converter(family: tuple[Stage, ...]) -> Composition:
     }
     return Composition(
         CONVERTER,
-        (_SOURCE_BLOCKS, StageTensor("TARGET_EMBEDDING", (EMBEDDING_SIZE,)), _PITCH_SHIFT),
+        (_SOURCE_BLOCKS, StageTensor("TARGET_EMBEDDING", (VOICE_SIZE,)), _PITCH_SHIFT),
         (StageTensor("CONVERTED_AUDIO", (_BLOCKS,)),),
         tuple(states.values()),
         tuple(
@@ -190,7 +191,7 @@ def stream_of_stages() -> EnsembleConfig:
 def _ensembles() -> tuple[EnsembleConfig, ...]:
     audio = TensorConfig("SOURCE_AUDIO", (VARIABLE,))
     f0 = TensorConfig("SOURCE_F0", (VARIABLE,))
-    voice = (TensorConfig("TARGET_EMBEDDING", (EMBEDDING_SIZE,)), TensorConfig("PITCH_SHIFT", (1,)))
+    voice = (TensorConfig("TARGET_EMBEDDING", (VOICE_SIZE,)), TensorConfig("PITCH_SHIFT", (1,)))
     converted = (TensorConfig("CONVERTED_AUDIO", (VARIABLE,)),)
 
     def ensemble(

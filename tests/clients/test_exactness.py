@@ -130,7 +130,7 @@ def test_a_padded_batch_equals_its_single_conversions(
         voice_like(s, r, seed=i)
         for i, (s, r) in enumerate(zip([2, 1.9, 1.7, 2.1, 0.4, 0.31], rates, strict=True))
     ]
-    voices = np.random.default_rng(1).standard_normal((len(sources), 256))
+    voices = np.random.default_rng(1).standard_normal((len(sources), pipeline.embedding_size))
     f0s = [None, None, None, None, None, np.full(31, 150.0)]
     made = pipeline.batch_convert(sources, voices, f0s, rates, pitch_shift_semitones=-2.0)
     for index, source in enumerate(sources):
@@ -184,7 +184,7 @@ def test_silence_converts_to_silence(pipeline: VoiceConversionPipeline, speaker:
 def test_short_references_name_a_voice(pipeline: VoiceConversionPipeline, seconds: float) -> None:
     reference = voice_like(4, seed=9)[RATE:]
     embedding = pipeline.embed(reference[: round(seconds * RATE)], RATE)
-    assert embedding.shape == (256,)
+    assert embedding.shape == (pipeline.embedding_size,)
     assert np.linalg.norm(embedding) == pytest.approx(1.0, abs=1e-5)
     if seconds >= 0.3:
         assert float(embedding @ pipeline.embed(reference, RATE)) > 0.6

@@ -30,6 +30,7 @@ from autovoice_export.stage import Stage
 from autovoice_export.stages.content_encoder import ContentEncoder, ContentEncoderConfig
 from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.stages.target_pitch import TargetPitch
+from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.plans import PlanOptions, Precision, Progress
 from autovoice_export.tensorrt.plans import build_plans as build_with_tensorrt
@@ -47,10 +48,12 @@ def checkpoint() -> Checkpoint:
         synthesizer = Synthesizer(
             SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)
         )
-        torch.nn.init.normal_(synthesizer.output.weight, std=0.2)
+        torch.nn.init.normal_(synthesizer.correction.weight, std=0.2)
         target_pitch = TargetPitch()
         torch.nn.init.normal_(target_pitch.linear.weight)
-    return Checkpoint(content_encoder.eval(), synthesizer.eval(), target_pitch.eval())
+        torch.nn.init.normal_(synthesizer.average_voice)
+        classifier = PhoneClassifier()
+    return Checkpoint(content_encoder.eval(), synthesizer.eval(), target_pitch.eval(), classifier.eval())
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,12 @@ from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkp
 
 def write(path: Path, checkpoint: Checkpoint, **metadata: object) -> Path:
     save_checkpoint(
-        path, checkpoint.content_encoder, checkpoint.synthesizer, checkpoint.target_pitch, metadata
+        path,
+        checkpoint.content_encoder,
+        checkpoint.synthesizer,
+        checkpoint.target_pitch,
+        checkpoint.phone_classifier,
+        metadata,
     )
     return path
 
@@ -34,7 +39,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "voice.safetensors", checkpoint, steps=12, data=["kal", "awb"])
     loaded = load_checkpoint(path)
     assert loaded.metadata == {"steps": 12, "data": ["kal", "awb"]}
-    for name in ("content_encoder", "synthesizer", "target_pitch"):
+    for name in ("content_encoder", "synthesizer", "target_pitch", "phone_classifier"):
         before, after = getattr(checkpoint, name).state_dict(), getattr(loaded, name).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -82,12 +87,12 @@ def test_foreign_file_is_named(tmp_path: Path) -> None:
 
 def test_missing_misshapen_and_unused_tensors_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = write(tmp_path / "voice.safetensors", checkpoint)
-    rewrite(path, {"synthesizer.output.bias": None})
-    with pytest.raises(CheckpointError, match=r"no tensor 'synthesizer\.output\.bias'"):
+    rewrite(path, {"synthesizer.correction.bias": None})
+    with pytest.raises(CheckpointError, match=r"no tensor 'synthesizer\.correction\.bias'"):
         load_checkpoint(path)
-    rewrite(path, {"synthesizer.output.bias": torch.ones(3)})
+    rewrite(path, {"synthesizer.correction.bias": torch.ones(3)})
     with pytest.raises(
-        CheckpointError, match=r"'synthesizer\.output\.bias' has shape \[3\], the stage needs"
+        CheckpointError, match=r"'synthesizer\.correction\.bias' has shape \[3\], the stage needs"
     ):
         load_checkpoint(path)
     write(path, checkpoint)
@@ -106,14 +111,14 @@ def test_newer_formats_and_settings_are_named(
     save_file({"weight": torch.ones(1)}, path, {"autovoice": json.dumps(header)})
     with pytest.raises(CheckpointError, match="sets heads, which SynthesizerConfig does not have"):
         load_checkpoint(path)
-    monkeypatch.setattr(module, "_FORMAT", 2)
+    monkeypatch.setattr(module, "_FORMAT", 3)
     write(path, checkpoint)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 3, this version reads format 2"):
         load_checkpoint(path)
 
 
 def test_untrained_weights_depend_on_the_seed_alone() -> None:
     first, again, other = (Checkpoint.untrained(seed).synthesizer.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["output.weight"], other["output.weight"])
+    assert not torch.equal(first["correction.weight"], other["correction.weight"])

@@ -128,7 +128,7 @@ def test_ensembles_tell_clients_what_they_need(wires: dict[str, pb.ModelConfig])
             "sample_rate": "24000",
             "frame_samples": "240",
             "lookahead_samples": "600",
-            "embedding_size": "256",
+            "embedding_size": "1282",
         }
         inputs = [
             "SOURCE_AUDIO",

@@ -106,7 +106,7 @@ def rename_model(message: Any) -> None:
         (
             "voice_conversion_with_f0_stream",
             cross_wires,
-            r"PITCH_SHIFT is \['TYPE_FP32', 1\] .* but \['TYPE_FP32', 256\]",
+            r"PITCH_SHIFT is \['TYPE_FP32', 1\] .* but \['TYPE_FP32', 1282\]",
         ),
         ("voice_conversion_with_f0_stream", misname_output, "content_encoder_stream has no output CONTENTS"),
         (

@@ -15,6 +15,7 @@ from autovoice_export.stages.content_encoder import ContentEncoder
 from autovoice_export.stages.pitch_extractor import PitchExtractor
 from autovoice_export.stages.synthesizer import NOISE_BLOCKS, Synthesizer
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
+from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, pack
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 FRAMES = 60
@@ -25,7 +26,7 @@ def stages() -> dict[str, nn.Module]:
     torch.manual_seed(3)
     built = {"content": ContentEncoder(), "pitch": PitchExtractor(), "synthesizer": Synthesizer()}
     # An untrained output layer is nearly constant; make every path audible.
-    nn.init.normal_(built["synthesizer"].output.weight, std=0.2)
+    nn.init.normal_(built["synthesizer"].correction.weight, std=0.2)
     return {name: stage.eval() for name, stage in built.items()}
 
 
@@ -45,7 +46,9 @@ def speech_like(frames: int, batch: int = 1, seed: int = 0) -> Tensor:
 def convert(stages: dict[str, nn.Module], audio: Tensor, cuts: list[int]) -> dict[str, Tensor]:
     """Runs the three stages over the chunks that ``cuts`` (in frames) make."""
     batch = audio.shape[0]
-    embedding = nn.functional.normalize(torch.linspace(-1, 1, 256).repeat(batch, 1), dim=1)
+    envelopes = torch.linspace(-1, 1, PHONES * ENVELOPE_SIZE).reshape(PHONES, ENVELOPE_SIZE)
+    shares = torch.full((batch, PHONES), 1.0 / PHONES)
+    embedding = pack(torch.linspace(-1, 1, 256).repeat(batch, 1), shares, shares.unsqueeze(2) * envelopes)
     shift = torch.full((batch, 1), 3.0)
     states = {name: torch.zeros(batch, stage.state_size) for name, stage in stages.items()}
     edges = [0, *cuts, audio.shape[1] // HOP]
@@ -127,8 +130,9 @@ def test_silence_stays_silent(stages: dict[str, nn.Module]) -> None:
 def test_level_passes_through(stages: dict[str, nn.Module]) -> None:
     """Without the network's opinion the filters follow the loudness one to one."""
     synthesizer = stages["synthesizer"]
-    content, flat = torch.zeros(1, FRAMES, synthesizer.config.content_size), torch.full((1, FRAMES), 150.0)
-    state, embedding = torch.zeros(1, synthesizer.state_size), torch.zeros(1, 256)
+    width = ContentEncoder().config.width
+    content, flat = torch.zeros(1, FRAMES, width), torch.full((1, FRAMES), 150.0)
+    state, embedding = torch.zeros(1, synthesizer.state_size), torch.zeros(1, VOICE_SIZE)
     results = []
     for level in (-6.0, -4.0):
         with torch.no_grad():

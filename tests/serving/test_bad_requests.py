@@ -42,7 +42,7 @@ BAD = {
     "not a number": ({**GOOD, "SOURCE_AUDIO": with_bad(hum(4800), np.nan)}, "not finite"),
     "infinite": ({**GOOD, "SOURCE_AUDIO": with_bad(hum(4800), np.inf)}, "not finite"),
     "voice not a number": (
-        {**GOOD, "TARGET_EMBEDDING": np.full((1, 256), np.nan, np.float32)},
+        {**GOOD, "TARGET_EMBEDDING": np.full_like(GOOD["TARGET_EMBEDDING"], np.nan)},
         "not finite",
     ),
     "overflow": ({**GOOD, "SOURCE_AUDIO": with_bad(hum(4800), 3e38)}, "not a number|not finite"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,93 +9,21 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from toy_corpus import FRAMES, PHONES, VOICES, make_sampler, make_trainer, tone
 
 from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
+from autovoice_export.stages.voice import VOICE_SIZE
+from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
-from autovoice_training.corpus.store import FORMAT
 from autovoice_training.train.blend import blend
 from autovoice_training.train.config import TrainConfig
-from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
+from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair
 from autovoice_training.train.features import extract, read_features
 from autovoice_training.train.losses import MelLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.publish import publish
-from autovoice_training.train.trainer import VoiceConversionTrainer
-
-FRAMES = 165
-PHONES = ["pau", "aa", "th"]
-VOICES = {"low": (110.0, ()), "high": (220.0, ("th",)), "low_w0": (140.0, ())}
-
-
-def tone(pitch: float, frames: int) -> np.ndarray:
-    time = np.arange(frames * HOP) / SAMPLE_RATE
-    return (3000 * sum(np.sin(2 * np.pi * k * pitch * time) / k for k in range(1, 8))).astype(np.int16)
-
-
-@pytest.fixture(scope="module")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three voices, the same four sentences each; the last one of "low" is the validation set."""
-    root = tmp_path_factory.mktemp("corpus")
-    speakers, utterances = [], []
-    random = np.random.default_rng(0)
-    for name, (pitch, approximate) in VOICES.items():
-        folder = root / "speakers" / name
-        folder.mkdir(parents=True)
-        np.save(folder / "audio.npy", np.tile(tone(pitch, FRAMES), 4))
-        np.save(folder / "phones.npy", np.tile(np.repeat(np.arange(3, dtype=np.int16), FRAMES // 3), 4))
-        pseudo = "_" in name
-        speakers.append(
-            {"name": name, "human": name, "sex": "male", "engine": "world" if pseudo else "diphone",
-             "native_rate": 16000, "split": "train", "pseudo": pseudo, "base": "low" if pseudo else None,
-             "approximate": approximate}
-        )  # fmt: skip
-        for index in range(4):
-            split = "valid" if index == 3 else "train"
-            utterances.append(
-                {
-                    "id": f"{name}_{index}",
-                    "speaker": name,
-                    "sentence": f"p{index}",
-                    "start_frame": index * FRAMES,
-                    "frames": FRAMES,
-                    "split": split,
-                    "group": f"p{index}",
-                }
-            )
-        features = root / "features"
-        features.mkdir(exist_ok=True)
-        embeddings = random.standard_normal((4, 256)) * 0.1 + np.sign(pitch - 150)
-        np.savez(
-            features / f"{name}.npz",
-            f0=np.arange(4 * FRAMES, dtype=np.float32) + pitch,
-            periodicity=np.ones(4 * FRAMES, np.float32),
-            embeddings=(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32),
-        )
-    (root / "index.json").write_text(
-        json.dumps(
-            {"format": FORMAT, "seed": 0, "phones": PHONES, "speakers": speakers, "utterances": utterances}
-        )
-    )
-    return root
-
-
-def make_sampler(folder: Path, **options: float) -> PairSampler:
-    shares = {"human_share": 1.0, "self_share": 0.0}
-    size = {"batch_size": 6, "unpaired_items": 2, "crop_frames": 100}
-    return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **options})
-
-
-def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
-    size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
-    shares = {"human_share": 0.5, "self_share": 0.2}
-    sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares)
-    config = TrainConfig(
-        steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares
-    )
-    return VoiceConversionTrainer(sampler, config, run)
 
 
 def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
@@ -107,8 +34,9 @@ def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
 def test_features_are_those_of_the_stages_that_serve_the_voice(corpus_folder: Path, tmp_path: Path) -> None:
     """Above all the embeddings: an encoder without its weights hears one and the same voice everywhere."""
     corpus = Corpus(corpus_folder)
-    extract(corpus, tmp_path, Console(quiet=True))
-    encoder = SpeakerEncoder.from_resemblyzer()
+    torch.manual_seed(0)
+    encoder = VoiceEncoder(PhoneClassifier())
+    extract(corpus, tmp_path, encoder.classifier, Console(quiet=True))
     for name, (pitch, _) in VOICES.items():
         features = read_features(tmp_path, name)
         assert features.f0.shape == features.periodicity.shape == (4 * FRAMES,)
@@ -161,6 +89,7 @@ def test_unpaired_items_keep_the_melody_in_the_new_register(corpus_folder: Path)
     steps = batch.f0[0, 3:] - batch.f0[0, 2:-1]
     torch.testing.assert_close(steps, torch.full_like(steps, ratio), rtol=1e-3, atol=1e-3)
     voices = sampler.features["high"].embeddings.mean(axis=0)
+    assert batch.embedding.shape == (1, VOICE_SIZE)
     assert batch.embedding[0].numpy() @ voices / np.linalg.norm(voices) > 0.9
 
 

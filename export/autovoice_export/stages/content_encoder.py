@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_filterbank, real_dft
-from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader
+from autovoice_export.stages.mel import (
+    ENVELOPE_SIZE,
+    HIGH_HZ,
+    LOUDNESS_FLOOR,
+    LOW_HZ,
+    MEL_BANDS,
+    WINDOW,
+    MelAnalysis,
+)
+from autovoice_plugins.geometry import HOP
 
-WINDOW = 3 * HOP
 POWER_FLOOR = 1e-9
-LOUDNESS_FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -22,48 +29,49 @@ class ContentEncoderConfig:
     Attributes:
         mel_bands: bands of the log-mel input between ``low_hz`` and ``high_hz``.
         low_hz: lower edge; rumble and DC below it reach neither content nor loudness.
-        high_hz: upper edge; 8 kHz, so that wideband telephone and studio recordings look alike.
+        high_hz: upper edge.
         channels: width of the gated blocks.
         dilations: one block each; their sum times two is the look-back in frames.
-        content_size: width C of CONTENT, the bottleneck.
+        content_size: learnt values of CONTENT, the bottleneck.
+        envelope_size: cosine coefficients of the source's own envelope, the rest of CONTENT.
     """
 
-    mel_bands: int = 80
-    low_hz: float = 50.0
-    high_hz: float = 8000.0
+    mel_bands: int = MEL_BANDS
+    low_hz: float = LOW_HZ
+    high_hz: float = HIGH_HZ
     channels: int = 192
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4, 8))
     content_size: int = 96
+    envelope_size: int = ENVELOPE_SIZE
+
+    @property
+    def width(self) -> int:
+        """Width C of CONTENT."""
+        return self.content_size + self.envelope_size
 
 
 class ContentEncoder(nn.Module):
-    """Log-mel frames through gated causal convolutions to a narrow bottleneck.
+    """Log-mel frames through gated causal convolutions to a narrow bottleneck, and their envelope beside it.
+
+    The bottleneck learns to say what is said whoever says it, and loses detail on the way; the envelope has
+    all the detail of the frame, and its speaker.
 
     The window of a frame is three blocks long and centred on the middle one, so on receipt of block j
     the mel frame of block j - 1 is complete; the network emits the content of block j - 2, which
     leaves it one mel frame of look-ahead.
     """
 
-    window: Tensor
-    dft: Tensor
-    filterbank: Tensor
-
     def __init__(self, config: ContentEncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ContentEncoderConfig()
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.register_buffer("dft", real_dft(WINDOW), persistent=False)
-        self.register_buffer(
-            "filterbank",
-            mel_filterbank(config.mel_bands, config.low_hz, config.high_hz, WINDOW, SAMPLE_RATE),
-            persistent=False,
-        )
+        self.analysis = MelAnalysis(config.mel_bands, config.low_hz, config.high_hz, config.envelope_size)
         self.input = FrameConvolution(config.mel_bands, config.channels, 1)
         blocks = [GatedBlock(config.channels, dilation) for dilation in config.dilations]
         self.blocks = nn.ModuleList(blocks)
         self.output = FrameConvolution(config.channels, config.content_size, 1)
         self.audio_state = WINDOW - HOP
-        self.state_size = self.audio_state + 1 + sum(block.state_size for block in blocks)
+        self.frame_state = 1 + config.envelope_size
+        self.state_size = self.audio_state + self.frame_state + sum(block.state_size for block in blocks)
 
     def mel(self, audio: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Mel power of the frames that the new blocks complete.
@@ -77,12 +85,7 @@ class ContentEncoder(nn.Module):
             windowed frame, and the last 480 samples.
         """
         padded = torch.cat([past, audio], dim=1)
-        blocks = padded.reshape(padded.shape[0], -1, HOP)
-        frames = torch.cat([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], dim=2)
-        real, imaginary = torch.matmul(frames * self.window, self.dft).chunk(2, dim=2)
-        # Parseval: both halves of the spectrum, the window's energy 3/8, the window length squared.
-        power = (real * real + imaginary * imaginary) * (2.0 / (0.375 * WINDOW * WINDOW))
-        return torch.matmul(power, self.filterbank), padded[:, -self.audio_state :]
+        return self.analysis(padded), padded[:, -self.audio_state :]
 
     def encode(self, mel: Tensor, state: StateReader) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encodes mel frames; training perturbs them between ``mel`` and here.
@@ -94,14 +97,18 @@ class ContentEncoder(nn.Module):
         Returns:
             CONTENT [B, F, C], LOUDNESS [B, F] and the new state in pieces.
         """
-        power = torch.cat([state.take(1), mel.sum(dim=2)], dim=1)
-        loudness = 0.5 * torch.log(power[:, :-1] + LOUDNESS_FLOOR)
-        states = [power[:, -1:]]
+        log_magnitude, _ = self.analysis.level_free(mel)
+        frames = torch.cat([mel.sum(dim=2, keepdim=True), self.analysis.envelope(log_magnitude)], dim=2)
+        # The bottleneck is one frame behind the newest mel frame: so are loudness and envelope.
+        frames = torch.cat([state.take(self.frame_state).unsqueeze(1), frames], dim=1)
+        states = [frames[:, -1]]
+        loudness = 0.5 * torch.log(frames[:, :-1, 0] + LOUDNESS_FLOOR)
+        envelope = frames[:, :-1, 1:]
         x = self.input(torch.log(mel + POWER_FLOOR) * 0.25 + 2.5)
         for block in self.blocks:
             x, past = block(x, state)
             states.append(past)
-        return self.output(x), loudness, states
+        return torch.cat([self.output(x), envelope], dim=2), loudness, states
 
     def forward(self, audio: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encodes one chunk.

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader
+from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_points
+from autovoice_export.stages.mel import ENVELOPE_SIZE, HIGH_HZ, LOW_HZ, MEL_BANDS, cosine_basis
+from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES, Voice, unpack
 from autovoice_plugins.geometry import (
     BANDS,
     FLOOR,
@@ -17,13 +19,19 @@ from autovoice_plugins.geometry import (
     SPECTRAL_SYNTH_STATE_SIZE,
 )
 from autovoice_plugins.harmonic_source.torch_op import harmonic_source
+from autovoice_plugins.spectral_synth.reference import band_frequencies
 from autovoice_plugins.spectral_synth.torch_op import spectral_synth
 
-EMBEDDING_SIZE = 256
 NOISE_BLOCKS = 256
 NOISE_SEED = 20240229
 # 1 / e^30 is far below the filters' floor: an unvoiced frame has no harmonics at all.
 UNVOICED_ATTENUATION = 30.0
+# Shares of a reference (0.01 is a tenth of a second in ten) that what is known of all voices counts for.
+PHONE_PRIOR = 0.004
+VOICE_PRIOR = 0.02
+# No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): a vector that is
+# no embedding gets a strange voice, not a deafening one.
+MOST_UNUSUAL = 6.0
 
 
 @dataclass(frozen=True)
@@ -31,13 +39,15 @@ class SynthesizerConfig:
     """Shape of the synthesizer.
 
     Attributes:
-        content_size: width of CONTENT.
+        content_size: learnt values of CONTENT.
+        envelope_size: cosine coefficients of the source's envelope, the rest of CONTENT.
         channels: width of the gated blocks.
         dilations: one block each.
         condition_size: width of the projected speaker embedding that every block sees.
     """
 
     content_size: int = 96
+    envelope_size: int = ENVELOPE_SIZE
     channels: int = 192
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2))
     condition_size: int = 128
@@ -53,8 +63,22 @@ def noise_table() -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def envelope_to_bands(size: int) -> Tensor:
+    """Matrix [size, BANDS] from cosine coefficients to log magnitude at the points of a filter.
+
+    Linear on the mel scale; held outside of the analysed band.
+    """
+    bands = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1])
+    place = np.interp(band_frequencies(), bands, np.arange(MEL_BANDS))
+    weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - np.arange(MEL_BANDS)[:, None]))
+    return cosine_basis(MEL_BANDS, size).T @ torch.from_numpy(weight).float()
+
+
 class Synthesizer(nn.Module):
-    """Gated causal convolutions predict a harmonic and a noise filter per frame.
+    """Gated causal convolutions correct two envelopes to a harmonic and a noise filter per frame.
+
+    One is the source's own, which knows every detail of what is said; the other the target's, from its
+    reference: the mean envelope of each phone, weighted by how much the content is that phone.
 
     The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
     noise model; Serra & Smith 1990, differentiable form Engel et al. 2020). The loudness of the source
@@ -62,27 +86,59 @@ class Synthesizer(nn.Module):
     """
 
     noise: Tensor
+    average_voice: Tensor
 
     def __init__(self, config: SynthesizerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SynthesizerConfig()
         self.register_buffer("noise", noise_table(), persistent=False)
+        # The mean envelope of each phone over the voices heard in training; what a reference lacks.
+        self.register_buffer("average_voice", torch.zeros(PHONES, config.envelope_size))
+        self.phones = FrameConvolution(config.content_size, PHONES, 1)
         self.embedding = nn.Sequential(
-            nn.Linear(EMBEDDING_SIZE, config.condition_size), nn.SiLU(),
+            nn.Linear(IDENTITY_SIZE + config.envelope_size, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
         )  # fmt: skip
-        self.input = FrameConvolution(config.content_size + 3, config.channels, 1)
+        self.input = FrameConvolution(config.content_size + 3 + 2 * config.envelope_size, config.channels, 1)
         blocks = [
             GatedBlock(config.channels, dilation, config.condition_size) for dilation in config.dilations
         ]
         self.blocks = nn.ModuleList(blocks)
         self.hidden = FrameConvolution(config.channels, config.channels, 1)
-        self.output = FrameConvolution(config.channels, 2 * BANDS, 1)
-        nn.init.normal_(self.output.weight, std=0.01)
-        # A plausible start: harmonics a little below the source's loudness, noise 17 dB under them.
-        self.output.bias = nn.Parameter(torch.cat([torch.full((BANDS,), -1.0), torch.full((BANDS,), -3.0)]))
+        self.correction = FrameConvolution(config.channels, 2 * BANDS, 1)
+        nn.init.normal_(self.correction.weight, std=0.01)
+        half = 0.5 * envelope_to_bands(config.envelope_size)
+        # Both filters begin half-way between the source's envelope and the target's.
+        self.envelopes = FrameConvolution(2 * config.envelope_size, 2 * BANDS, 1, bias=False)
+        self.envelopes.weight = nn.Parameter(half.repeat(2, 2).T.unsqueeze(2).clone())
+        # A plausible start: harmonics as loud as the source, noise 13 dB under them.
+        self.correction.bias = nn.Parameter(
+            torch.cat([torch.full((BANDS,), 0.0), torch.full((BANDS,), -1.5)])
+        )
         self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
         self.state_size = self.filter_state + sum(block.state_size for block in blocks)
+
+    def classify(self, content: Tensor) -> Tensor:
+        """Logits of the phones, [B, F, 41], of CONTENT [B, F, C]."""
+        logits: Tensor = self.phones(nn.functional.silu(content[:, :, : self.config.content_size]))
+        return logits
+
+    def phone_envelopes(self, voice: Voice) -> tuple[Tensor, Tensor]:
+        """How a voice says each phone.
+
+        Returns:
+            Its envelope of each phone [B, 41, 24]: the mean over the reference, drawn towards the average
+            voice moved by the mean deviation, the more so the less of the phone the reference has; and that
+            deviation [B, 24].
+        """
+        shares = voice.shares.unsqueeze(2)
+        beyond = voice.sums - shares * self.average_voice
+        # A pause, the first phone, has the colour of the room.
+        total = shares[:, 1:].sum(dim=1) + VOICE_PRIOR
+        deviation = (beyond[:, 1:].sum(dim=1) / total).clamp(-MOST_UNUSUAL, MOST_UNUSUAL)
+        expected = deviation.unsqueeze(1)
+        own = (beyond - shares * expected) / (shares + PHONE_PRIOR)
+        return self.average_voice + expected + own.clamp(-MOST_UNUSUAL, MOST_UNUSUAL), deviation
 
     def filters(
         self,
@@ -94,17 +150,21 @@ class Synthesizer(nn.Module):
         state: StateReader,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Log-magnitude filters [B, F, 80] of harmonics and noise, and the new states of the blocks."""
+        voice = unpack(embedding)
+        phone_envelopes, deviation = self.phone_envelopes(voice)
+        target = torch.matmul(torch.softmax(self.classify(content), dim=2), phone_envelopes)
+        envelopes = torch.cat([content[:, :, self.config.content_size :], target], dim=2)
         voiced = (f0 > 0).to(f0.dtype)
         octave = voiced * torch.log2(f0.clamp(min=1.0) / 200.0)
         pitch = torch.stack([octave, voiced, periodicity], dim=2)
-        x = self.input(torch.cat([content, pitch], dim=2))
-        condition = self.embedding(embedding * (EMBEDDING_SIZE**0.5))
+        x = self.input(torch.cat([content[:, :, : self.config.content_size], pitch, envelopes], dim=2))
+        condition = self.embedding(torch.cat([voice.identity * (IDENTITY_SIZE**0.5), deviation], dim=1))
         states = []
         for block in self.blocks:
             x, past = block(x, state, condition)
             states.append(past)
-        x = self.output(torch.nn.functional.silu(self.hidden(x))) + loudness.unsqueeze(2)
-        harmonic, noise = x.chunk(2, dim=2)
+        x = self.correction(torch.nn.functional.silu(self.hidden(x))) + self.envelopes(envelopes)
+        harmonic, noise = (x + loudness.unsqueeze(2)).chunk(2, dim=2)
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
         return harmonic.clamp(min=FLOOR), noise.clamp(min=FLOOR), states
 
@@ -138,7 +198,7 @@ class Synthesizer(nn.Module):
             loudness: LOUDNESS [B, F], natural log of RMS.
             f0: F0 [B, F] in Hz, 0 = unvoiced.
             periodicity: PERIODICITY [B, F] in [0, 1].
-            embedding: EMBEDDING [B, 256], unit length.
+            embedding: EMBEDDING [B, 1282], unit length.
             pitch_shift: PITCH_SHIFT [B, 1] in semitones.
             state: STATE_IN [B, state_size], zeros at the start.
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.speaker_encoder import EMBEDDING_SIZE
+from autovoice_export.stages.voice import IDENTITY_SIZE, unpack
 
 LOWEST_HZ = 60.0
 HIGHEST_HZ = 500.0
@@ -19,11 +19,11 @@ _UNTRAINED_HZ = 150.0
 
 
 class TargetPitch(nn.Module):
-    """Linear regression from the unit-length embedding to the logarithm of the median F0."""
+    """Linear regression from the identity in an embedding to the logarithm of the median F0."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(EMBEDDING_SIZE, 1)
+        self.linear = nn.Linear(IDENTITY_SIZE, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, math.log(_UNTRAINED_HZ))
 
@@ -31,13 +31,13 @@ class TargetPitch(nn.Module):
         """Guesses the median F0 of voices.
 
         Args:
-            embedding: EMBEDDING [B, 256], unit length.
+            embedding: EMBEDDING [B, 1282].
 
         Returns:
             MEDIAN_F0 [B, 1] in Hz, between 60 and 500.
         """
-        log_hz = torch.clamp(self.linear(embedding), math.log(LOWEST_HZ), math.log(HIGHEST_HZ))
-        return torch.exp(log_hz)
+        log_hz = self.linear(unpack(embedding).identity)
+        return torch.exp(torch.clamp(log_hz, math.log(LOWEST_HZ), math.log(HIGHEST_HZ)))
 
 
 def fit(embeddings: Tensor, median_f0: Tensor, ridge: float = 3e-4) -> TargetPitch:
@@ -53,9 +53,9 @@ def fit(embeddings: Tensor, median_f0: Tensor, ridge: float = 3e-4) -> TargetPit
         ValueError: the arrays do not belong together, hold fewer than two rows, or an F0 is not positive.
     """
     count = embeddings.shape[0]
-    if embeddings.ndim != 2 or embeddings.shape[1] != EMBEDDING_SIZE or median_f0.shape != (count,):
+    if embeddings.ndim != 2 or embeddings.shape[1] != IDENTITY_SIZE or median_f0.shape != (count,):
         raise ValueError(
-            f"expected embeddings [N, {EMBEDDING_SIZE}] and median_f0 [N], "
+            f"expected embeddings [N, {IDENTITY_SIZE}] and median_f0 [N], "
             f"got {list(embeddings.shape)} and {list(median_f0.shape)}"
         )
     if count < 2:
@@ -67,7 +67,7 @@ def fit(embeddings: Tensor, median_f0: Tensor, ridge: float = 3e-4) -> TargetPit
     features, target = embeddings.double(), torch.log(median_f0.double())
     mean_features, mean_target = features.mean(dim=0), target.mean()
     centred = features - mean_features
-    gram = centred.T @ centred / count + ridge * torch.eye(EMBEDDING_SIZE, dtype=torch.float64)
+    gram = centred.T @ centred / count + ridge * torch.eye(IDENTITY_SIZE, dtype=torch.float64)
     weight = torch.linalg.solve(gram, centred.T @ (target - mean_target) / count)
     regression = TargetPitch()
     with torch.no_grad():

@@ -37,7 +37,7 @@ def _recorded_voices() -> list[np.ndarray]:
 
 
 def speaker(seed: int) -> np.ndarray:
-    """A target voice [256], somewhere between two recorded ones.
+    """A target voice [E], somewhere between two recorded ones.
 
     On a random vector, a voice that nobody has, the models answer with filters so loud that float32 rounding
     alone exceeds the tolerance.

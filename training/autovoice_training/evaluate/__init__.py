@@ -12,4 +12,6 @@ Markdown and PNG.
     judging   all judges on one pair, with their answers kept on disk
     running   the pairs in several processes
     summary, floor, report, plots     what is written
+    conditions, naturalness, robustness   transposed, noisy and sung sources, by a command of their own
+    examples  conversions to listen to, by a command of their own
 """

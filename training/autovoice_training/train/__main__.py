@@ -13,6 +13,7 @@ from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import PairSampler
 from autovoice_training.train.features import extract
+from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
 from autovoice_training.train.trainer import VoiceConversionTrainer
 
@@ -30,6 +31,10 @@ def main(
         Path, typer.Option(help="Where the finished voice is written.")
     ] = DEFAULT_CHECKPOINT,
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
+    start_from: Annotated[
+        Path | None, typer.Option(help="A new run begins with the weights of this checkpoint that fit.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")
@@ -42,11 +47,15 @@ def main(
     try:
         settings = TrainConfig.read(config)
         corpus = Corpus(data)
+        where = choose_device(device)
     except (CorpusError, ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}")
         raise typer.Exit(2) from None
     features = data / "features"
-    extract(corpus, features, console)
+    classifier = train_classifier(
+        corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console
+    )
+    extract(corpus, features, classifier, console)
     sampler = PairSampler(
         corpus,
         features,
@@ -56,12 +65,32 @@ def main(
         crop_frames=settings.crop_frames,
         human_share=settings.human_share,
         self_share=settings.self_share,
+        plain_items=settings.speaker_items,
     )
-    trainer = VoiceConversionTrainer(sampler, settings, run)
+    trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)
     if trainer.resume():
         console.print(f"resumed at step {trainer.step}")
+    elif start_from is not None:
+        console.print(f"{trainer.start_from(start_from)} tensors taken from {start_from}")
     trainer.train(console, None if minutes is None else 60.0 * minutes)
     publish(trainer, checkpoint, console)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; for ``auto`` a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is none PyTorch knows; say cpu, cuda or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: PyTorch finds no CUDA GPU here; say cpu or auto")
+    return device
 
 
 if __name__ == "__main__":

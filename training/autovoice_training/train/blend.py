@@ -6,6 +6,7 @@ better at (Wortsman et al. 2022, model soups).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def blend(first: Checkpoint, second: Checkpoint) -> Checkpoint:
         _average(getattr(first, name), getattr(second, name))
     steps = [checkpoint.metadata.get("step") for checkpoint in (first, second)]
     metadata = {**second.metadata, "mean_of_steps": steps}
-    return Checkpoint(second.content_encoder, second.synthesizer, second.target_pitch, metadata)
+    return replace(second, metadata=metadata)
 
 
 @torch.no_grad()
@@ -51,7 +52,9 @@ def main(
     except CheckpointError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    save_checkpoint(out, mean.content_encoder, mean.synthesizer, mean.target_pitch, mean.metadata)
+    save_checkpoint(
+        out, mean.content_encoder, mean.synthesizer, mean.target_pitch, mean.phone_classifier, mean.metadata
+    )
 
 
 if __name__ == "__main__":

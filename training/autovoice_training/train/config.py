@@ -33,12 +33,14 @@ class TrainConfig:
         speaker_weight: weight of the distance to the target's embedding.
         speaker_items: items of a batch for which that is measured, unpaired ones first.
         phone_weight: weight of the phone cross-entropy on the content.
+        words_weight: weight of the distance between the phones heard in the source and in the result.
+        classifier_steps: optimiser steps of the phone classifier, before everything else.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
         self_share: share of pairs in which an aligned rendition is not used although there is one.
         checkpoint_steps: a checkpoint is written every so many steps.
         validation_batches: fixed batches of the validation voice and sentences.
-        bfloat16: run the convolutions in bfloat16 where the processor has it.
+        bfloat16: run the convolutions in bfloat16.
     """
 
     seed: int = 1
@@ -54,6 +56,8 @@ class TrainConfig:
     speaker_weight: float = 0.5
     speaker_items: int = 6
     phone_weight: float = 0.2
+    words_weight: float = 0.3
+    classifier_steps: int = 700
     ema_decay: float = 0.998
     human_share: float = 0.5
     self_share: float = 0.15
@@ -62,7 +66,7 @@ class TrainConfig:
     bfloat16: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps"):
+        for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps", "classifier_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("human_share", "self_share", "ema_decay"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
+from autovoice_training.train.equaliser import colour, equalise, random_curve
 from autovoice_training.train.features import SpeakerFeatures, read_features
 
 DELAY_SAMPLES = LOOKAHEAD
@@ -24,6 +25,8 @@ PERTURB_ALIGNED = 0.5
 EMBEDDING_NOISE = 0.02
 # Share of unpaired items whose voice is a mixture of two: voices that nobody has.
 BLENDED = 0.5
+# Share of pairs whose target, and with it its reference, is heard through a random equaliser.
+EQUALISED = 0.5
 # Weight of frames in which one of the two voices says another sound than the sentence has, because its
 # language lacks it: enough to learn the voice from, too little to learn the accent.
 APPROXIMATE_WEIGHT = 0.15
@@ -57,8 +60,8 @@ class Batch:
         periodicity: of the target, [B, F], likewise.
         phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
         weight: of the target's frames in the spectral loss, [B, F], not delayed; 0 for unpaired items.
-        embedding: of other utterances of the target speaker, [B, 256].
-        source_embedding: of the source's speaker, [B, 256].
+        embedding: of other utterances of the target speaker, [B, 1282].
+        source_embedding: of the source's speaker, [B, 1282].
         native_rate: sample rate at which the target was made, [B].
         perturb: whether the source is perturbed, [B].
     """
@@ -74,6 +77,11 @@ class Batch:
     native_rate: Tensor
     perturb: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in values.items()})
+
 
 class PairSampler:
     """Draws batches that depend on the seed and the step alone.
@@ -88,6 +96,7 @@ class PairSampler:
         crop_frames: frames in a crop.
         human_share: share of targets that are the engines' own voices.
         self_share: share of pairs that use the target itself as source although aligned voices exist.
+        plain_items: the first so many items of a batch are never equalised.
     """
 
     def __init__(
@@ -101,12 +110,14 @@ class PairSampler:
         crop_frames: int,
         human_share: float,
         self_share: float,
+        plain_items: int,
     ) -> None:
         self.corpus = corpus
         self.phone_set = corpus.phone_set
         self.seed, self.crop_frames = seed, crop_frames
         self.batch_size, self.unpaired_items = batch_size, unpaired_items
         self.human_share, self.self_share = human_share, self_share
+        self.plain_items = plain_items
         self.features: dict[str, SpeakerFeatures] = {}
         self.groups: dict[str, list[Utterance]] = defaultdict(list)
         self.targets: dict[str, list[Utterance]] = defaultdict(list)
@@ -142,7 +153,7 @@ class PairSampler:
         random = np.random.default_rng((self.seed, step))
         unpaired = [self._unpaired(random) for _ in range(self.unpaired_items)]
         pairs = [self._training_pair(random) for _ in range(self.batch_size - self.unpaired_items)]
-        return self._collate(unpaired + pairs, random)
+        return self._collate(unpaired + pairs, random, EQUALISED)
 
     def validation_batch(self, index: int) -> Batch:
         """One of the fixed validation batches: the validation voice as target, aligned sources."""
@@ -179,9 +190,9 @@ class PairSampler:
         blend = self._speaker(random) if random.random() < BLENDED else target.speaker
         return Pair(said[random.integers(len(said))], target, perturb=random.random() < 0.5, blend=blend)
 
-    def _collate(self, pairs: list[Pair], random: np.random.Generator) -> Batch:
+    def _collate(self, pairs: list[Pair], random: np.random.Generator, equalised: float = 0.0) -> Batch:
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        for pair in pairs:
+        for number, pair in enumerate(pairs):
             source, target = pair.source, pair.target
             frames = source.frames if pair.blend else min(source.frames, target.frames)
             first = int(random.integers(max(1, frames - self.crop_frames + 1)))
@@ -194,11 +205,14 @@ class PairSampler:
             if pair.blend:
                 other, share = self.features[pair.blend], random.uniform(0.2, 0.8)
                 embedding = share * embedding + (1.0 - share) * other.draw_embedding(random, EMBEDDING_NOISE)
-                embedding = embedding / np.linalg.norm(embedding)
                 register = voice.median_f0**share * other.median_f0 ** (1.0 - share)
                 ratio = register / self.features[source.speaker].median_f0
             rows["source"].append(self._audio(source, first) * gain)
-            rows["target"].append(self._audio(sung, first) * gain)
+            wanted = self._audio(sung, first) * gain
+            if number >= self.plain_items and random.random() < equalised:
+                curve = random_curve(random)
+                wanted, embedding = equalise(wanted, curve), colour(embedding, curve)
+            rows["target"].append(wanted)
             melody = self.features[sung.speaker]
             rows["f0"].append(self._frames(melody.f0, sung, late, 0.0) * np.float32(ratio))
             rows["periodicity"].append(self._frames(melody.periodicity, sung, late, 0.0))

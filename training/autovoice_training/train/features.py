@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from autovoice_export.stages.pitch_extractor import PitchExtractor
-from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES
+from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES, unpack
+from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus
 
@@ -31,7 +34,7 @@ class SpeakerFeatures:
     Attributes:
         f0: Hz per frame of the speaker's whole store, 0 = unvoiced, [F].
         periodicity: in [0, 1], [F].
-        embeddings: unit length, one an utterance, [N, 256].
+        embeddings: unit length, one an utterance, [N, 1282].
     """
 
     f0: NDArray[np.float32]
@@ -44,17 +47,27 @@ class SpeakerFeatures:
         return float(np.median(self.f0[self.f0 > 0]))
 
     def draw_embedding(self, random: np.random.Generator, noise: float) -> NDArray[np.float32]:
-        """Embedding of one to three random utterances with a little noise, unit length, [256]."""
+        """Embedding of one to three random utterances, its identity a little off, unit length, [1282]."""
         rows = self.embeddings[random.integers(len(self.embeddings), size=random.integers(1, 4))]
         mean = rows.mean(axis=0)
-        mean = mean / np.linalg.norm(mean) + noise * random.standard_normal(mean.shape)
+        identity = mean[:IDENTITY_SIZE]
+        identity += noise * np.linalg.norm(identity) * random.standard_normal(identity.shape)
         return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+
+def average_voice(features: Iterable[SpeakerFeatures]) -> Tensor:
+    """Mean envelope of each phone over voices, [41, 24]; every voice counts by its share of the phone."""
+    shares, sums = torch.zeros(PHONES, 1), 0.0
+    for voice in features:
+        one = unpack(torch.from_numpy(voice.embeddings.mean(axis=0, keepdims=True)))
+        shares, sums = shares + one.shares[0].unsqueeze(1), sums + one.sums[0]
+    return sums / torch.clamp(shares, min=1e-4)
 
 
 def read_features(folder: Path, speaker: str) -> SpeakerFeatures:
     """Reads what ``extract`` wrote."""
-    with np.load(folder / f"{speaker}.npz") as stored:
-        return SpeakerFeatures(stored["f0"], stored["periodicity"], stored["embeddings"])
+    with np.load(folder / f"{speaker}.npz") as stored, np.load(folder / f"{speaker}.voice.npz") as voice:
+        return SpeakerFeatures(stored["f0"], stored["periodicity"], voice["embeddings"])
 
 
 @torch.no_grad()
@@ -77,25 +90,35 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
 
 
 @torch.no_grad()
-def extract(corpus: Corpus, folder: Path, console: Console) -> None:
+def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: Console) -> None:
     """Writes the features of every speaker that has none yet; safe to interrupt and run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = SpeakerEncoder.from_resemblyzer()
+    encoder = VoiceEncoder(classifier)
     for speaker in track(sorted(corpus.speakers), "features", console=console):
-        path = folder / f"{speaker}.npz"
-        if path.exists():
-            continue
         audio = corpus.audio(speaker)
-        f0, periodicity = pitch_of_store(audio)
-        own = [u for u in corpus.utterances if u.speaker == speaker and u.frames >= MINIMUM_EMBEDDED_FRAMES]
-        step = max(1, len(own) // EMBEDDED_UTTERANCES)
-        embeddings = []
-        for utterance in own[::step][:EMBEDDED_UTTERANCES]:
-            start = utterance.start_frame * HOP
-            samples = torch.from_numpy(
-                audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
-            )
-            embeddings.append(encoder(samples.unsqueeze(0))[0].numpy())
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, f0=f0, periodicity=periodicity, embeddings=np.stack(embeddings))
-        os.replace(partial, path)
+        path = folder / f"{speaker}.npz"
+        if not path.exists():
+            f0, periodicity = pitch_of_store(audio)
+            _write(path, f0=f0, periodicity=periodicity)
+        path = folder / f"{speaker}.voice.npz"
+        if not path.exists():
+            _write(path, embeddings=_embeddings(corpus, speaker, encoder))
+
+
+def _embeddings(corpus: Corpus, speaker: str, encoder: VoiceEncoder) -> NDArray[np.float32]:
+    """Embeddings of some of a speaker's utterances, [N, 1282]."""
+    audio = corpus.audio(speaker)
+    own = [u for u in corpus.utterances if u.speaker == speaker and u.frames >= MINIMUM_EMBEDDED_FRAMES]
+    step = max(1, len(own) // EMBEDDED_UTTERANCES)
+    rows = []
+    for utterance in own[::step][:EMBEDDED_UTTERANCES]:
+        start = utterance.start_frame * HOP
+        samples = audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
+        rows.append(encoder(torch.from_numpy(samples).unsqueeze(0))[0].numpy())
+    return np.stack(rows)
+
+
+def _write(path: Path, **arrays: NDArray[np.float32]) -> None:
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, path)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import mel_filterbank
 from autovoice_export.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
@@ -43,6 +44,32 @@ class SpeakerLoss(nn.Module):
         labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         contrast = nn.functional.cross_entropy(scores, labels)
         return 1.0 - right.mean() + CONTRAST_WEIGHT * contrast
+
+
+class PhoneLoss(nn.Module):
+    """How differently the phone classifier hears a result and its source: what is said must stay.
+
+    Kullback-Leibler divergence of the posteriors, from the source's to the result's. Where the target's own
+    rendition lacks a sound, or says it in its own way, the spectral loss asks for that; this one does not.
+
+    Args:
+        classifier: of the voice encoder, trained and left as it is.
+    """
+
+    def __init__(self, classifier: PhoneClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False)
+
+    def forward(self, result: Tensor, source: Tensor) -> Tensor:
+        """Compares audio [B, T] with audio [B, T]; nats a frame, a scalar."""
+        with torch.no_grad():
+            wanted = torch.log_softmax(self._logits(source), dim=1)
+        heard = torch.log_softmax(self._logits(result), dim=1)
+        return (wanted.exp() * (wanted - heard)).sum(dim=1).mean()
+
+    def _logits(self, audio: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.classifier.mel(audio))[0]
+        return logits
 
 
 class MelLoss(nn.Module):

@@ -26,9 +26,9 @@ def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Gen
     batch, frames, bands = mel.shape
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator).to(mel.device)
 
-    points = mel_points(bands + 2, low_hz, high_hz)[1:-1].to(mel.dtype)
+    points = mel_points(bands + 2, low_hz, high_hz)[1:-1].to(mel)
     warp = torch.exp((uniform(batch, 1) * 2.0 - 1.0) * 0.175)
     wanted = (points * warp).clamp(points[0], points[-1])
     upper = torch.searchsorted(points, wanted.contiguous()).clamp(1, bands - 1)
@@ -37,13 +37,13 @@ def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Gen
     share = share.unsqueeze(1)
     warped = mel.gather(2, index - 1) * (1.0 - share) + mel.gather(2, index) * share
 
-    position = torch.linspace(0.0, torch.pi, bands)
+    position = torch.linspace(0.0, torch.pi, bands, device=mel.device)
     shapes = torch.stack([torch.cos(position * order) for order in range(1, 5)])
-    curve = ((uniform(batch, 4) * 2.0 - 1.0) * torch.tensor([0.7, 0.5, 0.4, 0.3])) @ shapes
+    curve = ((uniform(batch, 4) * 2.0 - 1.0) * torch.tensor([0.7, 0.5, 0.4, 0.3], device=mel.device)) @ shapes
     warped = warped * torch.exp(curve).unsqueeze(1)
 
     level = warped.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True)
     ratio = 10.0 ** (-(2.0 + 4.0 * uniform(batch, 1, 1)))
-    tilt = torch.exp((uniform(batch, 1, 1) * 2.0 - 1.0) * torch.linspace(1.5, -1.5, bands))
+    tilt = torch.exp((uniform(batch, 1, 1) * 2.0 - 1.0) * torch.linspace(1.5, -1.5, bands, device=mel.device))
     hiss = -torch.log(uniform(batch, frames, bands).clamp(min=1e-6))
     return warped + level * ratio * tilt * hiss

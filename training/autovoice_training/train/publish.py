@@ -14,6 +14,7 @@ from autovoice_export.checkpoint import save_checkpoint
 from autovoice_export.stages.content_encoder import ContentEncoder
 from autovoice_export.stages.synthesizer import Synthesizer
 from autovoice_export.stages.target_pitch import TargetPitch, fit
+from autovoice_export.stages.voice import unpack
 from autovoice_training.train.data import PairSampler
 from autovoice_training.train.trainer import VoiceConversionTrainer
 
@@ -28,21 +29,22 @@ def fit_target_pitch(sampler: PairSampler) -> TargetPitch:
         features = sampler.features[speaker]
         for part in np.array_split(features.embeddings, 4):
             if len(part):
-                mean = part.mean(axis=0)
-                embeddings.append(mean / np.linalg.norm(mean))
+                embeddings.append(unpack(torch.from_numpy(part.mean(axis=0, keepdims=True))).identity[0])
                 medians.append(features.median_f0)
-    return fit(torch.from_numpy(np.stack(embeddings)), torch.tensor(medians))
+    return fit(torch.stack(embeddings), torch.tensor(medians))
 
 
 def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> None:
     """Writes the checkpoint of a run."""
-    average = trainer.average.module
+    average = trainer.average.module.cpu()
     corpus = trainer.sampler.corpus
     hours = sum(u.frames for u in corpus.utterances if u.split == "train") / 100 / 3600
     metadata = {
         "train": asdict(trainer.config),
         "step": trainer.step,
         "training_hours": round(trainer.seconds / 3600, 2),
+        "device": trainer.device_name,
+        "started_from": trainer.started_from,
         "audio_hours_seen": round(trainer.audio_hours, 1),
         "corpus": {"seed": corpus.seed, "speakers": len(corpus.speakers), "training_hours": round(hours, 2)},
     }
@@ -51,6 +53,7 @@ def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> No
         cast(ContentEncoder, average["content_encoder"]),
         cast(Synthesizer, average["synthesizer"]),
         fit_target_pitch(trainer.sampler),
+        trainer.classifier.cpu(),
         metadata,
     )
     console.print(f"checkpoint of step {trainer.step} written to {path}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -20,45 +21,59 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autovoice_export.stages.blocks import StateReader
 from autovoice_export.stages.content_encoder import ContentEncoder
 from autovoice_export.stages.synthesizer import Synthesizer
+from autovoice_export.stages.voice import unpack
+from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler
-from autovoice_training.train.losses import MelLoss, SpeakerLoss
+from autovoice_training.train.features import average_voice
+from autovoice_training.train.losses import MelLoss, PhoneLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 
 
 class VoiceConversionTrainer:
-    """Content encoder, synthesizer and a phone classifier that is thrown away afterwards.
+    """Content encoder and synthesizer, trained together.
 
     Args:
         sampler: source of batches.
         config: of the run.
         run: folder of the run; ``state.pt`` (resume) and ``log.jsonl`` live there.
+        classifier: of the voice encoder; it made the sampler's embeddings and hears what is said.
+        device: to train on.
     """
 
-    def __init__(self, sampler: PairSampler, config: TrainConfig, run: Path) -> None:
+    def __init__(
+        self,
+        sampler: PairSampler,
+        config: TrainConfig,
+        run: Path,
+        classifier: PhoneClassifier,
+        device: torch.device,
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.sampler = sampler
         self.run = run
-        self.encoder = ContentEncoder()
-        self.synthesizer = Synthesizer()
-        content = self.encoder.config.content_size
-        self.phones = nn.Sequential(nn.SiLU(), nn.Conv1d(content, len(sampler.phone_set), 1))
-        self.modules = nn.ModuleDict(
-            {"content_encoder": self.encoder, "synthesizer": self.synthesizer, "phones": self.phones}
-        )
+        self.classifier = classifier
+        self.device = device
+        self.started_from = ""
+        self.modules = nn.ModuleDict({"content_encoder": ContentEncoder(), "synthesizer": Synthesizer()})
+        average = average_voice(sampler.features[name] for name in sorted(sampler.targets))
+        cast(Tensor, self.modules["synthesizer"].average_voice).copy_(average)
+        self.modules.to(device)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay)
         )
-        self.loss = MelLoss()
-        self.speaker_loss = SpeakerLoss()
+        self.loss = MelLoss().to(device)
+        self.speaker_loss = SpeakerLoss().to(device)
+        self.phone_loss = PhoneLoss(classifier).to(device)
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(),
             lr=config.learning_rate,
@@ -86,25 +101,36 @@ class VoiceConversionTrainer:
             if generator is not None:
                 perturbed = perturb_mel(mel, encoder.config.low_hz, encoder.config.high_hz, generator)
                 mel = torch.where(batch.perturb[:, None, None], perturbed, mel)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+        with self.autocast():
             content, loudness, _ = encoder.encode(mel, StateReader(mel.new_zeros(items, encoder.state_size)))
-            logits = modules["phones"](content.transpose(1, 2))
-        phone = functional.cross_entropy(logits.float(), batch.phones, ignore_index=-1)
+            logits = synthesizer.classify(content).float().transpose(1, 2)
+        phone = functional.cross_entropy(logits, batch.phones, ignore_index=-1)
         audio = self.synthesize(synthesizer, content.float(), loudness, batch)
         late = DELAY_SAMPLES
         mel, relative = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
         some = self.config.speaker_items
-        speaker = self.speaker_loss(
-            audio[:some, late:], batch.embedding[:some], batch.source_embedding[:some]
-        )
+        voices = (unpack(voice[:some]).identity for voice in (batch.embedding, batch.source_embedding))
+        speaker = self.speaker_loss(audio[:some, late:], *voices)
+        words = self.phone_loss(audio[:, late:], batch.source[:, :-late])
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
-        return {"mel": mel, "relative": relative, "speaker": speaker, "phone": phone, "accuracy": accuracy}
+        return {
+            "mel": mel,
+            "relative": relative,
+            "speaker": speaker,
+            "phone": phone,
+            "words": words,
+            "accuracy": accuracy,
+        }
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for the convolutions."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
 
     def synthesize(self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch) -> Tensor:
         """Audio [B, 240 F] of a batch, 600 samples late; phase and filters stay in float32."""
         state = StateReader(content.new_zeros(content.shape[0], synthesizer.state_size))
         past = state.take(synthesizer.filter_state)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+        with self.autocast():
             harmonic, noise, _ = synthesizer.filters(
                 content, loudness, batch.f0, batch.periodicity, batch.embedding, state
             )
@@ -148,12 +174,13 @@ class VoiceConversionTrainer:
     def update(self) -> dict[str, float]:
         """One optimiser step; the batch depends on the seed and the step alone."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        losses = self.losses(self.modules, self.sampler.batch(self.step), generator)
+        losses = self.losses(self.modules, self.sampler.batch(self.step).to(self.device), generator)
         total = (
             losses["mel"]
             + self.config.relative_weight * losses["relative"]
             + self.config.speaker_weight * losses["speaker"]
             + self.config.phone_weight * losses["phone"]
+            + self.config.words_weight * losses["words"]
         )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -175,7 +202,7 @@ class VoiceConversionTrainer:
         batches = self.config.validation_batches
         for index in range(batches):
             for name, value in self.losses(
-                self.average.module, self.sampler.validation_batch(index), None
+                self.average.module, self.sampler.validation_batch(index).to(self.device), None
             ).items():
                 totals[name] = totals.get(name, 0.0) + value.item() / batches
         return totals
@@ -197,6 +224,7 @@ class VoiceConversionTrainer:
             "step": self.step,
             "seconds": self.seconds,
             "config": asdict(self.config),
+            "started_from": self.started_from,
         }
         partial = self.run / "state.pt.partial"
         torch.save(state, partial)
@@ -207,13 +235,43 @@ class VoiceConversionTrainer:
         path = self.run / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.modules.load_state_dict(state["modules"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.started_from = state["started_from"]
         return True
+
+    def start_from(self, path: Path) -> int:
+        """Takes what it can of the weights of another voice, which may be of another version.
+
+        Of tensors whose shape differs the common corner is taken, and the rest of them is zero.
+
+        Returns:
+            The number of tensors taken.
+        """
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            taken = 0
+            for name, value in self.modules.state_dict().items():
+                if name not in names:
+                    continue
+                stored = file.get_tensor(name)
+                if stored.ndim == value.ndim:
+                    corner = tuple(slice(min(a, b)) for a, b in zip(value.shape, stored.shape, strict=True))
+                    value.zero_()
+                    value[corner] = stored[corner].to(value)
+                    taken += 1
+        self.average.module.load_state_dict(self.modules.state_dict())
+        self.started_from = hashlib.sha256(path.read_bytes()).hexdigest()
+        return taken
+
+    @property
+    def device_name(self) -> str:
+        """What it is trained on, in words."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     @property
     def audio_hours(self) -> float:

@@ -1,0 +1,116 @@
+"""What training adds for unheard voices: the equaliser, the phone classifier and its loss, a warm start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+from toy_corpus import make_sampler, make_trainer, tone
+
+from autovoice_export.stages.voice import unpack
+from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
+from autovoice_training.corpus.reader import Corpus
+from autovoice_training.train.__main__ import choose_device
+from autovoice_training.train.equaliser import colour, equalise, random_curve
+from autovoice_training.train.losses import PhoneLoss
+from autovoice_training.train.phones import train_classifier
+from autovoice_training.train.publish import publish
+
+
+@pytest.fixture(scope="module")
+def classifier() -> PhoneClassifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PhoneClassifier().eval()
+
+
+def noise(seconds: float) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(round(seconds * 24000))).astype(np.float32)
+
+
+@torch.no_grad()
+def test_a_coloured_embedding_is_that_of_coloured_audio(classifier: PhoneClassifier) -> None:
+    """On noise, whose level is the same in every frame; one phone, so that the posteriors are out of play."""
+    encoder = VoiceEncoder(classifier)
+    encoder.classifier.output.bias[3] += 1e3
+    curve = random_curve(np.random.default_rng(3))
+    plain = noise(3.0)
+    coloured = equalise(plain, curve)
+    assert np.sqrt(np.mean(coloured**2)) == pytest.approx(np.sqrt(np.mean(plain**2)), rel=1e-3)
+    before, expected = (encoder(torch.from_numpy(audio)[None])[0].numpy() for audio in (plain, coloured))
+    found = unpack(torch.from_numpy(colour(before, curve))[None])
+    wanted = unpack(torch.from_numpy(expected)[None])
+    untouched = unpack(torch.from_numpy(before)[None])
+    # The level of the whole, which the coloured audio keeps, is the first cosine.
+    error = (found.sums - wanted.sums)[0, 3, 1:].abs().max()
+    change = (untouched.sums - wanted.sums)[0, 3, 1:].abs().max()
+    encoder.classifier.output.bias[3] -= 1e3
+    assert error < 0.1 * change
+    torch.testing.assert_close(found.identity, untouched.identity)
+
+
+def test_only_the_items_behind_the_plain_ones_are_equalised(corpus_folder: Path) -> None:
+    plain, coloured = make_sampler(corpus_folder), make_sampler(corpus_folder, plain_items=2)
+    changed = set()
+    for step in range(6):
+        # The draws of an equalised item differ from those of a plain one from there on: compare the first.
+        first, second = plain.batch(step), coloured.batch(step)
+        torch.testing.assert_close(first.target[:2], second.target[:2])
+        changed.add(torch.equal(first.target[2:], second.target[2:]))
+    assert False in changed
+
+
+def test_phone_loss_hears_other_words_and_not_another_level(classifier: PhoneClassifier) -> None:
+    loss = PhoneLoss(classifier)
+    first = torch.from_numpy(tone(110.0, 100) / np.float32(32768.0))[None]
+    second = torch.from_numpy(noise(1.0))[None]
+    assert loss(first, first).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(first * 0.3, first).item() < 1e-3
+    assert loss(second, first).item() > 10 * loss(first * 0.3, first).item()
+    result = second.clone().requires_grad_()
+    loss(result, first).backward()
+    assert result.grad is not None
+    assert result.grad.abs().max() > 0
+
+
+def test_classifier_learns_and_is_kept(corpus_folder: Path, tmp_path: Path) -> None:
+    """The tones of the corpus do not differ by phone; which phones there are can be learnt."""
+    corpus = Corpus(corpus_folder)
+    path = tmp_path / "phones.pt"
+    console = Console(quiet=True)
+    trained = train_classifier(corpus, path, 12, 0, torch.device("cpu"), console)
+    audio: Tensor = torch.from_numpy(tone(110.0, 150) / np.float32(32768.0))[None]
+    with torch.no_grad():
+        heard = trained(trained.mel(audio))[0].softmax(dim=1).mean(dim=2)[0]
+    assert heard[:3].sum() > 0.9, "the corpus has these phones only"
+    again = train_classifier(corpus, path, 12, 1, torch.device("cpu"), console)
+    for one, other in zip(trained.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_new_run_can_start_from_another_voice(corpus_folder: Path, tmp_path: Path) -> None:
+    first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
+    first.train(Console(quiet=True))
+    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    second = make_trainer(corpus_folder, tmp_path / "second", steps=2)
+    taken = second.start_from(tmp_path / "first.safetensors")
+    state = first.average.module.state_dict()
+    assert taken == len(state)
+    for name, value in second.modules.state_dict().items():
+        torch.testing.assert_close(value, state[name])
+        torch.testing.assert_close(second.average.module.state_dict()[name], state[name])
+    assert len(second.started_from) == 64
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="'abacus'"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        assert choose_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="no CUDA GPU"):
+            choose_device("cuda")
