@@ -19,6 +19,7 @@ from autovoice_export.composition import Composition, compose_stages
 from autovoice_export.model_config import EnsembleStep
 from autovoice_export.onnx_export import ExportError
 from autovoice_export.stage import Stage
+from autovoice_export.stages.voice import VOICE_SIZE
 from autovoice_export.verification import example_inputs, verify_composition
 from autovoice_plugins.geometry import HOP
 
@@ -122,7 +123,7 @@ def test_file_stands_for_itself(converter: Composition, exported: Exported) -> N
         for value in (*model.graph.input, *model.graph.output)
     }
     assert axes["SOURCE_AUDIO"] == axes["CONVERTED_AUDIO"] == ["B", "240*F"]
-    assert axes["TARGET_EMBEDDING"] == ["B", 256]
+    assert axes["TARGET_EMBEDDING"] == ["B", VOICE_SIZE]
     assert axes["PITCH_STATE_IN"] == axes["PITCH_STATE_OUT"]
 
 
