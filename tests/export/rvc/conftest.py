@@ -117,7 +117,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         if not made.repository.exists():
             folder.mkdir(exist_ok=True)
             published.save_voice(made.sung)
-            published.save_voice(made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, seed=8)
+            widths = published.Widths(layers=1, decoder=32, branches=2)
+            published.save_voice(
+                made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, widths=widths, seed=8
+            )
             published.save_voice(made.tracked, sample_rate=32000, speakers=1, widths=published.NARROW, seed=3)
             published.save_hubert(made.contentvec)
             published.save_hubert(made.contentvec_v1, published.HUBERT_V1)

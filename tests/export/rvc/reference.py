@@ -134,7 +134,7 @@ def decoder(w: Weights, config: list[Any], z: Tensor, g: Tensor, source: Tensor 
         for block, size in enumerate(config[10]):
             y = x
             for place, dilation in enumerate(config[11][block]):
-                part = f"dec.resblocks.{3 * stage + block}"
+                part = f"dec.resblocks.{len(config[10]) * stage + block}"
                 h = functional.leaky_relu(y, 0.1)
                 pad = (size - 1) * dilation // 2
                 h = conv(w, f"{part}.convs1.{place}", h, padding=pad, dilation=dilation)

@@ -36,7 +36,7 @@ def log_mel(audio: np.ndarray[Any, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("steps", [4, 16, 150])  # 9, 33 and 301 frames: under, over and far from 32
 def test_exported_pitch_is_the_reference(files: Files, steps: int) -> None:
     audio = voice_like(2, 320 * steps).numpy()
-    weights = torch.load(files.rmvpe, weights_only=True)
+    weights = {name: tensor.float() for name, tensor in torch.load(files.rmvpe, weights_only=True).items()}
     with torch.no_grad():
         salience = reference.rate_pitches(weights, log_mel(audio)).numpy()[:, : 2 * steps]
         in_torch, passed = load_rmvpe(files.rmvpe)(torch.from_numpy(audio))
@@ -51,7 +51,7 @@ def test_exported_pitch_is_the_reference(files: Files, steps: int) -> None:
     assert clear.mean() > 0.9
     if steps == 150:
         assert 0.1 < (expected > 0).mean() < 0.9
-        assert len(np.unique(salience.argmax(axis=2))) > 5
+        assert len(np.unique(salience[expected > 0].argmax(axis=1))) > 2
     for f0 in (found["F0"], in_torch.numpy()):
         np.testing.assert_allclose(f0[clear], expected[clear], rtol=1e-3)
 
@@ -64,7 +64,7 @@ def test_the_published_sizes_are_the_default() -> None:
         name: tensor.shape for name, tensor in file.items()
     }
     assert SalienceSizes.of(file) == SalienceSizes()
-    assert 170e6 < sum(4 * tensor.numel() for tensor in file.values()) < 190e6
+    assert 180e6 < sum(2 * tensor.numel() for tensor in file.values()) < 182e6
 
 
 def test_a_voice_sings_what_rmvpe_hears(files: Files) -> None:
