@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,7 @@ _MELS = 128
 _LOW_HZ, _HIGH_HZ = 30.0, 8000.0
 _FLOOR = 1e-5
 _LEVELS = 5
-_BLOCKS = 4
-_FIRST_CHANNELS = 16
-_HIDDEN = 256
+_DEEPEST = 4
 _PITCHES = 360
 _CENTS_PER_PITCH = 20.0
 _FIRST_CENTS = 1997.3794084376191
@@ -33,6 +33,37 @@ _BASE_HZ = 10.0
 _NEIGHBOURS = 4
 _VOICING_THRESHOLD = 0.03
 _MULTIPLE = 1 << _LEVELS
+
+
+@dataclass(frozen=True)
+class SalienceSizes:
+    """Sizes of the network; the defaults are those of the published file.
+
+    Attributes:
+        channels: at the highest resolution; every level below has twice as many.
+        blocks: in a row at every resolution.
+        hidden: states of the recurrence in each direction.
+    """
+
+    channels: int = 16
+    blocks: int = 4
+    hidden: int = 256
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any]) -> SalienceSizes:
+        """What a file's tensors say, as far as they do: `require_tensors` judges all of them."""
+        published = cls()
+        channels, hidden = (
+            tensors[name].shape[axis] // share
+            if isinstance(tensors.get(name), Tensor) and tensors[name].ndim > axis
+            else default
+            for name, axis, share, default in (
+                ("cnn.weight", 1, 1, published.channels),
+                ("fc.1.weight", 1, 2, published.hidden),
+            )
+        )
+        blocks = sum(f"unet.encoder.layers.0.conv.{block}.conv.0.weight" in tensors for block in range(64))
+        return cls(max(1, channels), blocks or published.blocks, max(1, hidden))
 
 
 class MelSpectrogram(nn.Module):
@@ -88,16 +119,16 @@ class ConvBlock(nn.Module):
         return result
 
 
-def _blocks(inputs: int, outputs: int) -> nn.ModuleList:
-    return nn.ModuleList(ConvBlock(inputs if block == 0 else outputs, outputs) for block in range(_BLOCKS))
+def _blocks(count: int, inputs: int, outputs: int) -> nn.ModuleList:
+    return nn.ModuleList(ConvBlock(inputs if block == 0 else outputs, outputs) for block in range(count))
 
 
 class Level(nn.Module):
     """Blocks at one resolution."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, blocks: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv = _blocks(inputs, outputs)
+        self.conv = _blocks(blocks, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters [B, C, F, M]."""
@@ -109,13 +140,13 @@ class Level(nn.Module):
 class UpLevel(nn.Module):
     """Doubles the resolution and joins what the encoder had there."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, blocks: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
             nn.ConvTranspose2d(inputs, outputs, 3, 2, padding=1, output_padding=1, bias=False),
             nn.BatchNorm2d(outputs), nn.ReLU(),
         )  # fmt: skip
-        self.conv2 = _blocks(2 * outputs, outputs)
+        self.conv2 = _blocks(blocks, 2 * outputs, outputs)
 
     def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
         """Filters [B, 2 C, F, M] and [B, C, 2 F, 2 M] to [B, C, 2 F, 2 M]."""
@@ -128,11 +159,11 @@ class UpLevel(nn.Module):
 class UNetEncoder(nn.Module):
     """Levels of falling resolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: SalienceSizes) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(1)
-        widths = [1, *(_FIRST_CHANNELS << level for level in range(_LEVELS))]
-        self.layers = nn.ModuleList(Level(*pair) for pair in pairwise(widths))
+        widths = [1, *(sizes.channels << level for level in range(_LEVELS))]
+        self.layers = nn.ModuleList(Level(sizes.blocks, *pair) for pair in pairwise(widths))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns what is left at the lowest resolution and what every level had."""
@@ -154,15 +185,17 @@ class Layers(nn.Module):
 class UNet(nn.Module):
     """Residual U-Net over frames and mel bands."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: SalienceSizes) -> None:
         super().__init__()
-        top = _FIRST_CHANNELS << _LEVELS
-        self.encoder = UNetEncoder()
-        self.intermediate = Layers([Level(top // 2 if index == 0 else top, top) for index in range(_BLOCKS)])
-        self.decoder = Layers([UpLevel(top >> level, top >> (level + 1)) for level in range(_LEVELS)])
+        top, blocks = sizes.channels << _LEVELS, sizes.blocks
+        self.encoder = UNetEncoder(sizes)
+        self.intermediate = Layers(
+            [Level(blocks, top // 2 if index == 0 else top, top) for index in range(_DEEPEST)]
+        )
+        self.decoder = Layers([UpLevel(blocks, top >> level, top >> (level + 1)) for level in range(_LEVELS)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filters [B, 1, F, 128] to [B, 16, F, 128]; F is a multiple of 32."""
+        """Filters [B, 1, F, 128] to [B, channels, F, 128]; F is a multiple of 32."""
         x, skipped = self.encoder(x)
         for layer in self.intermediate.layers:
             x = layer(x)
@@ -174,12 +207,12 @@ class UNet(nn.Module):
 class Recurrence(nn.Module):
     """The GRU under the name that checkpoints give it."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.gru = BidirectionalGRU(3 * _MELS, _HIDDEN)
+        self.gru = BidirectionalGRU(3 * _MELS, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs over [B, F, 384] and returns [B, F, 512]."""
+        """Runs over [B, F, 384] and returns [B, F, 2 hidden]."""
         states: Tensor = self.gru(x)
         return states
 
@@ -187,11 +220,13 @@ class Recurrence(nn.Module):
 class Salience(nn.Module):
     """The network: log-mel frames to the salience of 360 pitches, 20 cents apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: SalienceSizes) -> None:
         super().__init__()
-        self.unet = UNet()
-        self.cnn = nn.Conv2d(_FIRST_CHANNELS, 3, 3, padding=1)
-        self.fc = nn.Sequential(Recurrence(), nn.Linear(2 * _HIDDEN, _PITCHES), nn.Identity(), nn.Sigmoid())
+        self.unet = UNet(sizes)
+        self.cnn = nn.Conv2d(sizes.channels, 3, 3, padding=1)
+        self.fc = nn.Sequential(
+            Recurrence(sizes.hidden), nn.Linear(2 * sizes.hidden, _PITCHES), nn.Identity(), nn.Sigmoid()
+        )
 
     def forward(self, mel: Tensor) -> Tensor:
         """Rates the pitches of [B, F, 128], F a multiple of 32; [B, F, 360] in [0, 1]."""
@@ -201,12 +236,16 @@ class Salience(nn.Module):
 
 
 class Rmvpe(nn.Module):
-    """F0 of audio by RMVPE, and the audio handed on."""
+    """F0 of audio by RMVPE, and the audio handed on.
 
-    def __init__(self) -> None:
+    Args:
+        sizes: of the network.
+    """
+
+    def __init__(self, sizes: SalienceSizes) -> None:
         super().__init__()
         self.mel = MelSpectrogram()
-        self.salience = Salience()
+        self.salience = Salience(sizes)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Measures a batch.
@@ -236,7 +275,7 @@ def decode(salience: Tensor) -> Tensor:
 
 
 def load_rmvpe(path: Path) -> Rmvpe:
-    """Reads the published weights.
+    """Reads weights in the published layout.
 
     Raises:
         ImportFailure: no such file, or not RMVPE.
@@ -246,8 +285,9 @@ def load_rmvpe(path: Path) -> Rmvpe:
     if not isinstance(model, dict):
         raise ImportFailure(f"{path} holds no weights: {WHERE}")
     counters = "num_batches_tracked"
+    sizes = SalienceSizes.of(model)
     with torch.device("meta"):
-        salience = Salience()
+        salience = Salience(sizes)
     wanted = {
         name: tuple(tensor.shape)
         for name, tensor in salience.state_dict().items()
@@ -256,6 +296,6 @@ def load_rmvpe(path: Path) -> Rmvpe:
     found = {name: tensor for name, tensor in model.items() if not str(name).endswith(counters)}
     tensors = require_tensors(found, wanted, path, "RMVPE model")
     with torch.device("cpu"):
-        rmvpe = Rmvpe()
+        rmvpe = Rmvpe(sizes)
     rmvpe.salience.load_state_dict(tensors, strict=False)
     return rmvpe.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""One repository with two small voices, imported once for all test processes."""
+"""One repository with three small voices, imported once for all test processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test fo
 
 import published
 
-from autovoice_export.rvc.importing import ImportRequest, import_voice
+from autovoice.cli import run
 
 VECTORS, LISTS = 400, 9
 
@@ -30,17 +30,22 @@ class Files:
     Attributes:
         sung: voice of version v2 with pitch and three speakers, 40 kHz.
         plain: voice of version v1 without pitch, 48 kHz.
+        tracked: voice of version v2 with pitch and one speaker, 32 kHz.
         contentvec: encoder for v2.
         contentvec_v1: encoder for v1.
         index: faiss index for v2.
-        repository: holds `sung` with the index and `plain` without one.
+        rmvpe: pitch tracker.
+        repository: holds `sung` with the index, `plain` and `tracked` without one; `tracked` has its pitch
+            from RMVPE.
     """
 
     sung: Path
     plain: Path
+    tracked: Path
     contentvec: Path
     contentvec_v1: Path
     index: Path
+    rmvpe: Path
     repository: Path
 
     def run(self, model: str, feeds: dict[str, Any], version: int = 1) -> dict[str, Any]:
@@ -67,6 +72,30 @@ def make_index(path: Path, size: int = 768) -> None:
     faiss.write_index(index, os.fspath(path))
 
 
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder, by size and time of change."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def feeds(audio: np.ndarray[Any, Any], *, window: bool = False) -> dict[str, Any]:
+    """Inputs of an ensemble for a batch of recordings [B, T]."""
+    floats = {"PITCH_SHIFT": 2.0, "INDEX_RATE": 0.5, "PROTECT": 0.3, "RMS_MIX": 1.0}
+    places = {"SPEAKER_ID": 0}
+    if window:
+        floats["ANCHOR_PHASE"] = 0.0
+        places |= {"FIRST_FRAME": 0, "ANCHOR_FRAME": 0}
+    rows = len(audio)
+    return {
+        "SOURCE_AUDIO": audio,
+        **{name: np.full((rows, 1), value, np.float32) for name, value in floats.items()},
+        **{name: np.full((rows, 1), value, np.int64) for name, value in places.items()},
+    }
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The files and the repository."""
@@ -77,25 +106,36 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = Files(
         folder / "sung.pth",
         folder / "plain.pth",
+        folder / "tracked.pth",
         folder / "contentvec",
         folder / "contentvec_v1",
         folder / "voice.index",
+        folder / "rmvpe.pt",
         folder / "repository",
     )
     with FileLock(f"{folder}.lock"):
         if not made.repository.exists():
             folder.mkdir(exist_ok=True)
             published.save_voice(made.sung)
-            published.save_voice(made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, seed=8)
+            widths = published.Widths(layers=1, decoder=32, branches=2)
+            published.save_voice(
+                made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, widths=widths, seed=8
+            )
+            published.save_voice(made.tracked, sample_rate=32000, speakers=1, widths=published.NARROW, seed=3)
             published.save_hubert(made.contentvec)
             published.save_hubert(made.contentvec_v1, published.HUBERT_V1)
             make_index(made.index)
+            published.save_rmvpe(made.rmvpe)
             partial = folder / "building"
-            request = ImportRequest(
-                made.sung, "sung", partial, index=made.index, contentvec=made.contentvec, speaker=1
-            )
-            import_voice(request)
-            import_voice(ImportRequest(made.plain, "plain", partial, contentvec=made.contentvec_v1))
+            imports: list[list[Path | str]] = [
+                [made.sung, "--index", made.index, "--contentvec", made.contentvec, "--speaker", "1"],
+                [made.plain, "--contentvec", made.contentvec_v1],
+                [made.tracked, "--pitch", "rmvpe", "--rmvpe", made.rmvpe],
+            ]
+            for voice, *options in imports:
+                name = Path(voice).stem
+                arguments = ["import", "rvc", voice, "--name", name, "--repository", partial, *options]
+                assert run([str(argument) for argument in arguments]) == 0
             partial.rename(made.repository)
     return made
 

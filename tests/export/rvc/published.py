@@ -41,7 +41,11 @@ class Widths:
     layers: int = 2
     decoder: int = 64
     condition: int = 8
+    branches: int = 3
 
+
+NARROW = Widths(layers=1, decoder=32, branches=1)
+"""For voices whose sound no test judges."""
 
 FULL = Widths(192, 192, 768, 2, 6, 512, 256)
 
@@ -127,10 +131,10 @@ def voice(
         3,
         0,
         "1",
-        list(BLOCK_KERNELS),
+        list(BLOCK_KERNELS[: w.branches]),
     ]
     config += [
-        [list(BLOCK_DILATIONS)] * 3,
+        [list(BLOCK_DILATIONS)] * w.branches,
         list(rates),
         w.decoder,
         list(kernels),
@@ -165,10 +169,10 @@ def _decoder(
         if f0:
             stride = math.prod(rates[stage + 1 :])
             weights.layer(f"dec.noise_convs.{stage}", width, 1, 2 * stride if stride > 1 else 1)
-        for block, size in enumerate(BLOCK_KERNELS):
+        for block, size in enumerate(BLOCK_KERNELS[: w.branches]):
             for number in (1, 2):
                 for place in range(3):
-                    name = f"dec.resblocks.{3 * stage + block}.convs{number}.{place}"
+                    name = f"dec.resblocks.{w.branches * stage + block}.convs{number}.{place}"
                     weights.normalised(name, width, width, size, gain=0.7)
     weights.layer("dec.conv_post", 1, width, 7, gain=0.5, bias=False)
 
@@ -258,9 +262,21 @@ def save_hubert(folder: Path, sizes: HubertSizes = HubertSizes(), seed: int = 1)
     return folder
 
 
-def rmvpe(seed: int = 2) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class RmvpeSizes:
+    """Sizes of RMVPE; small by default, `RMVPE_FULL` are the published ones."""
+
+    channels: int = 2
+    blocks: int = 1
+    hidden: int = 12
+
+
+RMVPE_FULL = RmvpeSizes(16, 4, 256)
+
+
+def rmvpe(sizes: RmvpeSizes = RmvpeSizes(), seed: int = 2) -> dict[str, Tensor]:
     """Weights of RMVPE as it is published."""
-    weights = Weights(seed)
+    weights, s = Weights(seed), sizes
 
     def norm(name: str, size: int) -> None:
         weights.norm(name, size)
@@ -275,31 +291,40 @@ def rmvpe(seed: int = 2) -> dict[str, Tensor]:
         if inputs != outputs:
             weights.layer(f"{name}.shortcut", outputs, inputs, 1, 1)
 
+    def blocks(name: str, inputs: int, outputs: int) -> None:
+        for place in range(s.blocks):
+            block(f"{name}.{place}", outputs if place else inputs, outputs)
+
     norm("unet.encoder.bn", 1)
     for level in range(5):
-        width = 16 << level
-        for place in range(4):
-            inputs = width if place else max(1, width // 2 if level else 1)
-            block(f"unet.encoder.layers.{level}.conv.{place}", inputs, width)
+        width = s.channels << level
+        blocks(f"unet.encoder.layers.{level}.conv", width // 2 if level else 1, width)
+    top = s.channels << 5
     for level in range(4):
-        for place in range(4):
-            inputs = 256 if level == place == 0 else 512
-            block(f"unet.intermediate.layers.{level}.conv.{place}", inputs, 512)
+        blocks(f"unet.intermediate.layers.{level}.conv", top if level else top // 2, top)
     for level in range(5):
-        width = 256 >> level
+        width = top >> (level + 1)
         name = f"unet.decoder.layers.{level}"
         weights.layer(f"{name}.conv1.0", 2 * width, width, 3, 3, bias=False)
         norm(f"{name}.conv1.1", width)
-        for place in range(4):
-            block(f"{name}.conv2.{place}", width if place else 2 * width, width)
-    weights.layer("cnn", 3, 16, 3, 3)
+        blocks(f"{name}.conv2", 2 * width, width)
+    weights.layer("cnn", 3, s.channels, 3, 3)
     for way in ("", "_reverse"):
-        weights.normal(f"fc.0.gru.weight_ih_l0{way}", 768, 384, std=0.05)
-        weights.normal(f"fc.0.gru.weight_hh_l0{way}", 768, 256, std=0.06)
-        weights.normal(f"fc.0.gru.bias_ih_l0{way}", 768, std=0.06)
-        weights.normal(f"fc.0.gru.bias_hh_l0{way}", 768, std=0.06)
-    weights.layer("fc.1", 360, 512)
+        weights.normal(f"fc.0.gru.weight_ih_l0{way}", 3 * s.hidden, 384, std=0.01)
+        weights.normal(f"fc.0.gru.weight_hh_l0{way}", 3 * s.hidden, s.hidden, std=s.hidden**-0.5)
+        for kind in ("ih", "hh"):
+            weights.normal(f"fc.0.gru.bias_{kind}_l0{way}", 3 * s.hidden, std=0.06)
+    # Some frames of a voice stay under the threshold of voicing.
+    weights.layer("fc.1", 360, 2 * s.hidden, gain=3.0, bias=False)
+    weights.normal("fc.1.bias", 360, std=0.05, mean=-5.1)
     return weights.tensors
+
+
+def save_rmvpe(path: Path, **options: Any) -> Path:
+    """Writes RMVPE's file, which is of float16: 181 MB for 90 million values."""
+    tensors = rmvpe(**options)
+    torch.save({name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}, path)
+    return path
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def decoder(w: Weights, config: list[Any], z: Tensor, g: Tensor, source: Tensor 
         for block, size in enumerate(config[10]):
             y = x
             for place, dilation in enumerate(config[11][block]):
-                part = f"dec.resblocks.{3 * stage + block}"
+                part = f"dec.resblocks.{len(config[10]) * stage + block}"
                 h = functional.leaky_relu(y, 0.1)
                 pad = (size - 1) * dilation // 2
                 h = conv(w, f"{part}.convs1.{place}", h, padding=pad, dilation=dilation)
@@ -215,3 +215,53 @@ def encode(w: Weights, heads: int, audio: Tensor, layers: int, *, projected: boo
         y = functional.gelu(linear(f"{name}.feed_forward.intermediate_dense", x))
         x = norm(f"{name}.final_layer_norm", x + linear(f"{name}.feed_forward.output_dense", y))
     return linear("final_proj", x) if projected else x
+
+
+def rate_pitches(w: Weights, mel: Tensor) -> Tensor:
+    """RMVPE's salience [B, F, 360] of log-mel frames [B, F, 128], under its published names."""
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        mean, variance = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        return functional.batch_norm(x, mean, variance, w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-5)
+
+    def blocks(name: str, x: Tensor) -> Tensor:
+        number = 0
+        while f"{name}.{number}.conv.0.weight" in w:
+            block, around = f"{name}.{number}", x
+            if f"{block}.shortcut.weight" in w:
+                around = functional.conv2d(x, w[f"{block}.shortcut.weight"], w[f"{block}.shortcut.bias"])
+            for place in (0, 3):
+                x = functional.conv2d(x, w[f"{block}.conv.{place}.weight"], padding=1)
+                x = norm(f"{block}.conv.{place + 1}", x).relu()
+            x, number = x + around, number + 1
+        return x
+
+    frames = mel.shape[1]
+    x = functional.pad(mel, (0, 0, 0, -frames % 32)).unsqueeze(1)
+    x, skipped = norm("unet.encoder.bn", x), []
+    for level in range(5):
+        x = blocks(f"unet.encoder.layers.{level}.conv", x)
+        skipped.append(x)
+        x = functional.avg_pool2d(x, 2)
+    for level in range(4):
+        x = blocks(f"unet.intermediate.layers.{level}.conv", x)
+    for level in range(5):
+        name = f"unet.decoder.layers.{level}"
+        x = functional.conv_transpose2d(x, w[f"{name}.conv1.0.weight"], stride=2, padding=1, output_padding=1)
+        x = torch.cat([norm(f"{name}.conv1.1", x).relu(), skipped.pop()], dim=1)
+        x = blocks(f"{name}.conv2", x)
+    x = functional.conv2d(x, w["cnn.weight"], w["cnn.bias"], padding=1).transpose(1, 2).flatten(2)
+    gru = torch.nn.GRU(384, w["fc.1.weight"].shape[1] // 2, batch_first=True, bidirectional=True)
+    gru.load_state_dict({name.removeprefix("fc.0.gru."): w[name] for name in w if ".gru." in name})
+    return functional.linear(gru(x)[0], w["fc.1.weight"], w["fc.1.bias"]).sigmoid()[:, :frames]
+
+
+def decode_pitch(salience: Any) -> Any:
+    """F0 in Hz of saliences [..., 360], float64: mean cents around the largest, 0 where that is small."""
+    f0 = np.zeros(salience.shape[:-1])
+    for place in np.ndindex(f0.shape):
+        values = salience[place].astype(np.float64)
+        around = np.arange(max(0, values.argmax() - 4), min(360, values.argmax() + 5))
+        cents = (values[around] * (20 * around + 1997.3794084376191)).sum() / values[around].sum()
+        f0[place] = 10 * 2 ** (cents / 1200) if values.max() > 0.03 else 0.0
+    return f0

@@ -13,7 +13,7 @@ from typing import Any
 import published
 import pytest
 import torch
-from conftest import Files, make_index
+from conftest import Files, contents, make_index
 
 from autovoice.cli import run
 from autovoice_export import config_text
@@ -22,15 +22,6 @@ from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.voice_checkpoint import load_voice
-
-
-def contents(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder, by size and time of change."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 class Payload:
@@ -145,6 +136,8 @@ def test_other_bad_input_is_refused(files: Files, tmp_path: Path) -> None:
     (tmp_path / "broken.index").write_bytes(files.index.read_bytes()[:5000])
     other = published.save_hubert(tmp_path / "other", seed=99)
     (tmp_path / "empty").mkdir()
+    without = tmp_path / "without"
+    (without / "contentvec").mkdir(parents=True)
     before, empty = contents(files.repository), tmp_path / "new"
     cases: list[tuple[dict[str, Any], str]] = [
         (
@@ -165,7 +158,7 @@ def test_other_bad_input_is_refused(files: Files, tmp_path: Path) -> None:
         ({"contentvec": tmp_path / "empty"}, "holds no config.json: pass --contentvec"),
         ({"contentvec": tmp_path / "none.pt"}, "does not exist"),
         ({"contentvec": files.contentvec_v1}, "makes features of 32 values, voices of version v2 need 768"),
-        ({"pitch": "rmvpe"}, "holds no rmvpe yet: pass --rmvpe"),
+        ({"repository": without, "pitch": "rmvpe"}, "holds no rmvpe yet: pass --rmvpe"),
         ({"rmvpe": files.sung}, "--pitch is yin"),
         ({"pitch": "rmvpe", "rmvpe": files.sung}, "is no complete RMVPE model"),
         ({"repository": empty}, "holds no contentvec yet: pass --contentvec"),
@@ -192,7 +185,9 @@ def test_a_new_version_replaces_the_voice(
     repository = tmp_path / "repository"
     shutil.copytree(files.repository, repository)
     before = contents(repository)
-    newer = published.save_voice(tmp_path / "newer.pth", version="v1", sample_rate=48000, f0=False, seed=5)
+    newer = published.save_voice(
+        tmp_path / "newer.pth", version="v1", sample_rate=48000, f0=False, widths=published.NARROW, seed=5
+    )
     options = ["--name", "plain", "--repository", str(repository), "--speaker", "2"]
     assert run(["import", "rvc", str(newer), *options, "--replace"]) == 0
     out = capsys.readouterr().out
@@ -211,7 +206,7 @@ def test_a_new_version_replaces_the_voice(
 
 def test_the_repository_is_what_configs_say(files: Files) -> None:
     check_repository(files.repository)
-    for name, has_f0, has_index in (("sung", "1", "1"), ("plain", "0", "0")):
+    for name, has_f0, has_index in (("sung", "1", "1"), ("plain", "0", "0"), ("tracked", "1", "0")):
         for ensemble in (name, f"{name}_window"):
             config = config_text.read(files.repository / ensemble)
             facts = {key: value.string_value for key, value in config.parameters.items()}
