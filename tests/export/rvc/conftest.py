@@ -116,8 +116,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     with FileLock(f"{folder}.lock"):
         if not made.repository.exists():
             folder.mkdir(exist_ok=True)
-            published.save_voice(made.sung)
-            widths = published.Widths(layers=1, decoder=32, branches=2)
+            # Attention over a minute is what costs most.
+            published.save_voice(made.sung, widths=published.Widths(layers=1))
+            widths = published.Widths(decoder=32, branches=2)
             published.save_voice(
                 made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, widths=widths, seed=8
             )
