@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,4 +307,6 @@ def main(
 
 
 if __name__ == "__main__":
+    # torch.compile would take triton.py of this folder for the compiler of that name.
+    sys.path.pop(0)
     typer.run(main)
