@@ -7,6 +7,10 @@ streams does it carry? `perf_analyzer` sends requests, `live_streams.py` streams
 
 from __future__ import annotations
 
+if __name__ != "__main__":
+    # Where this folder is on the path, PyTorch looks here for the compiler of that name.
+    raise ImportError("benchmarks/triton.py is a script and not the compiler; run it with python")
+
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
