@@ -33,7 +33,7 @@ from autovoice_export.tensorrt.types import element_types, holds_half
 from autovoice_export.tensorrt.validation import engine_models
 
 SUNG = ("contentvec", "rvc_pitch_yin", "sung_retrieval", "sung_synthesizer")
-MODELS = {*SUNG, "contentvec_v1", "plain_synthesizer"}
+MODELS = {*SUNG, "contentvec_v1", "plain_synthesizer", "rmvpe", "tracked_synthesizer"}
 LONGEST = family.MAX_INPUT_BYTES // 4
 
 
