@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from autovoice.serving.options import ServeOptions
 from autovoice.serving.server import TritonServer
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
 
-from triton_calls import Client, find_repository, grpc_client, http_client
+from triton_calls import Client, find_repository, grpc_client, http_client, local_options
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +57,3 @@ def over_grpc(server: TritonServer) -> Iterator[Client]:
     with grpc_client(server.options) as connected:
         yield connected
     assert server.is_ready()
-
-
-def local_options(repository: Path, **changes: object) -> ServeOptions:
-    """Options of a server that shares this machine with others."""
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    return ServeOptions(repository, **(ports | changes))  # type: ignore[arg-type]

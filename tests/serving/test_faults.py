@@ -17,9 +17,19 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-from conftest import local_options
 from onnx import TensorProto, helper, numpy_helper
-from triton_calls import Array, Client, Connect, cut, grpc_client, http_client, hum, joined, voice
+from triton_calls import (
+    Array,
+    Client,
+    Connect,
+    cut,
+    grpc_client,
+    http_client,
+    hum,
+    joined,
+    local_options,
+    voice,
+)
 from tritonclient.utils import InferenceServerException
 
 from autovoice.errors import ConfigurationError

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import local_options
-from triton_calls import Connect, grpc_client, http_client, hum, voice
+from triton_calls import Connect, grpc_client, http_client, hum, local_options, voice
 
 from autovoice.repository import ModelRepository
 from autovoice.serving.server import TritonServer

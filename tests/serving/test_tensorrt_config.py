@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import local_options
+from triton_calls import local_options
 
 from autovoice.cli import run
 from autovoice.repository import ModelRepository

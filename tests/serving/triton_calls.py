@@ -147,3 +147,9 @@ def cut(audio: Array, sizes: list[int]) -> list[Array]:
 def joined(chunks: list[Array], samples: int) -> Array:
     """What a stream made of the source's samples."""
     return np.concatenate(chunks, axis=1)[:, LOOKAHEAD : LOOKAHEAD + samples]
+
+
+def local_options(repository: Path, **changes: object) -> ServeOptions:
+    """Options of a server that shares this machine with others."""
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    return ServeOptions(repository, **(ports | changes))  # type: ignore[arg-type]
