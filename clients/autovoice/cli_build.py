@@ -25,14 +25,23 @@ class BuildCommand(typer.core.TyperCommand):
         Raises:
             ConfigurationError: the tools are not installed.
         """
-        try:
-            tools = importlib.import_module("autovoice_export.cli")
-        except ImportError as error:
-            raise _missing(error) from error
+        tools = build_tools("cli")
         app = typer.Typer(add_completion=False)
         settings = {"help_option_names": ["-h", "--help"]}
         app.command(name="build", context_settings=settings)(_naming_what_is_missing(tools.build))
         return typer.main.get_command(app).make_context(info_name, args, *rest, **extra)
+
+
+def build_tools(module: str) -> Any:
+    """A module of the build tools.
+
+    Raises:
+        ConfigurationError: they, or what they need, are not installed.
+    """
+    try:
+        return importlib.import_module(f"autovoice_export.{module}")
+    except ImportError as error:
+        raise _missing(error) from error
 
 
 def _naming_what_is_missing(command: Callable[..., Any]) -> Callable[..., Any]:

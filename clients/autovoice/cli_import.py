@@ -5,13 +5,12 @@ What an import does lives in the package autovoice_export, for which the extra "
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from autovoice.errors import ConfigurationError
+from autovoice.cli_build import build_tools
 
 app = typer.Typer(help="Bring a voice of another project into the model repository.", no_args_is_help=True)
 
@@ -63,7 +62,7 @@ def rvc(
     """Import a voice made with RVC, check it against PyTorch and report."""
     from autovoice import PipelineConfig
 
-    result: int = _package("rvc.command").import_rvc(
+    result: int = build_tools("rvc.command").import_rvc(
         checkpoint=checkpoint,
         name=name,
         repository=PipelineConfig(repository=repository).repository_path(),
@@ -77,18 +76,3 @@ def rvc(
         half=fp16,
     )
     return result
-
-
-def _package(module: str) -> Any:
-    """A module of the export package.
-
-    Raises:
-        ConfigurationError: the package or what it needs is not installed.
-    """
-    try:
-        return importlib.import_module(f"autovoice_export.{module}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"importing a voice needs {error.name}, which is not installed; run "
-            "`pip install 'autovoice[export]'`"
-        ) from error

@@ -122,7 +122,6 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         self._name = args["model_name"]
-        self._batched = config["max_batch_size"] > 0
         filename = config.get("default_model_filename") or DEFAULT_MODEL_FILENAME
         path = os.path.join(args["model_repository"], args["model_version"], filename)
         self._session = onnxruntime.InferenceSession(
