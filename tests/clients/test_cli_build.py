@@ -31,6 +31,8 @@ sys.exit(run(sys.argv[2:]))
         ("autovoice_export", ["build", "--engine", "tensorrt"]),
         ("torch", ["build"]),
         ("onnx", ["build", "--engine", "tensorrt"]),
+        ("autovoice_export", ["import", "rvc", "voice.pth", "--name", "one"]),
+        ("torch", ["import", "rvc", "voice.pth", "--name", "one"]),
     ],
 )
 def test_missing_tools_are_named_with_the_remedy(absent: str, arguments: list[str]) -> None:
