@@ -31,7 +31,7 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate conditions examples export plugins bench bench-triton clean
+.PHONY: help demo test voices corpus train evaluate examples export plugins bench bench-triton clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -55,11 +55,8 @@ corpus: $(VENV)/.train voices ## render the training corpus into data/
 train: $(VENV)/.train ## train the base voice, resuming where it stopped
 	@$(BIN)/python -m autovoice_training.train $(ARGS)
 
-evaluate: $(VENV)/.train ## measure the base voice on speakers never trained on
+evaluate: $(VENV)/.train ## measure the base voice: speakers never trained on, harder conditions, baselines
 	@$(BIN)/python -m autovoice_training.evaluate $(ARGS)
-
-conditions: $(VENV)/.train ## measure it on transposed, noisy and sung sources
-	@$(BIN)/python -m autovoice_training.evaluate.robustness $(ARGS)
 
 examples: $(VENV)/.train ## write conversions to listen to into training/examples/
 	@$(BIN)/python -m autovoice_training.evaluate.examples $(ARGS)

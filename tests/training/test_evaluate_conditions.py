@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from autovoice_training.evaluate.cepstrum import mel_cepstrum
 from autovoice_training.evaluate.conditions import (
-    Finding,
-    condition_table,
-    conditions,
-    equal_error_rate,
+    PLAIN,
     glide,
+    harder_conditions,
     noisy,
     vibrato,
 )
 from autovoice_training.evaluate.dataset import JUDGE_RATE, Audio
 from autovoice_training.evaluate.naturalness import Naturalness, measure
+from autovoice_training.evaluate.speaker import equal_error_rate
 
 
 def buzz(seconds: float = 1.5, hertz: float = 130.0, vowels: float = 3.0) -> Audio:
@@ -37,7 +38,7 @@ def proxies(audio: Audio, f0: np.ndarray | None = None) -> Naturalness:
 @pytest.mark.parametrize("decibels", [20.0, 10.0])
 def test_noise_has_the_level_asked_for(decibels: float) -> None:
     audio = buzz()
-    noise = noisy(audio, decibels) - audio
+    noise = noisy(audio, JUDGE_RATE, decibels) - audio
     ratio = 10 * np.log10(np.mean(audio.astype(float) ** 2) / np.mean(noise.astype(float) ** 2))
     assert ratio == pytest.approx(decibels, abs=0.1)
     power = np.abs(np.fft.rfft(noise.astype(float))) ** 2
@@ -61,10 +62,12 @@ def test_sung_sources_have_the_melody_asked_for() -> None:
 
 def test_every_condition_keeps_the_length() -> None:
     audio = buzz(0.6)
-    names = [condition.name for condition in conditions()]
-    assert len(set(names)) == len(names) == 11
-    for condition in conditions():
+    everything = (PLAIN, *harder_conditions())
+    assert len({condition.name for condition in everything}) == len(everything) == 11
+    for condition in everything:
         assert condition.change(audio, JUDGE_RATE).shape == audio.shape
+    # They are sent to other processes.
+    assert [one.name for one in pickle.loads(pickle.dumps(everything))] == [one.name for one in everything]
 
 
 def test_equal_error_rate_of_known_scores() -> None:
@@ -94,16 +97,3 @@ def test_proxies_hear_what_they_are_named_after() -> None:
     assert proxies(buzz() + np.float32(0.1)).offset == pytest.approx(-20.0, abs=0.5)
     loud = buzz()
     assert proxies(loud / np.abs(loud).max()).peak == pytest.approx(0.0, abs=0.01)
-
-
-def test_table_has_a_row_for_each_condition_and_one_for_nature() -> None:
-    natural = Naturalness(1.0, 2.0, 3.0, -20.0, 9.0, -90.0, -3.0)
-    findings = [
-        Finding(name, "a", "b", True, 0.8, True, (0.2,), 0.99, 0.01, 0.05, 1, 10, natural)
-        for name in ("as recorded", "as recorded", "vibrato")
-    ]
-    lines = condition_table(findings, dict.fromkeys(vars(natural), (0.0, 1.0)))
-    columns = {line.count("|") for line in lines}
-    assert len(lines) == 5
-    assert len(columns) == 1
-    assert lines[2].startswith("| as recorded | 2 | 0.80 | 100 | 0 | 10 | 0.990 | 1.0 | 5.0 | 1.0 |")

@@ -61,7 +61,7 @@ def test_no_sentence_is_used_for_two_purposes(seed: int, count: int) -> None:
 @given(st.integers(0, 1000))
 def test_every_condition_and_every_speaker_is_heard_alike(seed: int) -> None:
     pairs = choose_pairs(CAST, 64, seed)
-    cells = Counter(pair.condition for pair in pairs)
+    cells = Counter(pair.cell for pair in pairs)
     assert len(cells) == 8
     assert set(cells.values()) == {8}
     humans = Counter(CAST.voices[pair.target].human for pair in pairs)
@@ -75,9 +75,9 @@ def test_the_seed_decides() -> None:
     assert choose_pairs(CAST, 40, 3) != choose_pairs(CAST, 40, 4)
 
 
-def test_conditions_are_named_by_what_the_voices_are() -> None:
+def test_cells_are_named_by_what_the_voices_are() -> None:
     pairs = choose_pairs(dataset(voice("ann", "female", True), voice("ned", "male", False)), 2, 0)
-    assert {(pair.source, pair.condition) for pair in pairs} == {
+    assert {(pair.source, pair.cell) for pair in pairs} == {
         ("ann", "seen source, unseen target, cross sex"),
         ("ned", "unseen source, seen target, cross sex"),
     }
@@ -88,13 +88,23 @@ def test_a_small_set_gives_what_it_has() -> None:
     assert len(choose_pairs(small, 100, 0)) == 6
 
 
-def test_speakers_without_a_common_sentence_are_refused() -> None:
+def test_speakers_without_a_common_sentence_convert_any() -> None:
     halves = dataset(
         voice("ann", "female", True, sentences=SENTENCES[:6]),
-        voice("bob", "male", True, sentences=SENTENCES[6:]),
+        voice("bob", "male", True, sentences=SENTENCES[5:]),
+        voice("dan", "male", True, sentences=SENTENCES[6:]),
     )
-    with pytest.raises(ValueError, match="share a sentence"):
-        choose_pairs(halves, 1, 0)
+    pairs = choose_pairs(halves, 100, 0)
+    assert {pair.sentence for pair in pairs if {pair.source, pair.target} == {"ann", "bob"}} == {SENTENCES[5]}
+    assert {pair.sentence for pair in pairs if (pair.source, pair.target) == ("ann", "dan")} == {
+        *SENTENCES[:6]
+    }
+    assert all(set(pair.references) <= set(halves.voices[pair.target].sentences) for pair in pairs)
+
+
+def test_one_speaker_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="one speaker only"):
+        choose_pairs(dataset(voice("ann", "female", True), voice("ann_b", "female", True, human="ann")), 1, 0)
 
 
 @pytest.fixture
@@ -120,8 +130,22 @@ def test_a_set_is_read_from_its_folder(folder: Path) -> None:
 
 def test_an_incomplete_set_is_refused_by_name(folder: Path) -> None:
     (folder / "bob" / "e01.flac").unlink()
-    with pytest.raises(ValueError, match="bob has 2 sentences"):
+    with pytest.raises(ValueError, match="bob has 2 recordings"):
         open_dataset(folder)
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
+        open_dataset(folder / "nowhere")
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="no voices"):
+        open_dataset(folder / "empty")
+
+
+def test_a_folder_of_recordings_needs_no_description(folder: Path) -> None:
+    (folder / "voices.json").unlink()
     (folder / "texts.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"texts\.json is missing"):
-        open_dataset(folder)
+    audio, rate = soundfile.read(folder / "bob" / "e01.flac")
+    (folder / "bob" / "e01.flac").unlink()
+    soundfile.write(folder / "bob" / "e01.wav", audio, rate)
+    opened = open_dataset(folder)
+    assert opened.texts == {}
+    assert opened.voices["bob"] == Voice("bob", "bob", "unknown", False, SENTENCES[:3])
+    assert opened.load("bob", "e01")[0].shape == (101,)

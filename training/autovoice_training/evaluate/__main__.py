@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -14,12 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autovoice import VoiceConversionError
+from autovoice_training.evaluate.conditions import PLAIN, harder_conditions
 from autovoice_training.evaluate.dataset import open_dataset
 from autovoice_training.evaluate.floor import FloorLine, check_floor
+from autovoice_training.evaluate.judging import Jury
 from autovoice_training.evaluate.pairs import choose_pairs
 from autovoice_training.evaluate.plots import draw_similarity
 from autovoice_training.evaluate.report import environment, write_json, write_markdown
-from autovoice_training.evaluate.running import judge_pairs
+from autovoice_training.evaluate.running import Task, judge_tasks
 from autovoice_training.evaluate.runtime import RepositoryConverter, export_checkpoint
 from autovoice_training.evaluate.summary import summarise
 
@@ -37,18 +40,25 @@ def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Evaluate this checkpoint, exported for the purpose, instead.")
     ] = None,
-    data: Annotated[Path, typer.Option(help="Evaluation set.")] = Path("data/corpus/eval"),
+    data: Annotated[
+        Path, typer.Option(help="Folder with a folder of recordings for each voice, see dataset.py.")
+    ] = Path("data/corpus/eval"),
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("training/results"),
     cache: Annotated[Path, typer.Option(help="Folder for what the judges said.")] = Path(
         "data/cache/evaluate"
     ),
     pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge.")] = 64,
-    quick: Annotated[bool, typer.Option("--quick", help=f"Judge {QUICK_PAIRS} conversions only.")] = False,
+    harder: Annotated[
+        int, typer.Option(min=0, help="Of those, so many again under each harder condition.")
+    ] = 8,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Judge {QUICK_PAIRS} conversions, all plain.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the draw of pairs.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, os.cpu_count() or 1),
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 below the floor.")] = False,
 ) -> None:
-    """Converts sentences never trained on, judges the results, writes JSON, Markdown and PNG."""
+    """Converts recordings between the voices of a folder, judges the results, writes JSON, Markdown, PNG."""
     with tempfile.TemporaryDirectory(prefix="autovoice_evaluate_") as scratch:
         try:
             if checkpoint is not None:
@@ -57,30 +67,37 @@ def evaluate(
             dataset = open_dataset(data)
             chosen = choose_pairs(dataset, QUICK_PAIRS if quick else pairs, seed)
             # Opened here first: what is wrong with a repository should not come out of a worker's traceback.
-            RepositoryConverter(repository).close()
+            converter = RepositoryConverter(repository)
         except (OSError, ValueError, RuntimeError, VoiceConversionError) as error:
             console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
+        jury = Jury(dataset, lambda: converter, cache)
+        natural = jury.natural_range()
+        # Words tell what a condition costs only where the recogniser understands the source.
+        understood = [pair for pair in chosen if jury.understands(pair.source)] or chosen
+        converter.close()
         facts = {**environment(repository), "seed": seed}
         out.mkdir(parents=True, exist_ok=True)
-        drawings = {pair: out / f"pair_{number}.png" for number, pair in enumerate(chosen[:DRAWN_PAIRS], 1)}
+        drawings = [out / f"pair_{number}.png" for number in range(1, 1 + min(DRAWN_PAIRS, len(chosen)))]
+        tasks = [Task(pair, drawing=path) for pair, path in itertools.zip_longest(chosen, drawings)]
+        if not quick:
+            tasks += [Task(pair, one) for one in harder_conditions() for pair in understood[:harder]]
         columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("judging", total=len(chosen))
-            verdicts = judge_pairs(
+            bar = progress.add_task("judging", total=len(tasks))
+            verdicts = judge_tasks(
                 dataset,
-                chosen,
+                tasks,
                 functools.partial(RepositoryConverter, repository),
                 cache,
                 workers,
-                drawings,
                 lambda: progress.advance(bar),
             )
     summaries = summarise(verdicts)
-    floor = check_floor(summaries)
-    draw_similarity(verdicts, out / "similarity.png")
-    write_json(out / "evaluation.json", facts, verdicts, summaries, floor)
-    pictures = ["similarity.png", *(path.name for path in drawings.values())]
+    floor = check_floor(verdicts, summaries, natural)
+    draw_similarity([one for one in verdicts if one.condition == PLAIN.name], out / "similarity.png")
+    write_json(out / "evaluation.json", facts, verdicts, summaries, floor, natural)
+    pictures = ["similarity.png", *(path.name for path in drawings)]
     write_markdown(out / "evaluation.md", facts, summaries, floor, pictures)
     _print_floor(floor)
     console.print(f"tables: {out / 'evaluation.md'}")

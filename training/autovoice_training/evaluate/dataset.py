@@ -1,4 +1,9 @@
-"""The sentences an evaluation reads: `<voice>/<id>.flac`, `texts.json` and `voices.json` in one folder."""
+"""The recordings an evaluation reads: `<voice>/<sentence>.flac` or `.wav` in one folder.
+
+Recordings of one name in the folders of two voices are renditions of the same sentence. Beside the voices may
+lie `texts.json`, what is said by sentence, without which words are not counted, and `voices.json`, facts on
+each voice: `human` (who is behind it; its name), `sex` (unknown), `seen` (whether heard in training; no).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,15 @@ Audio = NDArray[np.float32]
 JUDGE_RATE = 16000
 """Hz. Resemblyzer, swift-f0 and the recogniser all listen at this rate, and so do the mel-cepstra."""
 
+SUFFIXES = (".flac", ".wav")
+
 # One sentence to convert, one as the reference, one to enrol the speaker with the judge.
 MIN_SENTENCES = 3
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A synthesiser's voice.
+    """A voice and its recordings.
 
     Attributes:
         name: folder of its recordings.
@@ -42,12 +49,12 @@ class Voice:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Voices that read the same sentences.
+    """Voices and what they say.
 
     Attributes:
         root: folder of the recordings.
         voices: by name.
-        texts: what is read, by sentence id.
+        texts: what is said, by sentence, where it is known.
     """
 
     root: Path
@@ -60,7 +67,9 @@ class Dataset:
         Returns:
             Samples [T], mono, in [-1, 1], and the sample rate in Hz.
         """
-        audio, rate = sf.read(self.root / voice / f"{sentence}.flac", dtype="float32", always_2d=True)
+        stem = self.root / voice / sentence
+        path = next(path for suffix in SUFFIXES if (path := stem.with_name(sentence + suffix)).exists())
+        audio, rate = sf.read(path, dtype="float32", always_2d=True)
         return np.ascontiguousarray(audio.mean(axis=1)), int(rate)
 
     def load_joined(self, voice: str, sentences: tuple[str, ...]) -> tuple[Audio, int]:
@@ -74,23 +83,33 @@ class Dataset:
 
 
 def open_dataset(root: Path) -> Dataset:
-    """Reads the description of an evaluation set.
+    """Reads which recordings there are.
 
     Raises:
-        FileNotFoundError: a description or all recordings of a voice are missing.
-        ValueError: a voice has too few sentences to be converted, referred to and enrolled.
+        FileNotFoundError: no such folder.
+        ValueError: it holds no voices, or a voice has too few recordings.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is missing; make the evaluation set with python -m autovoice_training.corpus, "
+            "or name a folder of recordings with --data"
+        )
     texts: dict[str, str] = _read_json(root / "texts.json")
-    described: dict[str, dict[str, Any]] = _read_json(root / "voices.json")
+    folders = [path.parent.name for suffix in SUFFIXES for path in root.glob(f"*/*{suffix}")]
+    described: dict[str, dict[str, Any]] = _read_json(root / "voices.json") or {name: {} for name in folders}
+    if not described:
+        raise ValueError(f"{root} has no voices: give each its folder of {' or '.join(SUFFIXES)} files in it")
     voices = {}
     for name, facts in sorted(described.items()):
-        sentences = tuple(sorted(file.stem for file in (root / name).glob("*.flac") if file.stem in texts))
+        files = (file for suffix in SUFFIXES for file in (root / name).glob(f"*{suffix}"))
+        sentences = tuple(sorted({file.stem for file in files}))
         if len(sentences) < MIN_SENTENCES:
             raise ValueError(
-                f"voice {name} has {len(sentences)} sentences in {root / name}, at least {MIN_SENTENCES} are "
-                "needed; make the evaluation set again with python -m autovoice_training.corpus"
+                f"voice {name} has {len(sentences)} recordings in {root / name}, at least {MIN_SENTENCES} "
+                "are needed: one to convert, one as the reference, one for the judges to know the voice by"
             )
-        voices[name] = Voice(name, facts["human"], facts["sex"], bool(facts["seen"]), sentences)
+        human, sex = facts.get("human", name), facts.get("sex", "unknown")
+        voices[name] = Voice(name, human, sex, bool(facts.get("seen", False)), sentences)
     return Dataset(root, voices, texts)
 
 
@@ -109,9 +128,4 @@ def at_judge_rate(audio: Audio, rate: int) -> Audio:
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; make the evaluation set with python -m autovoice_training.corpus, "
-            "or name its folder with --data"
-        )
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) if path.is_file() else {}

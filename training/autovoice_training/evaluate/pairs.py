@@ -21,7 +21,8 @@ class Pair:
     Attributes:
         source: voice converted from.
         target: voice converted to.
-        sentence: what the source reads; the target's own rendition of it is what the result is held against.
+        sentence: what the source says; the target's own rendition of it, where there is one, is what the
+            result is held against.
         references: sentences of the target that its embedding is made of, never the converted one.
         source_seen: whether the source speaker was heard in training.
         target_seen: whether the target speaker was heard in training.
@@ -37,7 +38,7 @@ class Pair:
     same_sex: bool
 
     @property
-    def condition(self) -> str:
+    def cell(self) -> str:
         """The cell of the evaluation's design the pair falls in."""
         return (
             f"{'seen' if self.source_seen else 'unseen'} source, "
@@ -54,7 +55,8 @@ class Pair:
 def choose_pairs(dataset: Dataset, count: int, seed: int) -> list[Pair]:
     """Draws conversions in turn from every cell of seen/unseen source x seen/unseen target x same/cross sex.
 
-    Within a cell the speakers least used so far come first, so that no voice carries the figures.
+    Within a cell the speakers least used so far come first, so that no voice carries the figures. Between two
+    voices that share sentences those alone are converted.
 
     Args:
         dataset: voices and sentences.
@@ -65,7 +67,7 @@ def choose_pairs(dataset: Dataset, count: int, seed: int) -> list[Pair]:
         At most count pairs, all different; fewer when the set has no more.
 
     Raises:
-        ValueError: no two speakers of the set share a sentence.
+        ValueError: there is only one speaker.
     """
     rng = random.Random(seed)
     cells: dict[tuple[bool, bool, bool], list[tuple[Voice, Voice, str]]] = {}
@@ -73,12 +75,11 @@ def choose_pairs(dataset: Dataset, count: int, seed: int) -> list[Pair]:
         if source.human == target.human:
             continue
         cell = cells.setdefault((source.seen, target.seen, source.sex == target.sex), [])
-        cell += [(source, target, sentence) for sentence in source.sentences if sentence in target.sentences]
+        shared = [sentence for sentence in source.sentences if sentence in target.sentences]
+        cell += [(source, target, sentence) for sentence in shared or source.sentences]
     open_cells = [cells[key] for key in sorted(cells) if cells[key]]
     if not open_cells:
-        raise ValueError(
-            f"no two speakers in {dataset.root} share a sentence; nothing can be converted and compared"
-        )
+        raise ValueError(f"{dataset.root} holds one speaker only; a conversion needs a source and a target")
     for cell in open_cells:
         rng.shuffle(cell)
 

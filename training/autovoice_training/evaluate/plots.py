@@ -8,6 +8,7 @@ from pathlib import Path
 
 import librosa
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -31,7 +32,7 @@ def draw_pair(renditions: Renditions, verdict: Verdict, path: Path) -> None:
         verdict: what the judges say about them.
         path: PNG to write.
     """
-    systems = (SOURCE, RESULT, TARGET)
+    systems = [system for system in (SOURCE, RESULT, TARGET) if system in renditions.audio]
     longest = max(len(renditions.audio[system]) for system in systems) / JUDGE_RATE
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(len(systems), 1, sharex=True)
@@ -51,7 +52,7 @@ def draw_pair(renditions: Renditions, verdict: Verdict, path: Path) -> None:
         times = np.arange(len(f0)) * FRAME_SECONDS
         melody.plot(times, np.where(f0 > 0, f0, np.nan), color="cyan", linewidth=1.5, label="F0 (right axis)")
         if system == RESULT:
-            source_f0 = f0_track(renditions.audio[SOURCE]) * 2.0 ** (verdict.shift_semitones / 12.0)
+            source_f0 = renditions.melody * 2.0 ** (verdict.shift_semitones / 12.0)
             times = np.arange(len(source_f0)) * FRAME_SECONDS
             wanted = np.where(source_f0 > 0, source_f0, np.nan)
             melody.plot(times, wanted, color="white", linestyle=":", label="transposed source")
@@ -60,28 +61,28 @@ def draw_pair(renditions: Renditions, verdict: Verdict, path: Path) -> None:
         melody.minorticks_off()
         melody.legend(loc="upper right", fontsize="small", framealpha=0.5)
         scores = verdict.scores[system]
+        distortion = "" if scores.mcd is None else f", MCD to target {scores.mcd:.1f} dB"
         axis.set_title(
             f"{SYSTEMS[system]}: similarity to target {scores.similarity_target:.2f}, to source "
-            f"{scores.similarity_source:.2f}, MCD to target {scores.mcd:.1f} dB",
+            f"{scores.similarity_source:.2f}{distortion}",
             fontsize="medium",
         )
     axes[-1].set_xlabel("seconds")
     pair = verdict.pair
-    figure.suptitle(
-        f"{pair.source} to {pair.target}, {verdict.shift_semitones:+.1f} semitones ({pair.condition})"
-    )
+    figure.suptitle(f"{pair.source} to {pair.target}, {verdict.shift_semitones:+.1f} semitones ({pair.cell})")
     _save(figure, path)
 
 
 def draw_similarity(verdicts: Sequence[Verdict], path: Path) -> None:
-    """Draws similarity to the target over similarity to the source, a point for each pair and system.
+    """Draws similarity to target over source for each pair, and of the results to every speaker.
 
     Args:
         verdicts: of all pairs.
         path: PNG to write.
     """
-    figure = Figure(figsize=(7, 7), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    axis, matrix = figure.subplots(1, 2)
+    _draw_matrix(matrix, verdicts)
     looks = {
         SOURCE: ("tab:gray", "."),
         WORLD: ("tab:orange", "+"),
@@ -90,7 +91,8 @@ def draw_similarity(verdicts: Sequence[Verdict], path: Path) -> None:
     }
     for system, (color, marker) in looks.items():
         for seen in (True, False):
-            chosen = [verdict.scores[system] for verdict in verdicts if verdict.pair.target_seen == seen]
+            judged = [verdict.scores for verdict in verdicts if verdict.pair.target_seen == seen]
+            chosen = [scores[system] for scores in judged if system in scores]
             if not chosen:
                 continue
             hollow = system == RESULT and not seen
@@ -114,6 +116,26 @@ def draw_similarity(verdicts: Sequence[Verdict], path: Path) -> None:
     axis.set_title(f"Above the line: nearer to the target ({len(verdicts)} pairs)")
     axis.legend(loc="lower left")
     _save(figure, path)
+
+
+def _draw_matrix(axis: Axes, verdicts: Sequence[Verdict]) -> None:
+    """A row for each target, a column for each speaker: mean similarity of the results to the speaker."""
+    targets = sorted({verdict.pair.target for verdict in verdicts})
+    speakers = sorted({name for verdict in verdicts for name in verdict.scores[RESULT].similarities})
+    found = np.full((len(targets), len(speakers)), np.nan)
+    for row, target in enumerate(targets):
+        asked = [one.scores[RESULT].similarities for one in verdicts if one.pair.target == target]
+        for column, name in enumerate(speakers):
+            values = [similarities[name] for similarities in asked if name in similarities]
+            if values:
+                found[row, column] = np.mean(values)
+                axis.text(
+                    column, row, f"{found[row, column]:.2f}", ha="center", va="center", fontsize="small"
+                )
+    axis.imshow(found, cmap="YlGn", vmin=0.3, vmax=1.0, aspect="auto")
+    axis.set_xticks(range(len(speakers)), speakers, rotation=45)
+    axis.set_yticks(range(len(targets)), targets)
+    axis.set(xlabel="similarity to", ylabel="converted to", title="Results: mean similarity to every speaker")
 
 
 def _save(figure: Figure, path: Path) -> None:

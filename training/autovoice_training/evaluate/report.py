@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autovoice_training.evaluate.floor import FloorLine
+from autovoice_training.evaluate.floor import NOT_MEASURED, FloorLine
 from autovoice_training.evaluate.judging import JUDGE_PACKAGES, SYSTEMS, UNDERSTOOD_WER, Verdict
 from autovoice_training.evaluate.summary import MEASURES, Summary
 
@@ -29,6 +29,13 @@ TITLES = {
     "f0_correlation": "log-F0 correlation",
     "gross_error": "gross pitch error, %",
     "voicing_error": "voicing error, %",
+    "f0_roughness": "F0 roughness, cents",
+    "cepstral_delta": "cepstral delta, dB",
+    "modulation": "modulation, dB",
+    "high_band": "power above 4 kHz, dB",
+    "click": "click",
+    "offset": "offset, dBFS",
+    "peak": "peak, dBFS",
 }
 PERCENTAGES = {"nearer_target", "identified", "gross_error", "voicing_error"}
 
@@ -43,6 +50,10 @@ unconverted): source, WORLD and AutoVoice on such sources, copy-synthesis and ta
   along the DTW path, silence left out, the envelope held above 7 kHz.
 - F0: swift-f0, against the transposed source; copy-synthesis against the target's own rendition. Gross
   errors are more than 20 % off.
+- EER: equal error rate of telling by its similarity whether a result has the voice of its target or of
+  another speaker of the set.
+- F0 roughness to peak: proxies of naturalness, described in `naturalness.py`; those of natural voices stand
+  under source and target.
 - Words: pocketsphinx with the model of its wheel.
 - The reference is made of other sentences than the converted one; the shift matches the medians of source
   and reference.
@@ -72,6 +83,7 @@ def write_json(
     verdicts: Sequence[Verdict],
     summaries: Mapping[str, Summary],
     floor: Sequence[FloorLine],
+    natural: Mapping[str, tuple[float, float]],
 ) -> None:
     """Writes everything that was measured.
 
@@ -81,13 +93,15 @@ def write_json(
         verdicts: of all pairs.
         summaries: by condition.
         floor: requirements and what was measured.
+        natural: range of the naturalness proxies over natural voices.
     """
     content = {
         **facts,
-        "number_of_pairs": len(verdicts),
+        "number_of_conversions": len(verdicts),
+        "natural": natural,
         "floor": [asdict(line) for line in floor],
         "summaries": {condition: asdict(summary) for condition, summary in summaries.items()},
-        "pairs": [verdict.to_dict() for verdict in verdicts],
+        "conversions": [verdict.to_dict() for verdict in verdicts],
     }
     _write(path, json.dumps(_rounded(content), indent=1) + "\n")
 
@@ -129,9 +143,13 @@ def write_markdown(
         NOTES,
     ]
     for summary in summaries.values():
-        lines += ["", f"## {summary.condition.capitalize()} ({summary.pairs} pairs)", "", *_table(summary)]
+        lines += ["", f"## {_capitalised(summary.condition)} ({summary.pairs} pairs)", "", *_table(summary)]
     lines += ["", "## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
     _write(path, "\n".join(lines))
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _table(summary: Summary) -> list[str]:
@@ -140,20 +158,32 @@ def _table(summary: Summary) -> list[str]:
         "|---" * (len(SYSTEMS) + 1) + "|",
     ]
     for measure in MEASURES:
-        cells = []
-        for system in SYSTEMS:
-            figure = summary.figures[system][measure]
-            scale, digits = (100.0, 0) if measure in PERCENTAGES else (1.0, 2)
-            if measure == "f0_correlation":
-                digits = 3
-            interval = f"{scale * figure.low:.{digits}f} to {scale * figure.high:.{digits}f}"
-            cells.append(f"{scale * figure.value:.{digits + (scale > 1)}f} ({interval})")
-        lines.append(f"| {TITLES[measure]} | {' | '.join(cells)} |")
+        lines.append(f"| {TITLES[measure]} | {' | '.join(_cells(summary, measure))} |")
+        if measure == "identified":
+            equal = summary.equal_error_rates
+            cells = [f"{100 * equal[one]:.1f}" if one in equal else NOT_MEASURED for one in SYSTEMS]
+            lines.append(f"| EER, % | {' | '.join(cells)} |")
     cells = []
     for system in SYSTEMS:
         rate = summary.word_error_rates.get(system)
-        cells.append(f"{100 * rate.value:.1f} (n = {rate.pairs})" if rate else "not measured")
+        cells.append(f"{100 * rate.value:.1f} (n = {rate.pairs})" if rate else NOT_MEASURED)
     return [*lines, f"| word error rate, % | {' | '.join(cells)} |"]
+
+
+def _cells(summary: Summary, measure: str) -> list[str]:
+    """The figure of every system with its interval."""
+    cells = []
+    for system in SYSTEMS:
+        figure = summary.figures[system].get(measure)
+        if figure is None:
+            cells.append(NOT_MEASURED)
+            continue
+        scale, digits = (100.0, 0) if measure in PERCENTAGES else (1.0, 2)
+        if measure == "f0_correlation":
+            digits = 3
+        interval = f"{scale * figure.low:.{digits}f} to {scale * figure.high:.{digits}f}"
+        cells.append(f"{scale * figure.value:.{digits + (scale > 1)}f} ({interval})")
+    return cells
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The pairs of an evaluation, judged and drawn by several processes."""
+"""The conversions of an evaluation, judged and drawn by several processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
+from autovoice_training.evaluate.conditions import PLAIN, Condition
 from autovoice_training.evaluate.dataset import Dataset
 from autovoice_training.evaluate.judging import ConverterFactory, Jury, Verdict
 from autovoice_training.evaluate.pairs import Pair
@@ -16,38 +18,51 @@ from autovoice_training.evaluate.plots import draw_pair
 _jury: Jury
 
 
-def judge_pairs(
+@dataclass(frozen=True)
+class Task:
+    """One conversion to judge.
+
+    Attributes:
+        pair: what to convert.
+        condition: what is done to it.
+        drawing: PNG to draw it in; None for no drawing.
+    """
+
+    pair: Pair
+    condition: Condition = PLAIN
+    drawing: Path | None = None
+
+
+def judge_tasks(
     dataset: Dataset,
-    pairs: Sequence[Pair],
+    tasks: Sequence[Task],
     make_converter: ConverterFactory,
     cache: Path,
     workers: int,
-    drawings: dict[Pair, Path],
     on_progress: Callable[[], None],
 ) -> list[Verdict]:
-    """Judges every pair.
+    """Judges every conversion.
 
     Args:
         dataset: voices and sentences.
-        pairs: what to convert.
+        tasks: what to judge.
         make_converter: opens the voice under test; called once in each process, so it must pickle.
         cache: folder for what the judges said.
         workers: processes, each on one thread.
-        drawings: where to draw which pairs.
-        on_progress: called after each pair.
+        on_progress: called after each conversion.
 
     Returns:
-        One verdict for each pair, in their order.
+        One verdict for each task, in their order.
     """
     # Each worker is one thread of work; the libraries' own pools would only fight over the cores.
     os.environ["OMP_NUM_THREADS"] = "1"
-    verdicts: dict[Pair, Verdict] = {}
+    verdicts: dict[int, Verdict] = {}
     # Forked children would inherit the locks of thread pools whose threads they lack.
     context = multiprocessing.get_context("spawn")
     arguments = (dataset, make_converter, cache)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=arguments) as pool:
-        waiting: dict[Future[Verdict], Pair] = {
-            pool.submit(_judge, pair, drawings.get(pair)): pair for pair in pairs
+        waiting: dict[Future[Verdict], int] = {
+            pool.submit(_judge, task): number for number, task in enumerate(tasks)
         }
         try:
             for done in as_completed(waiting):
@@ -56,7 +71,7 @@ def judge_pairs(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [verdicts[pair] for pair in pairs]
+    return [verdicts[number] for number in range(len(tasks))]
 
 
 def _open(dataset: Dataset, make_converter: ConverterFactory, cache: Path) -> None:
@@ -64,8 +79,8 @@ def _open(dataset: Dataset, make_converter: ConverterFactory, cache: Path) -> No
     _jury = Jury(dataset, make_converter, cache)
 
 
-def _judge(pair: Pair, drawing: Path | None) -> Verdict:
-    verdict = _jury.judge(pair)
-    if drawing is not None:
-        draw_pair(_jury.render(pair), verdict, drawing)
+def _judge(task: Task) -> Verdict:
+    verdict = _jury.judge(task.pair, task.condition)
+    if task.drawing is not None:
+        draw_pair(_jury.render(task.pair, task.condition), verdict, task.drawing)
     return verdict

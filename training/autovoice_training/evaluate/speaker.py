@@ -29,12 +29,14 @@ class Identity:
         similarity_target: cosine with the target's mean embedding.
         similarity_source: cosine with the source's mean embedding.
         nearer_target: whether the first is the greater.
+        similarities: cosine with every enrolled speaker.
         identified_as: the enrolled speaker it is most similar to; empty where no speech was found.
     """
 
     similarity_target: float
     similarity_source: float
     nearer_target: bool
+    similarities: dict[str, float]
     identified_as: str
 
 
@@ -83,5 +85,22 @@ def identify(embedding: Embedding, enrolled: Mapping[str, Embedding], source: st
         similarity[target],
         similarity[source],
         similarity[target] > similarity[source],
+        similarity,
         max(similarity, key=lambda speaker: similarity[speaker]) if embedding.any() else "",
     )
+
+
+def equal_error_rate(genuine: Sequence[float], impostors: Sequence[float]) -> float:
+    """Share of wrong decisions at the threshold that refuses as many targets as it lets others pass.
+
+    Args:
+        genuine: similarities of results to their targets.
+        impostors: similarities of results to everybody else.
+    """
+    scores = np.concatenate([genuine, impostors])
+    best = 1.0
+    for threshold in np.unique(scores):
+        refused = float(np.mean(np.asarray(genuine) < threshold))
+        taken = float(np.mean(np.asarray(impostors) >= threshold))
+        best = min(best, max(refused, taken))
+    return best

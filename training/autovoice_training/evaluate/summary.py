@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from autovoice_training.evaluate.conditions import PLAIN
 from autovoice_training.evaluate.judging import SYSTEMS, Scores, Verdict
+from autovoice_training.evaluate.naturalness import Naturalness
+from autovoice_training.evaluate.speaker import equal_error_rate
 
 RESAMPLES = 1000
 
-MEASURES: dict[str, Callable[[Scores], float]] = {
+MEASURES: dict[str, Callable[[Scores], float | None]] = {
     "similarity_target": lambda scores: scores.similarity_target,
     "similarity_source": lambda scores: scores.similarity_source,
     "nearer_target": lambda scores: scores.nearer_target,
@@ -20,10 +24,11 @@ MEASURES: dict[str, Callable[[Scores], float]] = {
     "f0_correlation": lambda scores: scores.f0_correlation,
     "gross_error": lambda scores: scores.gross_error,
     "voicing_error": lambda scores: scores.voicing_error,
+    **{field.name: operator.attrgetter(f"naturalness.{field.name}") for field in fields(Naturalness)},
 }
-"""Averaged over pairs. Word error rate is not among them: it is a ratio of sums."""
+"""Averaged over pairs. Word error rate and equal error rate are not among them: they pool all pairs."""
 
-CONDITIONS: dict[str, Callable[[Verdict], bool]] = {
+FACTORS: dict[str, Callable[[Verdict], bool]] = {
     "all": lambda verdict: True,
     "seen target": lambda verdict: verdict.pair.target_seen,
     "unseen target": lambda verdict: not verdict.pair.target_seen,
@@ -66,27 +71,30 @@ class Summary:
     Attributes:
         condition: its name.
         pairs: how many are in it.
-        figures: by system and measure.
+        figures: by system and measure; absent where no pair has what is measured.
+        equal_error_rates: by system, of taking results for their targets.
         word_error_rates: by system; absent where no pair has a speaker the recogniser understands.
     """
 
     condition: str
     pairs: int
     figures: dict[str, dict[str, Figure]]
+    equal_error_rates: dict[str, float]
     word_error_rates: dict[str, WordErrorRate]
 
 
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, Summary]:
-    """Figures by condition: the whole, each factor by itself, and every cell of the design that has pairs."""
-    conditions = dict(CONDITIONS)
-    for cell in sorted({verdict.pair.condition for verdict in verdicts}):
-        conditions[cell] = lambda verdict, cell=cell: verdict.pair.condition == cell  # type: ignore[misc]
-    summaries = {}
-    for condition, belongs in conditions.items():
-        chosen = [verdict for verdict in verdicts if belongs(verdict)]
-        if chosen:
-            summaries[condition] = _summary(condition, chosen)
-    return summaries
+    """Figures by condition.
+
+    The plain conversions as a whole, by factor and by cell of the design; then each harder condition.
+    """
+    plain = [verdict for verdict in verdicts if verdict.condition == PLAIN.name]
+    groups = {name: [one for one in plain if belongs(one)] for name, belongs in FACTORS.items()}
+    for cell in sorted({verdict.pair.cell for verdict in plain}):
+        groups[cell] = [one for one in plain if one.pair.cell == cell]
+    for condition in dict.fromkeys(one.condition for one in verdicts if one.condition != PLAIN.name):
+        groups[condition] = [one for one in verdicts if one.condition == condition]
+    return {name: _summary(name, chosen) for name, chosen in groups.items() if chosen}
 
 
 def mean_with_interval(values: Sequence[float]) -> Figure:
@@ -98,21 +106,30 @@ def mean_with_interval(values: Sequence[float]) -> Figure:
 
 
 def _summary(condition: str, verdicts: Sequence[Verdict]) -> Summary:
-    figures = {
-        system: {
-            name: mean_with_interval([float(measure(verdict.scores[system])) for verdict in verdicts])
-            for name, measure in MEASURES.items()
-        }
-        for system in SYSTEMS
-    }
-    rates = {}
+    figures: dict[str, dict[str, Figure]] = {}
+    equal, rates = {}, {}
     for system in SYSTEMS:
+        having = [verdict for verdict in verdicts if system in verdict.scores]
+        judged = [verdict.scores[system] for verdict in having]
+        figures[system] = {}
+        for name, measure in MEASURES.items():
+            values = [float(value) for scores in judged if (value := measure(scores)) is not None]
+            if values:
+                figures[system][name] = mean_with_interval(values)
+        if judged:
+            others = [
+                value
+                for verdict in having
+                for name, value in verdict.scores[system].similarities.items()
+                if name != verdict.pair.target
+            ]
+            equal[system] = equal_error_rate([scores.similarity_target for scores in judged], others)
         counted = [
             (errors, verdict.words)
-            for verdict in verdicts
+            for verdict in having
             if (errors := verdict.scores[system].word_errors) is not None
         ]
         if counted:
             errors, words = (sum(column) for column in zip(*counted, strict=True))
             rates[system] = WordErrorRate(errors / words, len(counted))
-    return Summary(condition, len(verdicts), figures, rates)
+    return Summary(condition, len(verdicts), figures, equal, rates)
