@@ -26,6 +26,7 @@ TINY = CorpusConfig(
     free=2,
     hts=1,
     evaluation=1,
+    development=1,
     espeak_speakers=1,
     espeak_sentences=1,
     warps=1,
@@ -147,9 +148,21 @@ def test_held_out_humans_and_texts_are_in_the_evaluation_only(corpus: tuple[Path
 
 
 @needs_voices
+def test_development_has_texts_of_its_own_and_no_test_human(corpus: tuple[Path, dict[str, Any]]) -> None:
+    root, index = corpus
+    described = json.loads((root / "dev" / "voices.json").read_text())
+    texts = json.loads((root / "dev" / "texts.json").read_text())
+    assert len(texts) == TINY.development
+    assert {voice for voice, entry in described.items() if not entry["seen"]} == {"mv"}
+    evaluated = json.loads((root / "eval" / "texts.json").read_text())
+    assert not ({u["text"] for u in index["utterances"]} | set(evaluated.values())) & set(texts.values())
+    assert all((root / "dev" / voice / f"{name}.flac").exists() for voice in described for name in texts)
+
+
+@needs_voices
 def test_the_same_seed_gives_the_same_bytes(corpus: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, _ = corpus
-    again = CorpusConfig(**{**TINY.__dict__, "warps": 0, "evaluation": 0})
+    again = CorpusConfig(**{**TINY.__dict__, "warps": 0, "evaluation": 0, "development": 0})
     build(tmp_path, again, workers=2)
     for name in ("kal", "dita", "slt", "espeak00"):
         for file in ("audio.npy", "phones.npy"):
@@ -161,7 +174,9 @@ def test_the_same_seed_gives_the_same_bytes(corpus: tuple[Path, dict[str, Any]],
 @needs_voices
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     settings = tmp_path / "c.toml"
-    settings.write_text("parallel=2\nvalid=1\nfree=0\nhts=0\nevaluation=0\nespeak_speakers=0\nwarps=0\n")
+    settings.write_text(
+        "parallel=2\nvalid=1\nfree=0\nhts=0\nevaluation=0\ndevelopment=0\nespeak_speakers=0\nwarps=0\n"
+    )
     out = tmp_path / "out"
     command = [
         sys.executable,

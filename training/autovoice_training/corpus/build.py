@@ -27,6 +27,7 @@ from autovoice_training.corpus.audio import SAMPLE_RATE
 from autovoice_training.corpus.config import CorpusConfig
 from autovoice_training.corpus.render import Job
 from autovoice_training.corpus.voices import (
+    DEVELOPMENT_VOICES,
     DIPHONE_VOICES,
     EVALUATION_VOICES,
     REFERENCE,
@@ -51,10 +52,11 @@ def sentences(config: CorpusConfig, seed: int) -> dict[str, list[tuple[str, str,
     ):
         taken, pool = pool[:count], pool[count:]
         out[part] = [(f"{prefix}{number:04d}", text, split) for number, text in enumerate(taken)]
-    out["evaluation"] = [
-        (f"e{number:02d}", text, "test")
-        for number, text in enumerate(texts.EVALUATION_TEXTS[: config.evaluation])
-    ]
+    for part, written, count in (
+        ("evaluation", texts.EVALUATION_TEXTS, config.evaluation),
+        ("development", texts.DEVELOPMENT_TEXTS, config.development),
+    ):
+        out[part] = [(f"{part[0]}{n:02d}", text, "test") for n, text in enumerate(written[:count])]
     return out
 
 
@@ -69,7 +71,8 @@ def _plan(root: Path, parts: dict[str, list[tuple[str, str, str]]], seed: int, c
                 f"{root} was begun with {before}, not {made_with}; give another --out or remove it"
             )
         return
-    wanted = [(name, text) for part in ("parallel", "valid", "evaluation") for name, text, _ in parts[part]]
+    planned = ("parallel", "valid", "evaluation", "development")
+    wanted = [(name, text) for part in planned for name, text, _ in parts[part]]
     with tempfile.TemporaryDirectory() as scratch:
         plans = engines.plan_texts(VOICES[REFERENCE].engine_name, wanted, Path(scratch))
     if absent := [name for name, _ in wanted if name not in plans]:
@@ -147,14 +150,17 @@ def _run(root: Path, jobs: list[Job], seed: int, workers: int, title: str) -> No
             raise
 
 
-def _write_evaluation(root: Path, items: list[tuple[str, str, str]], seed: int) -> None:
-    folder = root / "eval"
+def _write_spoken(
+    root: Path, name: str, voices: tuple[str, ...], items: list[tuple[str, str, str]], seed: int
+) -> None:
+    """Lets every voice say every item, one file each, for the evaluation to read."""
+    folder = root / name
     if (folder / "voices.json").exists() or not items:
         return
     plans = render.load_plans(root)
     names = tuple(name for name, _, _ in items)
     described: dict[str, Any] = {}
-    for voice in (VOICES[name] for name in EVALUATION_VOICES):
+    for voice in (VOICES[name] for name in voices):
         aligned = voice.engine == "diphone"
         if aligned:
             rendered = render.diphone_utterances(voice, names, plans, seed, natural=True)
@@ -210,7 +216,8 @@ def build(
     follow = follow_jobs(config, parts)
     absent = [job for job in follow if not store.finished(root, f"{job.name}_as_{job.leader}")]
     _run(root, absent, seed, workers, "followers")
-    _write_evaluation(root, parts["evaluation"], seed)
+    _write_spoken(root, "eval", EVALUATION_VOICES, parts["evaluation"], seed)
+    _write_spoken(root, "dev", DEVELOPMENT_VOICES, parts["development"], seed)
     index = store.write_index(root, seed)
     say(f"{len(index['speakers'])} speakers, {len(index['utterances'])} utterances")
     return index

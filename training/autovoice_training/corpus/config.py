@@ -21,6 +21,7 @@ class CorpusConfig:
         free: sentences spoken by the flite training voices.
         hts: of those, how many the festival HTS voices speak.
         evaluation: evaluation sentences (at most 25 are written down).
+        development: development sentences (at most 20 are written down).
         espeak_speakers: number of espeak-ng variants.
         espeak_sentences: sentences of each.
         warps: pseudo-speakers made of each training human (at most 8).
@@ -34,6 +35,7 @@ class CorpusConfig:
     free: int = 700
     hts: int = 300
     evaluation: int = 25
+    development: int = 20
     espeak_speakers: int = 30
     espeak_sentences: int = 30
     warps: int = 8
@@ -47,10 +49,9 @@ class CorpusConfig:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"corpus setting {field.name} = {value!r}: give a whole number, 0 or more")
-        if self.warps > 8 or self.evaluation > 25:
-            raise ValueError(
-                f"warps = {self.warps}, evaluation = {self.evaluation}: at most 8 and 25 are defined"
-            )
+        for name, most in (("warps", 8), ("evaluation", 25), ("development", 20)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} = {getattr(self, name)}: at most {most} are defined")
 
     @classmethod
     def from_toml(cls, path: Path) -> CorpusConfig:
@@ -72,6 +73,7 @@ SMALL = CorpusConfig(
     free=3,
     hts=1,
     evaluation=2,
+    development=1,
     espeak_speakers=1,
     espeak_sentences=2,
     warps=1,

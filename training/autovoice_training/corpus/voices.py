@@ -116,3 +116,5 @@ EVALUATION_VOICES: tuple[str, ...] = (
     "ked",
     "krb",
 )
+DEVELOPMENT_VOICES: tuple[str, ...] = ("kal", "slt", "awb", "lp", "dita", "machac", "ph", "lj", "mv")
+"""None of the test humans; the recogniser understands the first three."""
