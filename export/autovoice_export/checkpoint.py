@@ -21,7 +21,7 @@ from autovoice_export.stages.target_pitch import TargetPitch
 from autovoice_export.stages.voice_encoder import PhoneClassifier
 
 _HEADER_KEY = "autovoice"
-_FORMAT = 2
+_FORMAT = 3
 
 _Config = TypeVar("_Config", ContentEncoderConfig, SynthesizerConfig)
 

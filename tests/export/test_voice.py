@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autovoice_export.stages.mel import MEL_BANDS, MelAnalysis
-from autovoice_export.stages.synthesizer import Synthesizer, envelope_to_bands
+from autovoice_export.stages.blocks import mel_points
+from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis, cosine_basis
+from autovoice_export.stages.synthesizer import (
+    FORMANT_FACTORS,
+    Synthesizer,
+    envelope_to_bands,
+    formant_shifts,
+)
 from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, Voice, pack, unpack
 from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
@@ -137,3 +143,36 @@ class TestPhoneEnvelopes:
         sums[:, 0] += 3.0
         _, deviation = synthesizer.phone_envelopes(Voice(torch.zeros(1, 256), shares, sums))
         assert deviation.abs().max().item() < 1e-5
+
+
+class TestFormantShifts:
+    @given(
+        formant=st.floats(900.0, 3000.0),
+        chosen=st.integers(0, len(FORMANT_FACTORS) - 1),
+    )
+    def test_a_peak_moves_by_the_factor(self, formant: float, chosen: int) -> None:
+        centres = mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1]
+        width = 4.0 * (centres[1:] - centres[:-1]).mean()
+        basis = cosine_basis(MEL_BANDS, ENVELOPE_SIZE)
+        peak = torch.exp(-(((centres - formant) / width) ** 2)).float() @ basis
+        shift = formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[chosen]
+        found = centres[(peak @ shift @ basis.T).argmax()].item()
+        assert found == pytest.approx(formant * FORMANT_FACTORS[chosen], rel=0.06)
+
+    def test_the_factor_one_changes_nothing(self) -> None:
+        shift = formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[FORMANT_FACTORS.index(1.0)]
+        torch.testing.assert_close(shift, torch.eye(ENVELOPE_SIZE), atol=1e-5, rtol=0)
+
+    def test_shares_decide_between_moved_source_and_target(self) -> None:
+        synthesizer = Synthesizer().eval()
+        envelopes = torch.randn(1, 3, 2 * ENVELOPE_SIZE)
+        source, target = envelopes.split(ENVELOPE_SIZE, dim=2)
+        with torch.no_grad():
+            for layer in (synthesizer.shift, synthesizer.share):
+                layer.weight.zero_()
+            synthesizer.shift.bias.copy_(40.0 * torch.eye(len(FORMANT_FACTORS))[2])
+            moved = source @ formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[2]
+            for bias, expected in ((40.0, [2 * moved, 0 * target]), (-40.0, [0 * moved, 2 * target])):
+                synthesizer.share.bias.fill_(bias)
+                found = synthesizer.mixture(torch.randn(1, 3, synthesizer.config.channels), envelopes)
+                torch.testing.assert_close(found, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-5)

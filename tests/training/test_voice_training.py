@@ -15,6 +15,7 @@ from autovoice_export.stages.voice import unpack
 from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.train.__main__ import choose_device
+from autovoice_training.train.data import DELAY_SAMPLES
 from autovoice_training.train.equaliser import colour, equalise, random_curve
 from autovoice_training.train.losses import PhoneLoss
 from autovoice_training.train.phones import train_classifier
@@ -67,14 +68,27 @@ def test_only_the_items_behind_the_plain_ones_are_equalised(corpus_folder: Path)
 def test_phone_loss_hears_other_words_and_not_another_level(classifier: PhoneClassifier) -> None:
     loss = PhoneLoss(classifier)
     first = torch.from_numpy(tone(110.0, 100) / np.float32(32768.0))[None]
-    second = torch.from_numpy(noise(1.0))[None]
-    assert loss(first, first).item() == pytest.approx(0.0, abs=1e-6)
-    assert loss(first * 0.3, first).item() < 1e-3
-    assert loss(second, first).item() > 10 * loss(first * 0.3, first).item()
-    result = second.clone().requires_grad_()
-    loss(result, first).backward()
-    assert result.grad is not None
-    assert result.grad.abs().max() > 0
+    second = torch.from_numpy(noise(1.0))[None].requires_grad_()
+    same, quieter, other = (classifier.mel(audio) for audio in (first, first * 0.3, second))
+    assert loss(same, same).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(quieter, same).item() < 1e-3
+    assert loss(other, same).item() > 10 * loss(quieter, same).item()
+    loss(other, same).backward()
+    assert second.grad is not None
+    assert second.grad.abs().max() > 0
+
+
+def test_words_are_compared_frame_by_frame(corpus_folder: Path, tmp_path: Path) -> None:
+    """A synthesizer that hands on its source loses no words, one that is a frame late does."""
+    trainer = make_trainer(corpus_folder, tmp_path / "run", steps=2)
+    batch = trainer.sampler.batch(0)
+    late = torch.nn.functional.pad(batch.source, (DELAY_SAMPLES, 0))
+    found = []
+    for shift in (0, 240):
+        audio = torch.nn.functional.pad(late, (shift, 0))[:, : batch.source.shape[1]]
+        trainer.synthesize = lambda *_, audio=audio: audio  # type: ignore[method-assign]
+        found.append(trainer.losses(trainer.modules, batch, None)["words"].item())
+    assert 4 * found[0] < found[1]
 
 
 def test_classifier_learns_and_is_kept(corpus_folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ UNVOICED_ATTENUATION = 30.0
 # Shares of a reference (0.01 is a tenth of a second in ten) that what is known of all voices counts for.
 PHONE_PRIOR = 0.004
 VOICE_PRIOR = 0.02
+# Factors by which the formants of the source can be moved, about half a semitone of vocal tract apart.
+FORMANT_FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25)
+# Where training starts, nine tenths of the envelope stay where they are.
+UNMOVED = 4.0
 # No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): a vector that is
 # no embedding gets a strange voice, not a deafening one.
 MOST_UNUSUAL = 6.0
@@ -74,11 +78,31 @@ def envelope_to_bands(size: int) -> Tensor:
     return cosine_basis(MEL_BANDS, size).T @ torch.from_numpy(weight).float()
 
 
+def formant_shifts(size: int) -> Tensor:
+    """Matrices side by side, [size, factors * size], that move envelopes along the frequency axis.
+
+    The cosines of an envelope become those of the same with its formants moved by ``FORMANT_FACTORS``,
+    held at the edges of the analysed band.
+    """
+    edges = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ))
+    centres, bands = edges[1:-1], np.arange(MEL_BANDS)
+    basis = cosine_basis(MEL_BANDS, size)
+    shifts = []
+    for factor in FORMANT_FACTORS:
+        place = np.interp(centres / factor, centres, bands)
+        weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - bands[:, None]))
+        shifts.append(basis.T @ torch.from_numpy(weight).float() @ basis)
+    return torch.cat(shifts, dim=1)
+
+
 class Synthesizer(nn.Module):
-    """Gated causal convolutions correct two envelopes to a harmonic and a noise filter per frame.
+    """Gated causal convolutions make of two envelopes a harmonic and a noise filter per frame.
 
     One is the source's own, which knows every detail of what is said; the other the target's, from its
-    reference: the mean envelope of each phone, weighted by how much the content is that phone.
+    reference: the mean envelope of each phone, weighted by how much the content is that phone. The network
+    says how far to move the source's formants (a soft choice of `FORMANT_FACTORS`: vocal tract length
+    normalisation, Jaitly & Hinton 2013, learnt per frame), how much of each envelope to take, cosine by
+    cosine, and what to correct.
 
     The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
     noise model; Serra & Smith 1990, differentiable form Engel et al. 2020). The loudness of the source
@@ -87,6 +111,7 @@ class Synthesizer(nn.Module):
 
     noise: Tensor
     average_voice: Tensor
+    shifts: Tensor
 
     def __init__(self, config: SynthesizerConfig | None = None) -> None:
         super().__init__()
@@ -107,6 +132,13 @@ class Synthesizer(nn.Module):
         self.hidden = FrameConvolution(config.channels, config.channels, 1)
         self.correction = FrameConvolution(config.channels, 2 * BANDS, 1)
         nn.init.normal_(self.correction.weight, std=0.01)
+        self.register_buffer("shifts", formant_shifts(config.envelope_size), persistent=False)
+        self.shift = FrameConvolution(config.channels, len(FORMANT_FACTORS), 1)
+        self.share = FrameConvolution(config.channels, config.envelope_size, 1)
+        for layer in (self.shift, self.share):
+            nn.init.normal_(layer.weight, std=0.01)
+        self.shift.bias = nn.Parameter(UNMOVED * torch.tensor([float(f == 1.0) for f in FORMANT_FACTORS]))
+        self.share.bias = nn.Parameter(torch.zeros(config.envelope_size))
         half = 0.5 * envelope_to_bands(config.envelope_size)
         # Both filters begin half-way between the source's envelope and the target's.
         self.envelopes = FrameConvolution(2 * config.envelope_size, 2 * BANDS, 1, bias=False)
@@ -163,10 +195,21 @@ class Synthesizer(nn.Module):
         for block in self.blocks:
             x, past = block(x, state, condition)
             states.append(past)
-        x = self.correction(torch.nn.functional.silu(self.hidden(x))) + self.envelopes(envelopes)
+        hidden = nn.functional.silu(self.hidden(x))
+        x = self.correction(hidden) + self.envelopes(self.mixture(hidden, envelopes))
         harmonic, noise = (x + loudness.unsqueeze(2)).chunk(2, dim=2)
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
         return harmonic.clamp(min=FLOOR), noise.clamp(min=FLOOR), states
+
+    def mixture(self, hidden: Tensor, envelopes: Tensor) -> Tensor:
+        """Both envelopes [B, F, 2 * 24], the source's with its formants moved, each times twice its share."""
+        size = self.config.envelope_size
+        source, target = torch.split(envelopes, size, dim=2)
+        choices = torch.matmul(source, self.shifts)
+        choices = choices.reshape(choices.shape[0], -1, len(FORMANT_FACTORS), size)
+        moved = (torch.softmax(self.shift(hidden), dim=2).unsqueeze(3) * choices).sum(dim=2)
+        share = torch.sigmoid(self.share(hidden))
+        return torch.cat([2.0 * share * moved, 2.0 * (1.0 - share) * target], dim=2)
 
     def render(self, f0: Tensor, harmonic: Tensor, noise: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [B, 240 F] of F0 and filters, and the new ``past`` [B, filter_state]."""

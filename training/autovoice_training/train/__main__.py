@@ -53,7 +53,7 @@ def main(
         raise typer.Exit(2) from None
     features = data / "features"
     classifier = train_classifier(
-        corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console
+        corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
     )
     extract(corpus, features, classifier, console)
     sampler = PairSampler(

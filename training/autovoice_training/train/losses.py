@@ -61,15 +61,11 @@ class PhoneLoss(nn.Module):
         self.classifier = classifier.requires_grad_(False)
 
     def forward(self, result: Tensor, source: Tensor) -> Tensor:
-        """Compares audio [B, T] with audio [B, T]; nats a frame, a scalar."""
+        """Compares the mel power [B, F, 80] of result and source; nats a frame, a scalar."""
         with torch.no_grad():
-            wanted = torch.log_softmax(self._logits(source), dim=1)
-        heard = torch.log_softmax(self._logits(result), dim=1)
+            wanted = torch.log_softmax(self.classifier(source)[0].float(), dim=1)
+        heard = torch.log_softmax(self.classifier(result)[0].float(), dim=1)
         return (wanted.exp() * (wanted - heard)).sum(dim=1).mean()
-
-    def _logits(self, audio: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.classifier.mel(audio))[0]
-        return logits
 
 
 class MelLoss(nn.Module):
@@ -113,7 +109,7 @@ class MelLoss(nn.Module):
             upper = bins.max(dim=0).values * SAMPLE_RATE / window
             heard = (upper.unsqueeze(0) <= 0.475 * native_rate.unsqueeze(1)).float()
             first, second = (self._mel(audio, window, bank) for audio in (result, target))
-            centres = torch.arange(first.shape[1], device=bank.device) * (window // 4) + window // 2
+            centres = torch.arange(first.shape[1], device=bank.device) * (window // 2) + window // 2
             importance = weight[:, centres // HOP].unsqueeze(2) * heard.unsqueeze(1)
             logs = (torch.log(first + MAGNITUDE_FLOOR) - torch.log(second + MAGNITUDE_FLOOR)).abs()
             logarithmic = logarithmic + (logs * importance).sum() / importance.sum()
@@ -125,6 +121,6 @@ class MelLoss(nn.Module):
     def _mel(self, audio: Tensor, window: int, bank: Tensor) -> Tensor:
         """Mel magnitude [B, frames, bands]."""
         shape = getattr(self, f"window_{window}")
-        spectrum = torch.stft(audio, window, window // 4, window=shape, return_complex=True, center=False)
+        spectrum = torch.stft(audio, window, window // 2, window=shape, return_complex=True, center=False)
         power = spectrum.real.square() + spectrum.imag.square()
         return torch.matmul(torch.sqrt(power + 1e-10).transpose(1, 2) * (2.0 / window), bank)

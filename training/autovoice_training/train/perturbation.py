@@ -12,7 +12,7 @@ def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Gen
     """Warps, filters and dirties mel power.
 
     Every item gets a vocal-tract-length warp of x0.84 to x1.19 (Jaitly & Hinton 2013), a smooth random
-    equaliser of a few dB and a noise floor 20 to 60 dB below its mean.
+    equaliser of a few dB and noise 5 to 55 dB below its mean.
 
     Args:
         mel: power [B, F, bands] between ``low_hz`` and ``high_hz``.
@@ -43,7 +43,7 @@ def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Gen
     warped = warped * torch.exp(curve).unsqueeze(1)
 
     level = warped.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True)
-    ratio = 10.0 ** (-(2.0 + 4.0 * uniform(batch, 1, 1)))
+    ratio = 10.0 ** (-(0.5 + 5.0 * uniform(batch, 1, 1)))
     tilt = torch.exp((uniform(batch, 1, 1) * 2.0 - 1.0) * torch.linspace(1.5, -1.5, bands, device=mel.device))
     hiss = -torch.log(uniform(batch, frames, bands).clamp(min=1e-6))
     return warped + level * ratio * tilt * hiss

@@ -18,6 +18,7 @@ from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
 from autovoice_training.train.perturbation import perturb_mel
+from autovoice_training.train.warm_start import take_matching
 
 BATCH_SIZE = 24
 CROP_FRAMES = 160
@@ -26,7 +27,13 @@ UNKNOWN_PHONE = -1
 
 
 def train_classifier(
-    corpus: Corpus, path: Path, steps: int, seed: int, device: torch.device, console: Console
+    corpus: Corpus,
+    path: Path,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    console: Console,
+    start_from: Path | None = None,
 ) -> PhoneClassifier:
     """Trains the classifier, or reads it where it has been trained before.
 
@@ -40,12 +47,15 @@ def train_classifier(
         seed: of the draws and the weights.
         device: to train on.
         console: for progress and accuracy.
+        start_from: checkpoint of another voice whose classifier a new one begins with.
     """
     torch.manual_seed(seed)
     classifier = PhoneClassifier()
     if path.exists():
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
+    if start_from is not None:
+        take_matching(classifier, start_from, "phone_classifier.")
     classifier.to(device)
     speakers = _labelled(corpus)
     names = sorted(speakers)

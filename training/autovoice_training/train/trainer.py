@@ -21,7 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,6 +35,7 @@ from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler
 from autovoice_training.train.features import average_voice
 from autovoice_training.train.losses import MelLoss, PhoneLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
+from autovoice_training.train.warm_start import take_matching
 
 
 class VoiceConversionTrainer:
@@ -97,7 +97,8 @@ class VoiceConversionTrainer:
         encoder, synthesizer = modules["content_encoder"], modules["synthesizer"]
         items = batch.source.shape[0]
         with torch.no_grad():
-            mel, _ = encoder.mel(batch.source, batch.source.new_zeros(items, encoder.audio_state))
+            clean, _ = encoder.mel(batch.source, batch.source.new_zeros(items, encoder.audio_state))
+            mel = clean
             if generator is not None:
                 perturbed = perturb_mel(mel, encoder.config.low_hz, encoder.config.high_hz, generator)
                 mel = torch.where(batch.perturb[:, None, None], perturbed, mel)
@@ -111,7 +112,10 @@ class VoiceConversionTrainer:
         some = self.config.speaker_items
         voices = (unpack(voice[:some]).identity for voice in (batch.embedding, batch.source_embedding))
         speaker = self.speaker_loss(audio[:some, late:], *voices)
-        words = self.phone_loss(audio[:, late:], batch.source[:, :-late])
+        # Frame j of the source is the clean mel's index j + 1; the last frames of the result are cut short.
+        heard = self.classifier.mel(audio[:, late:])[:, :-1]
+        with self.autocast():
+            words = self.phone_loss(heard, clean[:, 1 : 1 + heard.shape[1]])
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
         return {
             "mel": mel,
@@ -245,25 +249,8 @@ class VoiceConversionTrainer:
         return True
 
     def start_from(self, path: Path) -> int:
-        """Takes what it can of the weights of another voice, which may be of another version.
-
-        Of tensors whose shape differs the common corner is taken, and the rest of them is zero.
-
-        Returns:
-            The number of tensors taken.
-        """
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            taken = 0
-            for name, value in self.modules.state_dict().items():
-                if name not in names:
-                    continue
-                stored = file.get_tensor(name)
-                if stored.ndim == value.ndim:
-                    corner = tuple(slice(min(a, b)) for a, b in zip(value.shape, stored.shape, strict=True))
-                    value.zero_()
-                    value[corner] = stored[corner].to(value)
-                    taken += 1
+        """Begins with the weights of another voice, see `take_matching`; returns how many tensors it took."""
+        taken = take_matching(self.modules, path)
         self.average.module.load_state_dict(self.modules.state_dict())
         self.started_from = hashlib.sha256(path.read_bytes()).hexdigest()
         return taken
