@@ -155,12 +155,14 @@ class TestFormantShifts:
         width = 4.0 * (centres[1:] - centres[:-1]).mean()
         basis = cosine_basis(MEL_BANDS, ENVELOPE_SIZE)
         peak = torch.exp(-(((centres - formant) / width) ** 2)).float() @ basis
-        shift = formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[chosen]
+        shift = formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[chosen]
         found = centres[(peak @ shift @ basis.T).argmax()].item()
         assert found == pytest.approx(formant * FORMANT_FACTORS[chosen], rel=0.06)
 
     def test_the_factor_one_changes_nothing(self) -> None:
-        shift = formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[FORMANT_FACTORS.index(1.0)]
+        shift = formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[
+            FORMANT_FACTORS.index(1.0)
+        ]
         torch.testing.assert_close(shift, torch.eye(ENVELOPE_SIZE), atol=1e-5, rtol=0)
 
     def test_shares_decide_between_moved_source_and_target(self) -> None:
@@ -171,7 +173,7 @@ class TestFormantShifts:
             for layer in (synthesizer.shift, synthesizer.share):
                 layer.weight.zero_()
             synthesizer.shift.bias.copy_(40.0 * torch.eye(len(FORMANT_FACTORS))[2])
-            moved = source @ formant_shifts(ENVELOPE_SIZE).split(ENVELOPE_SIZE, dim=1)[2]
+            moved = source @ formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[2]
             for bias, expected in ((40.0, [2 * moved, 0 * target]), (-40.0, [0 * moved, 2 * target])):
                 synthesizer.share.bias.fill_(bias)
                 found = synthesizer.mixture(torch.randn(1, 3, synthesizer.config.channels), envelopes)

@@ -12,6 +12,7 @@ from rich.console import Console
 from toy_corpus import FRAMES, PHONES, VOICES, make_sampler, make_trainer, tone
 
 from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from autovoice_export.stages.mel import MelAnalysis
 from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.stages.voice import VOICE_SIZE
 from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
@@ -21,7 +22,7 @@ from autovoice_training.train.blend import blend
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair
 from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.losses import MelLoss, SpeakerLoss
+from autovoice_training.train.losses import EnvelopeLoss, MelLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.publish import publish
 
@@ -137,6 +138,33 @@ def test_loss_follows_the_weight_of_frames() -> None:
     assert relative.item() == pytest.approx(2.0, abs=0.1)
 
 
+def test_envelope_loss_hears_the_envelope_alone() -> None:
+    """A known tilt costs its depth; level, pauses, what lies above 7 kHz and fine structure cost nothing."""
+    analysis = MelAnalysis()
+    loss = EnvelopeLoss(analysis)
+    generator = torch.Generator().manual_seed(0)
+    target = 1e-4 * torch.ones(1, 60, 80)
+    weight = torch.ones(1, 60)
+    tilt = torch.linspace(-1.0, 1.0, 80)
+    assert loss(target * 30.0, target, weight).item() < 1e-3
+    tilted = loss(target * torch.exp(tilt), target, weight).item()
+    assert 0.8 * 0.5 / 3**0.5 < tilted < 0.5 / 3**0.5
+    fine = torch.where(torch.arange(80) % 2 == 0, 1.0, -1.0)
+    assert loss(target * torch.exp(fine), target, weight).item() < 0.1
+    whistle = target.clone()
+    whistle[:, :, -2:] *= 3.0
+    assert loss(whistle, target, weight).item() < 0.03
+    pause = target.clone()
+    pause[:, 30:] *= 1e-6
+    noisy = pause.clone()
+    noisy[:, 30:] *= torch.rand(1, 30, 80, generator=generator) + 0.01
+    assert loss(noisy, pause, weight).item() < 1e-3
+    half = torch.cat([torch.ones(1, 30), torch.zeros(1, 30)], dim=1)
+    noisy = target.clone()
+    noisy[:, 30:] *= torch.exp(tilt)
+    assert loss(noisy, target, half).item() < 1e-3
+
+
 def test_speaker_loss_wants_the_target_and_not_the_source() -> None:
     loss = SpeakerLoss()
     voices = torch.stack([torch.from_numpy(tone(pitch, 160) / 32768.0).float() for pitch in (110.0, 240.0)])
@@ -153,7 +181,7 @@ def test_speaker_loss_wants_the_target_and_not_the_source() -> None:
 def test_perturbation_moves_formants_and_keeps_time() -> None:
     mel = torch.full((4, 30, 80), 1e-6)
     mel[:, 10:20, 40] = 1.0
-    result = perturb_mel(mel, 50.0, 8000.0, torch.Generator().manual_seed(2))
+    result = perturb_mel(mel, 50.0, 8000.0, (20.0, 60.0), torch.Generator().manual_seed(2))
     assert torch.isfinite(result).all()
     assert (result > 0).all()
     loud = result.sum(dim=2)

@@ -120,6 +120,18 @@ def test_a_new_run_can_start_from_another_voice(corpus_folder: Path, tmp_path: P
     assert len(second.started_from) == 64
 
 
+def test_a_new_classifier_can_start_from_another_voice(corpus_folder: Path, tmp_path: Path) -> None:
+    first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
+    with torch.no_grad():
+        first.classifier.output.bias.fill_(3.0)
+    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    quiet, device = Console(quiet=True), torch.device("cpu")
+    path = tmp_path / "phones.pt"
+    found = train_classifier(Corpus(corpus_folder), path, 1, 0, device, quiet, tmp_path / "first.safetensors")
+    # One step of the optimiser moves a bias by no more than the learning rate.
+    assert (found.output.bias - 3.0).abs().max() < 0.1
+
+
 def test_a_device_that_is_not_there_is_named() -> None:
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="'abacus'"):

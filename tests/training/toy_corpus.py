@@ -84,7 +84,7 @@ def make_corpus(root: Path) -> Path:
 
 
 def make_sampler(folder: Path, **options: float) -> PairSampler:
-    shares = {"human_share": 1.0, "self_share": 0.0}
+    shares = {"human_share": 1.0, "self_share": 0.0, "equalised": 0.5}
     size = {"batch_size": 6, "unpaired_items": 2, "crop_frames": 100}
     plain = {"plain_items": 6}
     return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **plain, **options})
@@ -92,7 +92,7 @@ def make_sampler(folder: Path, **options: float) -> PairSampler:
 
 def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
     size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
-    shares = {"human_share": 0.5, "self_share": 0.2}
+    shares = {"human_share": 0.5, "self_share": 0.2, "equalised": 0.5}
     sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares, plain_items=1)
     config = TrainConfig(
         steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares

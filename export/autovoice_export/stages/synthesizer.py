@@ -48,6 +48,7 @@ class SynthesizerConfig:
         channels: width of the gated blocks.
         dilations: one block each.
         condition_size: width of the projected speaker embedding that every block sees.
+        formant_factors: factors by which the formants of the source can be moved, 1 among them.
     """
 
     content_size: int = 96
@@ -55,6 +56,7 @@ class SynthesizerConfig:
     channels: int = 192
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2))
     condition_size: int = 128
+    formant_factors: tuple[float, ...] = FORMANT_FACTORS
 
 
 def noise_table() -> Tensor:
@@ -78,17 +80,17 @@ def envelope_to_bands(size: int) -> Tensor:
     return cosine_basis(MEL_BANDS, size).T @ torch.from_numpy(weight).float()
 
 
-def formant_shifts(size: int) -> Tensor:
+def formant_shifts(size: int, factors: tuple[float, ...]) -> Tensor:
     """Matrices side by side, [size, factors * size], that move envelopes along the frequency axis.
 
-    The cosines of an envelope become those of the same with its formants moved by ``FORMANT_FACTORS``,
-    held at the edges of the analysed band.
+    The cosines of an envelope become those of the same with its formants moved by each factor, held at the
+    edges of the analysed band.
     """
     edges = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ))
     centres, bands = edges[1:-1], np.arange(MEL_BANDS)
     basis = cosine_basis(MEL_BANDS, size)
     shifts = []
-    for factor in FORMANT_FACTORS:
+    for factor in factors:
         place = np.interp(centres / factor, centres, bands)
         weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - bands[:, None]))
         shifts.append(basis.T @ torch.from_numpy(weight).float() @ basis)
@@ -100,7 +102,7 @@ class Synthesizer(nn.Module):
 
     One is the source's own, which knows every detail of what is said; the other the target's, from its
     reference: the mean envelope of each phone, weighted by how much the content is that phone. The network
-    says how far to move the source's formants (a soft choice of `FORMANT_FACTORS`: vocal tract length
+    says how far to move the source's formants (a soft choice among factors: vocal tract length
     normalisation, Jaitly & Hinton 2013, learnt per frame), how much of each envelope to take, cosine by
     cosine, and what to correct.
 
@@ -132,12 +134,13 @@ class Synthesizer(nn.Module):
         self.hidden = FrameConvolution(config.channels, config.channels, 1)
         self.correction = FrameConvolution(config.channels, 2 * BANDS, 1)
         nn.init.normal_(self.correction.weight, std=0.01)
-        self.register_buffer("shifts", formant_shifts(config.envelope_size), persistent=False)
-        self.shift = FrameConvolution(config.channels, len(FORMANT_FACTORS), 1)
+        factors = config.formant_factors
+        self.register_buffer("shifts", formant_shifts(config.envelope_size, factors), persistent=False)
+        self.shift = FrameConvolution(config.channels, len(factors), 1)
         self.share = FrameConvolution(config.channels, config.envelope_size, 1)
         for layer in (self.shift, self.share):
             nn.init.normal_(layer.weight, std=0.01)
-        self.shift.bias = nn.Parameter(UNMOVED * torch.tensor([float(f == 1.0) for f in FORMANT_FACTORS]))
+        self.shift.bias = nn.Parameter(UNMOVED * torch.tensor([float(f == 1.0) for f in factors]))
         self.share.bias = nn.Parameter(torch.zeros(config.envelope_size))
         half = 0.5 * envelope_to_bands(config.envelope_size)
         # Both filters begin half-way between the source's envelope and the target's.
@@ -206,7 +209,7 @@ class Synthesizer(nn.Module):
         size = self.config.envelope_size
         source, target = torch.split(envelopes, size, dim=2)
         choices = torch.matmul(source, self.shifts)
-        choices = choices.reshape(choices.shape[0], -1, len(FORMANT_FACTORS), size)
+        choices = choices.reshape(choices.shape[0], -1, len(self.config.formant_factors), size)
         moved = (torch.softmax(self.shift(hidden), dim=2).unsqueeze(3) * choices).sum(dim=2)
         share = torch.sigmoid(self.share(hidden))
         return torch.cat([2.0 * share * moved, 2.0 * (1.0 - share) * target], dim=2)

@@ -65,6 +65,7 @@ def main(
         crop_frames=settings.crop_frames,
         human_share=settings.human_share,
         self_share=settings.self_share,
+        equalised=settings.equalised,
         plain_items=settings.speaker_items,
     )
     trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)

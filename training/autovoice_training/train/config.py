@@ -11,6 +11,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from autovoice_export.stages.synthesizer import FORMANT_FACTORS
+
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "train.toml"
 
 
@@ -30,6 +32,7 @@ class TrainConfig:
         weight_decay: of AdamW.
         gradient_clip: norm.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.
+        envelope_weight: weight of the distance of spectral envelopes.
         speaker_weight: weight of the distance to the target's embedding.
         speaker_items: items of a batch for which that is measured, unpaired ones first.
         phone_weight: weight of the phone cross-entropy on the content.
@@ -41,6 +44,9 @@ class TrainConfig:
         checkpoint_steps: a checkpoint is written every so many steps.
         validation_batches: fixed batches of the validation voice and sentences.
         bfloat16: run the convolutions in bfloat16.
+        noise_db: how far below the speech the noise of a perturbed source is, least and most.
+        equalised: share of pairs whose target, and with it its reference, is heard through an equaliser.
+        formant_factors: see `SynthesizerConfig`.
     """
 
     seed: int = 1
@@ -53,6 +59,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     gradient_clip: float = 1.0
     relative_weight: float = 0.5
+    envelope_weight: float = 1.5
     speaker_weight: float = 0.5
     speaker_items: int = 6
     phone_weight: float = 0.2
@@ -64,12 +71,15 @@ class TrainConfig:
     checkpoint_steps: int = 200
     validation_batches: int = 4
     bfloat16: bool = True
+    noise_db: tuple[float, float] = (5.0, 55.0)
+    equalised: float = 0.5
+    formant_factors: tuple[float, ...] = FORMANT_FACTORS
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps", "classifier_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("human_share", "self_share", "ema_decay"):
+        for name in ("human_share", "self_share", "ema_decay", "equalised"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
 
@@ -80,4 +90,4 @@ class TrainConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"{path}: unknown setting {', '.join(unknown)}; see TrainConfig for the names")
-        return cls(**values)
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

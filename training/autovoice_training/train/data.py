@@ -25,8 +25,6 @@ PERTURB_ALIGNED = 0.5
 EMBEDDING_NOISE = 0.02
 # Share of unpaired items whose voice is a mixture of two: voices that nobody has.
 BLENDED = 0.5
-# Share of pairs whose target, and with it its reference, is heard through a random equaliser.
-EQUALISED = 0.5
 # Weight of frames in which one of the two voices says another sound than the sentence has, because its
 # language lacks it: enough to learn the voice from, too little to learn the accent.
 APPROXIMATE_WEIGHT = 0.15
@@ -96,6 +94,7 @@ class PairSampler:
         crop_frames: frames in a crop.
         human_share: share of targets that are the engines' own voices.
         self_share: share of pairs that use the target itself as source although aligned voices exist.
+        equalised: share of pairs whose target, and with it its reference, is heard through an equaliser.
         plain_items: the first so many items of a batch are never equalised.
     """
 
@@ -110,6 +109,7 @@ class PairSampler:
         crop_frames: int,
         human_share: float,
         self_share: float,
+        equalised: float,
         plain_items: int,
     ) -> None:
         self.corpus = corpus
@@ -117,7 +117,7 @@ class PairSampler:
         self.seed, self.crop_frames = seed, crop_frames
         self.batch_size, self.unpaired_items = batch_size, unpaired_items
         self.human_share, self.self_share = human_share, self_share
-        self.plain_items = plain_items
+        self.equalised, self.plain_items = equalised, plain_items
         self.features: dict[str, SpeakerFeatures] = {}
         self.groups: dict[str, list[Utterance]] = defaultdict(list)
         self.targets: dict[str, list[Utterance]] = defaultdict(list)
@@ -153,7 +153,7 @@ class PairSampler:
         random = np.random.default_rng((self.seed, step))
         unpaired = [self._unpaired(random) for _ in range(self.unpaired_items)]
         pairs = [self._training_pair(random) for _ in range(self.batch_size - self.unpaired_items)]
-        return self._collate(unpaired + pairs, random, EQUALISED)
+        return self._collate(unpaired + pairs, random, self.equalised)
 
     def validation_batch(self, index: int) -> Batch:
         """One of the fixed validation batches: the validation voice as target, aligned sources."""

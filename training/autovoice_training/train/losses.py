@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import mel_filterbank
+from autovoice_export.stages.blocks import mel_filterbank, mel_points
+from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis
 from autovoice_export.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
@@ -16,6 +19,8 @@ MAGNITUDE_FLOOR = 1e-4
 SAME_VOICE = 0.85
 CONTRAST = 10.0
 CONTRAST_WEIGHT = 0.5
+TOP_HZ = 7000.0
+AUDIBLE_NEPERS = math.log(100.0)
 
 
 class SpeakerLoss(nn.Module):
@@ -66,6 +71,37 @@ class PhoneLoss(nn.Module):
             wanted = torch.log_softmax(self.classifier(source)[0].float(), dim=1)
         heard = torch.log_softmax(self.classifier(result)[0].float(), dim=1)
         return (wanted.exp() * (wanted - heard)).sum(dim=1).mean()
+
+
+class EnvelopeLoss(nn.Module):
+    """How far the spectral envelope of a result is from the target's, as mel-cepstral distortion counts it.
+
+    Root mean square over mel bands of the difference of the smooth log spectra, level and pauses left out.
+    The spectral losses hear harmonics and noise as well, where most of what is left of them lies; the
+    envelope is what tells sounds and voices apart.
+
+    Args:
+        analysis: makes the envelopes.
+    """
+
+    heard: Tensor
+
+    def __init__(self, analysis: MelAnalysis) -> None:
+        super().__init__()
+        self.analysis = analysis
+        # The anti-alias filters of a recording say nothing about its speaker.
+        centres = mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1]
+        self.register_buffer("heard", (centres < TOP_HZ).float(), persistent=False)
+
+    def forward(self, result: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Compares mel power [B, F, 80] of result and target, frames weighted [B, F]; nepers, a scalar."""
+        wanted, loudness = self.analysis.level_free(target)
+        found, _ = self.analysis.level_free(result)
+        difference = self.analysis.envelope((found - wanted) * self.heard)[:, :, 1:]
+        distance = torch.sqrt(difference.square().sum(dim=2) / MEL_BANDS + 1e-8)
+        audible = loudness > loudness.amax(dim=1, keepdim=True) - AUDIBLE_NEPERS
+        importance = weight * audible
+        return (distance * importance).sum() / importance.sum().clamp(min=1.0)
 
 
 class MelLoss(nn.Module):

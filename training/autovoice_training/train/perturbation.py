@@ -8,16 +8,19 @@ from torch import Tensor
 from autovoice_export.stages.blocks import mel_points
 
 
-def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Generator) -> Tensor:
+def perturb_mel(
+    mel: Tensor, low_hz: float, high_hz: float, noise_db: tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """Warps, filters and dirties mel power.
 
     Every item gets a vocal-tract-length warp of x0.84 to x1.19 (Jaitly & Hinton 2013), a smooth random
-    equaliser of a few dB and noise 5 to 55 dB below its mean.
+    equaliser of a few dB and noise somewhere below its mean.
 
     Args:
         mel: power [B, F, bands] between ``low_hz`` and ``high_hz``.
         low_hz: lower edge of the bands.
         high_hz: upper edge of the bands.
+        noise_db: how far below, least and most.
         generator: source of the randomness.
 
     Returns:
@@ -43,7 +46,8 @@ def perturb_mel(mel: Tensor, low_hz: float, high_hz: float, generator: torch.Gen
     warped = warped * torch.exp(curve).unsqueeze(1)
 
     level = warped.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True)
-    ratio = 10.0 ** (-(0.5 + 5.0 * uniform(batch, 1, 1)))
+    least, most = noise_db
+    ratio = 10.0 ** (-0.1 * (least + (most - least) * uniform(batch, 1, 1)))
     tilt = torch.exp((uniform(batch, 1, 1) * 2.0 - 1.0) * torch.linspace(1.5, -1.5, bands, device=mel.device))
     hiss = -torch.log(uniform(batch, frames, bands).clamp(min=1e-6))
     return warped + level * ratio * tilt * hiss

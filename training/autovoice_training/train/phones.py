@@ -23,6 +23,7 @@ from autovoice_training.train.warm_start import take_matching
 BATCH_SIZE = 24
 CROP_FRAMES = 160
 LEARNING_RATE = 2e-3
+NOISE_DB = (5.0, 55.0)
 UNKNOWN_PHONE = -1
 
 
@@ -68,7 +69,7 @@ def train_classifier(
         drawn = [speakers[names[random.integers(len(names))]] for _ in range(BATCH_SIZE)]
         audio, labels = _batch(corpus, [u[random.integers(len(u))] for u in drawn], random)
         mel = classifier.mel(audio.to(device)).cpu()
-        perturbed = perturb_mel(mel, LOW_HZ, HIGH_HZ, generator)
+        perturbed = perturb_mel(mel, LOW_HZ, HIGH_HZ, NOISE_DB, generator)
         some = torch.rand(len(mel), 1, 1, generator=generator) < 0.7
         logits, _ = classifier(torch.where(some, perturbed, mel).to(device))
         labels = labels.to(device)

@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,14 +26,14 @@ from torch.nn import functional
 
 from autovoice_export.stages.blocks import StateReader
 from autovoice_export.stages.content_encoder import ContentEncoder
-from autovoice_export.stages.synthesizer import Synthesizer
+from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.stages.voice import unpack
 from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler
 from autovoice_training.train.features import average_voice
-from autovoice_training.train.losses import MelLoss, PhoneLoss, SpeakerLoss
+from autovoice_training.train.losses import EnvelopeLoss, MelLoss, PhoneLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
 from autovoice_training.train.warm_start import take_matching
 
@@ -64,9 +64,10 @@ class VoiceConversionTrainer:
         self.classifier = classifier
         self.device = device
         self.started_from = ""
-        self.modules = nn.ModuleDict({"content_encoder": ContentEncoder(), "synthesizer": Synthesizer()})
+        synthesizer = Synthesizer(SynthesizerConfig(formant_factors=config.formant_factors))
+        self.modules = nn.ModuleDict({"content_encoder": ContentEncoder(), "synthesizer": synthesizer})
         average = average_voice(sampler.features[name] for name in sorted(sampler.targets))
-        cast(Tensor, self.modules["synthesizer"].average_voice).copy_(average)
+        synthesizer.average_voice.copy_(average)
         self.modules.to(device)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema_decay)
@@ -74,6 +75,7 @@ class VoiceConversionTrainer:
         self.loss = MelLoss().to(device)
         self.speaker_loss = SpeakerLoss().to(device)
         self.phone_loss = PhoneLoss(classifier).to(device)
+        self.envelope_loss = EnvelopeLoss(classifier.analysis).to(device)
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(),
             lr=config.learning_rate,
@@ -100,7 +102,9 @@ class VoiceConversionTrainer:
             clean, _ = encoder.mel(batch.source, batch.source.new_zeros(items, encoder.audio_state))
             mel = clean
             if generator is not None:
-                perturbed = perturb_mel(mel, encoder.config.low_hz, encoder.config.high_hz, generator)
+                perturbed = perturb_mel(
+                    mel, encoder.config.low_hz, encoder.config.high_hz, self.config.noise_db, generator
+                )
                 mel = torch.where(batch.perturb[:, None, None], perturbed, mel)
         with self.autocast():
             content, loudness, _ = encoder.encode(mel, StateReader(mel.new_zeros(items, encoder.state_size)))
@@ -114,12 +118,16 @@ class VoiceConversionTrainer:
         speaker = self.speaker_loss(audio[:some, late:], *voices)
         # Frame j of the source is the clean mel's index j + 1; the last frames of the result are cut short.
         heard = self.classifier.mel(audio[:, late:])[:, :-1]
+        with torch.no_grad():
+            wanted = self.classifier.mel(batch.target[:, :-late])[:, :-1]
+        envelope = self.envelope_loss(heard, wanted, batch.weight[:, : heard.shape[1]])
         with self.autocast():
             words = self.phone_loss(heard, clean[:, 1 : 1 + heard.shape[1]])
         accuracy = (logits.argmax(dim=1) == batch.phones)[batch.phones >= 0].float().mean()
         return {
             "mel": mel,
             "relative": relative,
+            "envelope": envelope,
             "speaker": speaker,
             "phone": phone,
             "words": words,
@@ -182,6 +190,7 @@ class VoiceConversionTrainer:
         total = (
             losses["mel"]
             + self.config.relative_weight * losses["relative"]
+            + self.config.envelope_weight * losses["envelope"]
             + self.config.speaker_weight * losses["speaker"]
             + self.config.phone_weight * losses["phone"]
             + self.config.words_weight * losses["words"]

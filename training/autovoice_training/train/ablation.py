@@ -1,0 +1,180 @@
+"""``python -m autovoice_training.train.ablation``: short runs with one idea less each.
+
+All begin with the same weights, see the same batches as far as their settings allow, differ from the first in
+the settings of ``ablation.toml`` alone, and are judged on the development set.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autovoice_training.evaluate.conditions import harder_conditions
+from autovoice_training.evaluate.dataset import open_dataset
+from autovoice_training.evaluate.judging import RESULT, SOURCE, Jury
+from autovoice_training.evaluate.pairs import choose_pairs
+from autovoice_training.evaluate.report import environment
+from autovoice_training.evaluate.running import Task, judge_tasks
+from autovoice_training.evaluate.runtime import RepositoryConverter, export_checkpoint
+from autovoice_training.evaluate.summary import summarise
+from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig, tomllib
+
+DEFAULT_RUNS = DEFAULT_CONFIG.with_name("ablation.toml")
+RESULTS = DEFAULT_CONFIG.parent / "results"
+CACHE = Path("data/cache/evaluate")
+NOISE = "pink noise at 20 dB"
+NOISY_PAIRS = 12
+COLUMNS = (
+    ("words wrong, %", "all", "word_error_rate"),
+    ("similarity, heard", "seen target", "similarity_target"),
+    ("similarity, never heard", "unseen target", "similarity_target"),
+    ("rank-1, heard, %", "seen target", "identified"),
+    ("rank-1, never heard, %", "unseen target", "identified"),
+    ("MCD, dB", "all", "mcd"),
+    ("words wrong in noise, %", NOISE, "word_error_rate"),
+)
+console = Console()
+
+
+def read_runs(path: Path, base: TrainConfig) -> dict[str, TrainConfig]:
+    """The settings of every run by its name.
+
+    Raises:
+        ValueError: an unknown setting or a bad value.
+    """
+    described = tomllib.loads(path.read_text())
+    shared = described.pop("shared", {})
+    known = {field.name for field in fields(TrainConfig)}
+    runs = {}
+    for name, changes in described.items():
+        if unknown := sorted({*shared, *changes} - known):
+            raise ValueError(f"{path}: {name}: unknown setting {unknown[0]}; see TrainConfig for the names")
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in {**shared, **changes}.items()}
+        runs[name] = replace(base, **values)
+    return runs
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Writes settings as TOML."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in asdict(config).items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def figure(summary: dict[str, Any] | None, measure: str) -> float | None:
+    """A figure of the voice under test, percentages as such; None where it was not measured."""
+    if summary is None:
+        return None
+    if measure == "word_error_rate":
+        found = summary["word_error_rates"].get(RESULT)
+    else:
+        found = summary["figures"][RESULT].get(measure)
+    if found is None:
+        return None
+    return float(found["value"]) * (100.0 if measure in ("word_error_rate", "identified") else 1.0)
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A row for each run, a column for each of COLUMNS; under them the unconverted source's words."""
+    lines = [f"| run | {' | '.join(title for title, _, _ in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, result in results.items():
+        cells = []
+        for _, condition, measure in COLUMNS:
+            value = figure(result.get(condition), measure)
+            digits = 1 if value is None or value > 10 else 2
+            cells.append("not measured" if value is None else f"{value:.{digits}f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    everything = next(iter(results.values()))["all"]
+    source = everything["word_error_rates"].get(SOURCE)
+    if source:
+        lines += ["", f"Words wrong in the unconverted sources: {100 * source['value']:.1f} %."]
+    return lines
+
+
+def main(
+    start_from: Annotated[Path, typer.Option(help="Checkpoint that every run begins with.")],
+    runs: Annotated[Path, typer.Option(help="What each run changes, TOML.")] = DEFAULT_RUNS,
+    data: Annotated[Path, typer.Option(help="Corpus made by autovoice_training.corpus.")] = Path(
+        "data/corpus"
+    ),
+    folder: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
+        "data/ablation"
+    ),
+    classifier: Annotated[
+        Path, typer.Option(help="Phone classifier of a run, trained by autovoice_training.train.")
+    ] = Path("data/run/phones.pt"),
+    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge of each run.")] = 48,
+    out: Annotated[Path, typer.Option(help="Table to write, Markdown.")] = RESULTS / "ablation_runs.md",
+) -> None:
+    """Trains and judges every run, then writes the table."""
+    try:
+        configs = read_runs(runs, TrainConfig.read(DEFAULT_CONFIG))
+        weights = classifier.read_bytes()
+    except (ValueError, OSError) as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    results: dict[str, dict[str, Any]] = {}
+    for name, config in configs.items():
+        run = folder / name.replace(" ", "_")
+        judged = run / "summaries.json"
+        if not judged.exists():
+            write_config(config, run / "train.toml")
+            (run / "phones.pt").write_bytes(weights)
+            voice = run / "voice.safetensors"
+            _train(data=data, run=run, checkpoint=voice, config=run / "train.toml", start_from=start_from)
+            console.print(f"judging {name}")
+            judged.write_text(json.dumps(judge(voice, data / "dev", pairs)))
+        results[name] = json.loads(judged.read_text())
+    first = next(iter(configs.values()))
+    hardware = environment(None)["hardware"]
+    command = shlex.join(["python", "-m", "autovoice_training.train.ablation", *sys.argv[1:]])
+    lines = [
+        "# Runs with one idea less",
+        "",
+        f"Each {first.steps} steps of {first.batch_size} crops from one checkpoint, judged by {pairs} "
+        f"conversions of the development set and {NOISY_PAIRS} with {NOISE}. `{command}` on "
+        f"{hardware['processor']}, {hardware['cores']} cores.",
+        "",
+        *table(results),
+        "",
+    ]
+    out.write_text("\n".join(lines))
+    console.print(f"table: {out}")
+
+
+def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
+    """Figures of a checkpoint by condition: plain conversions, and noisy ones of understood sources."""
+    dataset = open_dataset(data)
+    chosen = choose_pairs(dataset, pairs, seed=0)
+    with tempfile.TemporaryDirectory(prefix="autovoice_ablation_") as scratch:
+        repository = Path(scratch) / "repository"
+        export_checkpoint(checkpoint, repository)
+        converter = RepositoryConverter(repository)
+        jury = Jury(dataset, lambda: converter, CACHE)
+        understood = [pair for pair in chosen if jury.understands(pair.source)]
+        converter.close()
+        noise = next(one for one in harder_conditions() if one.name == NOISE)
+        tasks = [*(Task(pair) for pair in chosen), *(Task(pair, noise) for pair in understood[:NOISY_PAIRS])]
+        open_repository = functools.partial(RepositoryConverter, repository)
+        verdicts = judge_tasks(dataset, tasks, open_repository, CACHE, os.cpu_count() or 1, lambda: None)
+    return {condition: asdict(summary) for condition, summary in summarise(verdicts).items()}
+
+
+def _train(**options: object) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    subprocess.run([sys.executable, "-m", "autovoice_training.train", *words], check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
