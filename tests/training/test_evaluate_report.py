@@ -262,22 +262,6 @@ class Unconverted:
         return audio
 
 
-@pytest.fixture(scope="module")
-def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's recordings cut in four; texts.json is wrong about them, the same for all."""
-    root = tmp_path_factory.mktemp("eval")
-    described = {}
-    for name in ("source_rms", "target_slt", "target_awb"):
-        audio, rate = soundfile.read(DEMO / f"{name}.flac", dtype="float32")
-        (root / name).mkdir()
-        for number, part in enumerate(np.array_split(audio, 4)):
-            soundfile.write(root / name / f"e{number}.flac", part, rate)
-        described[name] = {"human": name, "sex": name, "seen": name != "source_rms"}
-    (root / "voices.json").write_text(json.dumps(described))
-    (root / "texts.json").write_text(json.dumps({f"e{number}": "some other words" for number in range(4)}))
-    return root
-
-
 def test_the_jury_is_not_taken_in_by_an_unconverted_source(
     evaluation_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

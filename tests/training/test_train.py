@@ -206,6 +206,30 @@ def test_resumed_run_equals_an_uninterrupted_one(corpus_folder: Path, tmp_path: 
         torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA GPU")
+def test_a_run_goes_on_from_cpu_to_gpu_and_back(corpus_folder: Path, tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    gpu = torch.device("cuda")
+    on_cpu = make_trainer(corpus_folder, tmp_path / "cpu", steps=4)
+    on_gpu = make_trainer(corpus_folder, tmp_path / "gpu", steps=4, device="cuda")
+    batch = on_cpu.sampler.batch(0)
+    expected = on_cpu.losses(on_cpu.modules, batch, None)
+    found = on_gpu.losses(on_gpu.modules, batch.to(gpu), None)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, atol=0.02, rtol=0.05, msg=name)
+    on_gpu.train(console, deadline_seconds=0.0)
+    back = make_trainer(corpus_folder, tmp_path / "gpu", steps=4)
+    assert back.resume()
+    back.train(console)
+    assert back.step == 4
+    publish(back, tmp_path / "voice.safetensors", console)
+
+
+def test_the_speaker_loss_can_be_trained_through_on_a_gpu() -> None:
+    """cuDNN refuses to go back through an LSTM that is in evaluation mode."""
+    assert SpeakerLoss().encoder.lstm.training
+
+
 def test_training_learns_and_publishes(corpus_folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(corpus_folder, tmp_path / "run", steps=30)
     before = trainer.validate()["mel"]

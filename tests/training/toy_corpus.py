@@ -90,7 +90,7 @@ def make_sampler(folder: Path, **options: float) -> PairSampler:
     return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **plain, **options})
 
 
-def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
+def make_trainer(folder: Path, run: Path, steps: int, device: str = "cpu") -> VoiceConversionTrainer:
     size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
     shares = {"human_share": 0.5, "self_share": 0.2, "equalised": 0.5}
     sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares, plain_items=1)
@@ -98,4 +98,4 @@ def make_trainer(folder: Path, run: Path, steps: int) -> VoiceConversionTrainer:
         steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares
     )
     torch.manual_seed(0)
-    return VoiceConversionTrainer(sampler, config, run, PhoneClassifier(), torch.device("cpu"))
+    return VoiceConversionTrainer(sampler, config, run, PhoneClassifier(), torch.device(device))

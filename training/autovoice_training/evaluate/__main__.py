@@ -66,8 +66,9 @@ def evaluate(
                 export_checkpoint(checkpoint, repository)
             dataset = open_dataset(data)
             chosen = choose_pairs(dataset, QUICK_PAIRS if quick else pairs, seed)
-            # Opened here first: what is wrong with a repository should not come out of a worker's traceback.
+            # Tried here first: what is wrong with a repository should not come out of a worker's traceback.
             converter = RepositoryConverter(repository)
+            converter.embed(*dataset.load(chosen[0].target, chosen[0].references[0]))
         except (OSError, ValueError, RuntimeError, VoiceConversionError) as error:
             console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None

@@ -34,7 +34,8 @@ class SpeakerLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False)
+        # cuDNN goes back through an LSTM in training mode only; without dropout that changes nothing else.
+        self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False).train()
 
     def forward(self, result: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """Compares audio [B, T >= 1.6 s] with embeddings of targets and sources [B, 256]; a scalar."""
