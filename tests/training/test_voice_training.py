@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 from toy_corpus import make_sampler, make_trainer, tone
@@ -16,7 +18,8 @@ from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.train.__main__ import choose_device
 from autovoice_training.train.data import DELAY_SAMPLES
-from autovoice_training.train.equaliser import colour, equalise, random_curve
+from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve
+from autovoice_training.train.features import extract, read_features
 from autovoice_training.train.losses import PhoneLoss
 from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
@@ -43,7 +46,7 @@ def test_a_coloured_embedding_is_that_of_coloured_audio(classifier: PhoneClassif
     coloured = equalise(plain, curve)
     assert np.sqrt(np.mean(coloured**2)) == pytest.approx(np.sqrt(np.mean(plain**2)), rel=1e-3)
     before, expected = (encoder(torch.from_numpy(audio)[None])[0].numpy() for audio in (plain, coloured))
-    found = unpack(torch.from_numpy(colour(before, curve))[None])
+    found = unpack(torch.from_numpy(colour(before, 1.0, curve))[None])
     wanted = unpack(torch.from_numpy(expected)[None])
     untouched = unpack(torch.from_numpy(before)[None])
     # The level of the whole, which the coloured audio keeps, is the first cosine.
@@ -52,6 +55,46 @@ def test_a_coloured_embedding_is_that_of_coloured_audio(classifier: PhoneClassif
     encoder.classifier.output.bias[3] -= 1e3
     assert error < 0.1 * change
     torch.testing.assert_close(found.identity, untouched.identity)
+
+
+@given(factor=st.floats(0.9, 1.1), formant=st.floats(900.0, 2500.0))
+@settings(deadline=None, max_examples=15)
+def test_formants_move_and_harmonics_stay(factor: float, formant: float) -> None:
+    time = np.arange(24000) / 24000
+    gains = [np.exp(-(((150.0 * k - formant) / 400.0) ** 2)) for k in range(1, 40)]
+    audio = 0.02 * sum(g * np.sin(2 * np.pi * 150.0 * k * time) for k, g in enumerate(gains, start=1))
+    audio += 1e-3 * np.random.default_rng(0).standard_normal(24000)
+    moved = move_formants(audio.astype(np.float32), factor)
+    assert moved.shape == audio.shape
+    assert np.sqrt(np.mean(moved**2)) == pytest.approx(np.sqrt(np.mean(audio**2)), rel=1e-3)
+
+    def harmonics(samples: np.ndarray) -> np.ndarray:
+        spectrum = np.abs(np.fft.rfft(samples * np.hanning(24000)))
+        return np.array([spectrum[150 * k] for k in range(1, 40)])
+
+    def centre(samples: np.ndarray) -> float:
+        power = harmonics(samples) ** 2
+        return float((power * 150.0 * np.arange(1, 40)).sum() / power.sum())
+
+    assert centre(moved) / centre(audio) == pytest.approx(factor, rel=0.03)
+    between = np.abs(np.fft.rfft(moved * np.hanning(24000)))[75::150][:20]
+    assert between.max() < 0.1 * harmonics(moved).max()
+
+
+@torch.no_grad()
+def test_an_embedding_with_moved_formants_is_that_of_moved_audio(classifier: PhoneClassifier) -> None:
+    encoder = VoiceEncoder(classifier)
+    encoder.classifier.output.bias[3] += 1e3
+    spectrum = np.fft.rfft(noise(3.0))
+    hertz = np.fft.rfftfreq(72000, 1 / 24000)
+    gain = 0.05 + np.exp(-(((hertz - 1500.0) / 600.0) ** 2))
+    plain = np.fft.irfft(spectrum * gain).astype(np.float32)
+    moved = move_formants(plain, 1.1)
+    before, expected = (encoder(torch.from_numpy(audio)[None])[0].numpy() for audio in (plain, moved))
+    found = unpack(torch.from_numpy(colour(before, 1.1, np.zeros(80)))[None]).sums[0, 3, 1:]
+    wanted, untouched = (unpack(torch.from_numpy(one)[None]).sums[0, 3, 1:] for one in (expected, before))
+    encoder.classifier.output.bias[3] -= 1e3
+    assert (found - wanted).abs().max() < 0.35 * (untouched - wanted).abs().max()
 
 
 def test_only_the_items_behind_the_plain_ones_are_equalised(corpus_folder: Path) -> None:
@@ -130,6 +173,29 @@ def test_a_new_classifier_can_start_from_another_voice(corpus_folder: Path, tmp_
     found = train_classifier(Corpus(corpus_folder), path, 1, 0, device, quiet, tmp_path / "first.safetensors")
     # One step of the optimiser moves a bias by no more than the learning rate.
     assert (found.output.bias - 3.0).abs().max() < 0.1
+
+
+def test_no_steps_keep_the_classifier_of_the_checkpoint(corpus_folder: Path, tmp_path: Path) -> None:
+    first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
+    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    corpus, cpu, quiet = Corpus(corpus_folder), torch.device("cpu"), Console(quiet=True)
+    kept = train_classifier(corpus, tmp_path / "a.pt", 0, 9, cpu, quiet, tmp_path / "first.safetensors")
+    for one, other in zip(kept.parameters(), first.classifier.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="--start-from"):
+        train_classifier(corpus, tmp_path / "b.pt", 0, 9, cpu, quiet)
+
+
+def test_embeddings_of_another_classifier_are_made_again(corpus_folder: Path, tmp_path: Path) -> None:
+    corpus, quiet = Corpus(corpus_folder), Console(quiet=True)
+    first, second = PhoneClassifier().eval(), PhoneClassifier().eval()
+    found = []
+    for classifier in (first, second, second):
+        extract(corpus, tmp_path, classifier, quiet)
+        path = tmp_path / "low.voice.npz"
+        found.append((read_features(tmp_path, "low").embeddings, path.stat().st_mtime_ns))
+    assert not np.array_equal(found[0][0], found[1][0])
+    assert found[1][1] == found[2][1], "made with the same classifier: nothing to do"
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -47,7 +47,7 @@ def evaluate(
     cache: Annotated[Path, typer.Option(help="Folder for what the judges said.")] = Path(
         "data/cache/evaluate"
     ),
-    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge.")] = 64,
+    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge.")] = 128,
     harder: Annotated[
         int, typer.Option(min=0, help="Of those, so many again under each harder condition.")
     ] = 8,

@@ -132,7 +132,7 @@ def _draw_matrix(axis: Axes, verdicts: Sequence[Verdict]) -> None:
                 axis.text(
                     column, row, f"{found[row, column]:.2f}", ha="center", va="center", fontsize="small"
                 )
-    axis.imshow(found, cmap="YlGn", vmin=0.3, vmax=1.0, aspect="auto")
+    axis.imshow(found, cmap="Greys", vmin=0.3, vmax=1.3, aspect="auto")
     axis.set_xticks(range(len(speakers)), speakers, rotation=45)
     axis.set_yticks(range(len(targets)), targets)
     axis.set(xlabel="similarity to", ylabel="converted to", title="Results: mean similarity to every speaker")

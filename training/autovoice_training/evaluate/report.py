@@ -101,9 +101,11 @@ def write_json(
         "natural": natural,
         "floor": [asdict(line) for line in floor],
         "summaries": {condition: asdict(summary) for condition, summary in summaries.items()},
-        "conversions": [verdict.to_dict() for verdict in verdicts],
     }
-    _write(path, json.dumps(_rounded(content), indent=1) + "\n")
+    # A line for each conversion, not for each of its hundred figures.
+    lines = ",\n".join(json.dumps(_rounded(verdict.to_dict())) for verdict in verdicts)
+    head = json.dumps(_rounded(content), indent=1).removesuffix("\n}")
+    _write(path, f'{head},\n "conversions": [\n{lines}\n ]\n}}\n')
 
 
 def write_markdown(

@@ -48,13 +48,13 @@ def main(
         settings = TrainConfig.read(config)
         corpus = Corpus(data)
         where = choose_device(device)
+        classifier = train_classifier(
+            corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
+        )
     except (CorpusError, ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {error}")
         raise typer.Exit(2) from None
     features = data / "features"
-    classifier = train_classifier(
-        corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
-    )
     extract(corpus, features, classifier, console)
     sampler = PairSampler(
         corpus,

@@ -37,7 +37,8 @@ class TrainConfig:
         speaker_items: items of a batch for which that is measured, unpaired ones first.
         phone_weight: weight of the phone cross-entropy on the content.
         words_weight: weight of the distance between the phones heard in the source and in the result.
-        classifier_steps: optimiser steps of the phone classifier, before everything else.
+        classifier_steps: optimiser steps of the phone classifier, before everything else; 0 keeps the one of
+            the checkpoint that the run starts from.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
         self_share: share of pairs in which an aligned rendition is not used although there is one.
@@ -45,7 +46,7 @@ class TrainConfig:
         validation_batches: fixed batches of the validation voice and sentences.
         bfloat16: run the convolutions in bfloat16.
         noise_db: how far below the speech the noise of a perturbed source is, least and most.
-        equalised: share of pairs whose target, and with it its reference, is heard through an equaliser.
+        equalised: share of pairs whose target, and with it its reference, gets other formants and colour.
         formant_factors: see `SynthesizerConfig`.
     """
 
@@ -76,9 +77,11 @@ class TrainConfig:
     formant_factors: tuple[float, ...] = FORMANT_FACTORS
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps", "classifier_steps"):
+        for name in ("steps", "batch_size", "crop_frames", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.classifier_steps < 0:
+            raise ValueError(f"classifier_steps must be at least 0, not {self.classifier_steps}")
         for name in ("human_share", "self_share", "ema_decay", "equalised"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
-from autovoice_training.train.equaliser import colour, equalise, random_curve
+from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve, random_factor
 from autovoice_training.train.features import SpeakerFeatures, read_features
 
 DELAY_SAMPLES = LOOKAHEAD
@@ -94,7 +94,7 @@ class PairSampler:
         crop_frames: frames in a crop.
         human_share: share of targets that are the engines' own voices.
         self_share: share of pairs that use the target itself as source although aligned voices exist.
-        equalised: share of pairs whose target, and with it its reference, is heard through an equaliser.
+        equalised: share of pairs whose target, and with it its reference, gets other formants and colour.
         plain_items: the first so many items of a batch are never equalised.
     """
 
@@ -210,8 +210,9 @@ class PairSampler:
             rows["source"].append(self._audio(source, first) * gain)
             wanted = self._audio(sung, first) * gain
             if number >= self.plain_items and random.random() < equalised:
-                curve = random_curve(random)
-                wanted, embedding = equalise(wanted, curve), colour(embedding, curve)
+                factor, curve = random_factor(random), random_curve(random)
+                wanted = equalise(move_formants(wanted, factor), curve)
+                embedding = colour(embedding, factor, curve)
             rows["target"].append(wanted)
             melody = self.features[sung.speaker]
             rows["f0"].append(self._frames(melody.f0, sung, late, 0.0) * np.float32(ratio))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +93,12 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
 
 @torch.no_grad()
 def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: Console) -> None:
-    """Writes the features of every speaker that has none yet; safe to interrupt and run again."""
+    """Writes the features of every speaker that has none yet; safe to interrupt and run again.
+
+    Embeddings made with another classifier are made again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    made_with = _digest(classifier)
     encoder = VoiceEncoder(classifier)
     for speaker in track(sorted(corpus.speakers), "features", console=console):
         audio = corpus.audio(speaker)
@@ -101,8 +107,8 @@ def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: 
             f0, periodicity = pitch_of_store(audio)
             _write(path, f0=f0, periodicity=periodicity)
         path = folder / f"{speaker}.voice.npz"
-        if not path.exists():
-            _write(path, embeddings=_embeddings(corpus, speaker, encoder))
+        if not path.exists() or _made_with(path) != made_with:
+            _write(path, embeddings=_embeddings(corpus, speaker, encoder), made_with=np.array(made_with))
 
 
 def _embeddings(corpus: Corpus, speaker: str, encoder: VoiceEncoder) -> NDArray[np.float32]:
@@ -118,7 +124,19 @@ def _embeddings(corpus: Corpus, speaker: str, encoder: VoiceEncoder) -> NDArray[
     return np.stack(rows)
 
 
-def _write(path: Path, **arrays: NDArray[np.float32]) -> None:
+def _digest(classifier: PhoneClassifier) -> str:
+    digest = hashlib.sha256()
+    for value in classifier.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _made_with(path: Path) -> str:
+    with np.load(path) as stored:
+        return str(stored["made_with"]) if "made_with" in stored else ""
+
+
+def _write(path: Path, **arrays: NDArray[Any]) -> None:
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, **arrays)  # type: ignore[arg-type]
     os.replace(partial, path)

@@ -44,11 +44,14 @@ def train_classifier(
     Args:
         corpus: its training utterances with phone labels are used.
         path: its weights, written when trained.
-        steps: optimiser steps of 38 s of speech.
+        steps: optimiser steps of 38 s of speech; 0 keeps the classifier that it begins with.
         seed: of the draws and the weights.
         device: to train on.
         console: for progress and accuracy.
         start_from: checkpoint of another voice whose classifier a new one begins with.
+
+    Raises:
+        ValueError: there are neither steps nor a classifier to begin with.
     """
     torch.manual_seed(seed)
     classifier = PhoneClassifier()
@@ -57,7 +60,26 @@ def train_classifier(
         return classifier.eval()
     if start_from is not None:
         take_matching(classifier, start_from, "phone_classifier.")
-    classifier.to(device)
+    elif not steps:
+        raise ValueError("classifier_steps = 0 needs a classifier: name a checkpoint with --start-from")
+    if steps:
+        _fit(classifier.to(device), corpus, steps, seed, device, console)
+    classifier = classifier.cpu().eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(classifier.state_dict(), partial)
+    os.replace(partial, path)
+    return classifier
+
+
+def _fit(
+    classifier: PhoneClassifier,
+    corpus: Corpus,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    console: Console,
+) -> None:
     speakers = _labelled(corpus)
     names = sorted(speakers)
     random = np.random.default_rng((seed, 1))
@@ -81,12 +103,6 @@ def train_classifier(
         right = (logits.argmax(dim=1) == labels)[labels >= 0].float().mean().item()
         accuracy = 0.98 * accuracy + 0.02 * right
     console.print(f"phone classifier: {100 * accuracy:.1f} % of the last training frames right")
-    classifier = classifier.cpu().eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(classifier.state_dict(), partial)
-    os.replace(partial, path)
-    return classifier
 
 
 def _labelled(corpus: Corpus) -> dict[str, list[Utterance]]:
