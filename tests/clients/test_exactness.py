@@ -130,7 +130,7 @@ def test_a_padded_batch_equals_its_single_conversions(
         voice_like(s, r, seed=i)
         for i, (s, r) in enumerate(zip([2, 1.9, 1.7, 2.1, 0.4, 0.31], rates, strict=True))
     ]
-    voices = np.random.default_rng(1).standard_normal((len(sources), pipeline.embedding_size))
+    voices = np.stack([pipeline.embed(voice_like(2, RATE, seed=10 + i), RATE) for i in range(len(sources))])
     f0s = [None, None, None, None, None, np.full(31, 150.0)]
     made = pipeline.batch_convert(sources, voices, f0s, rates, pitch_shift_semitones=-2.0)
     for index, source in enumerate(sources):

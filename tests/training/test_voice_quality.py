@@ -54,8 +54,7 @@ def test_a_conversion_has_no_clicks_no_dc_and_does_not_clip(
     converter: RepositoryConverter, copies: dict[str, Naturalness], source: str, target: str, shift: float
 ) -> None:
     audio, rate = read(source)
-    loud = audio * (0.98 / np.abs(audio).max())
-    found = heard(converter.convert(loud, rate, converter.embed(*read(target)), shift), rate)
+    found = heard(converter.convert(audio, rate, converter.embed(*read(target)), shift), rate)
     assert found.click <= MAX_CLICK_RATIO * copies[target].click
     assert found.offset < MAX_OFFSET_DBFS
     assert found.peak < MAX_PEAK_DBFS

@@ -33,8 +33,8 @@ VOICE_PRIOR = 0.02
 FORMANT_FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25)
 # Where training starts, nine tenths of the envelope stay where they are.
 UNMOVED = 4.0
-# No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): a vector that is
-# no embedding gets a strange voice, not a deafening one.
+# No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): it bounds what a
+# vector that is no embedding can ask for.
 MOST_UNUSUAL = 6.0
 
 
