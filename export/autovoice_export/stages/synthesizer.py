@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autovoice_export.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_points
@@ -29,7 +30,7 @@ UNVOICED_ATTENUATION = 30.0
 # Shares of a reference (0.01 is a tenth of a second in ten) that what is known of all voices counts for.
 PHONE_PRIOR = 0.004
 VOICE_PRIOR = 0.02
-# Factors by which the formants of the source can be moved, about half a semitone of vocal tract apart.
+# Factors by which the formants of the source can be moved, five or six per cent apart.
 FORMANT_FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25)
 # Where training starts, nine tenths of the envelope stay where they are.
 UNMOVED = 4.0
@@ -76,8 +77,7 @@ def envelope_to_bands(size: int) -> Tensor:
     """
     bands = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1])
     place = np.interp(band_frequencies(), bands, np.arange(MEL_BANDS))
-    weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - np.arange(MEL_BANDS)[:, None]))
-    return cosine_basis(MEL_BANDS, size).T @ torch.from_numpy(weight).float()
+    return cosine_basis(MEL_BANDS, size).T @ _interpolation(place)
 
 
 def formant_shifts(size: int, factors: tuple[float, ...]) -> Tensor:
@@ -87,14 +87,16 @@ def formant_shifts(size: int, factors: tuple[float, ...]) -> Tensor:
     edges of the analysed band.
     """
     edges = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ))
-    centres, bands = edges[1:-1], np.arange(MEL_BANDS)
+    centres = edges[1:-1]
     basis = cosine_basis(MEL_BANDS, size)
-    shifts = []
-    for factor in factors:
-        place = np.interp(centres / factor, centres, bands)
-        weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - bands[:, None]))
-        shifts.append(basis.T @ torch.from_numpy(weight).float() @ basis)
-    return torch.cat(shifts, dim=1)
+    places = (np.interp(centres / factor, centres, np.arange(MEL_BANDS)) for factor in factors)
+    return torch.cat([basis.T @ _interpolation(place) @ basis for place in places], dim=1)
+
+
+def _interpolation(place: NDArray[np.float64]) -> Tensor:
+    """Matrix [MEL_BANDS, points] that reads values of the bands linearly at fractional places [points]."""
+    weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - np.arange(MEL_BANDS)[:, None]))
+    return torch.from_numpy(weight).float()
 
 
 class Synthesizer(nn.Module):

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,14 +55,9 @@ def read_runs(path: Path, base: TrainConfig) -> dict[str, TrainConfig]:
     """
     described = tomllib.loads(path.read_text())
     shared = described.pop("shared", {})
-    known = {field.name for field in fields(TrainConfig)}
-    runs = {}
-    for name, changes in described.items():
-        if unknown := sorted({*shared, *changes} - known):
-            raise ValueError(f"{path}: {name}: unknown setting {unknown[0]}; see TrainConfig for the names")
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in {**shared, **changes}.items()}
-        runs[name] = replace(base, **values)
-    return runs
+    return {
+        name: base.changed({**shared, **changes}, f"{path}: {name}") for name, changes in described.items()
+    }
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,7 +92,15 @@ class TrainConfig:
     def read(cls, path: Path) -> TrainConfig:
         """Reads a TOML file, refusing keys that mean nothing here."""
         values = tomllib.loads(path.read_text())
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        return cls().changed(values, str(path))
+
+    def changed(self, values: Mapping[str, Any], where: str) -> TrainConfig:
+        """These settings with other values, as TOML has them; ``where`` they stand is named in errors.
+
+        Raises:
+            ValueError: an unknown setting or a bad value.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(self)})
         if unknown:
-            raise ValueError(f"{path}: unknown setting {', '.join(unknown)}; see TrainConfig for the names")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            raise ValueError(f"{where}: unknown setting {', '.join(unknown)}; see TrainConfig for the names")
+        return replace(self, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
