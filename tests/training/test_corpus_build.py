@@ -32,6 +32,7 @@ TINY = CorpusConfig(
     warps=1,
     followers=2,
     warp_sentences=1,
+    recorded=0,
 )
 
 
@@ -175,7 +176,7 @@ def test_the_same_seed_gives_the_same_bytes(corpus: tuple[Path, dict[str, Any]],
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     settings = tmp_path / "c.toml"
     settings.write_text(
-        "parallel=2\nvalid=1\nfree=0\nhts=0\nevaluation=0\ndevelopment=0\nespeak_speakers=0\nwarps=0\n"
+        "parallel=2\nvalid=1\nfree=0\nhts=0\nevaluation=0\ndevelopment=0\nespeak_speakers=0\nwarps=0\nrecorded=0\n"
     )
     out = tmp_path / "out"
     command = [

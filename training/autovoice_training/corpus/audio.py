@@ -12,6 +12,7 @@ SAMPLE_RATE = 24000
 HOP = 240
 FRAME_SECONDS = HOP / SAMPLE_RATE
 ACTIVE_DBFS = -23.0
+SILENT_RMS = 1e-4
 _PEAK = 0.97
 _ACTIVE_RANGE_DB = 35.0  # frames within this much of the loudest one count as active
 
@@ -37,7 +38,7 @@ def normalise(audio: np.ndarray, name: str) -> np.ndarray:
     """
     audio = audio - audio.mean()
     level = active_rms(audio)
-    if level < 1e-4:
+    if level < SILENT_RMS:
         raise SilentAudioError(
             f"{name}: the engine returned silence ({len(audio)} samples, active RMS {level:.2g})"
         )
@@ -47,9 +48,9 @@ def normalise(audio: np.ndarray, name: str) -> np.ndarray:
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:
-    """Read a rendered file: float32 [T] at 24 kHz, and the rate it was rendered at in Hz."""
-    audio, rate = soundfile.read(path, dtype="float32")
-    return soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ"), int(rate)
+    """Read a file: float32 [T] at 24 kHz, the mean of its channels, and the rate it was made at in Hz."""
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return soxr.resample(audio.mean(axis=1), rate, SAMPLE_RATE, quality="HQ"), int(rate)
 
 
 def fit(audio: np.ndarray, frames: int) -> np.ndarray:

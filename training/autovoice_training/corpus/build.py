@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autovoice_training.corpus import engines, render, store, texts
+from autovoice_training.corpus import engines, recordings, render, store, texts
 from autovoice_training.corpus.audio import SAMPLE_RATE
 from autovoice_training.corpus.config import CorpusConfig
 from autovoice_training.corpus.render import Job
@@ -101,6 +101,10 @@ def speaker_jobs(config: CorpusConfig, parts: dict[str, list[tuple[str, str, str
         jobs.append(
             Job("espeak", f"espeak{number:02d}", tuple(parts["espeak"][number * step : (number + 1) * step]))
         )
+    wanted = tuple(("", "", "train") for _ in range(config.recorded))
+    jobs += [
+        Job("recorded", voice.name, wanted) for voice in recordings.RECORDED_VOICES if voice.split == "train"
+    ]
     return [job for job in jobs if job.sentences]
 
 
@@ -200,6 +204,8 @@ def build(
     """
     for voice in (*VOICES.values(), _ESPEAK):
         voice.require()
+    for voice in recordings.RECORDED_VOICES if config.recorded else ():
+        recordings.require(voice)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     root.mkdir(parents=True, exist_ok=True)
     parts = sentences(config, seed)
@@ -218,6 +224,8 @@ def build(
     _run(root, absent, seed, workers, "followers")
     _write_spoken(root, "eval", EVALUATION_VOICES, parts["evaluation"], seed)
     _write_spoken(root, "dev", DEVELOPMENT_VOICES, parts["development"], seed)
+    if config.recorded:
+        recordings.write_sets(root, seed)
     index = store.write_index(root, seed)
     say(f"{len(index['speakers'])} speakers, {len(index['utterances'])} utterances")
     return index

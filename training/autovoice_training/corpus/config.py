@@ -28,6 +28,7 @@ class CorpusConfig:
         warp_sentences: sentences of each.
         followers: diphone voices that follow the timing of each flite voice (at most 7).
         follow_sentences: sentences of each.
+        recorded: utterances of about five seconds of each person who recorded words (0: no such people).
     """
 
     parallel: int = 1000
@@ -42,6 +43,7 @@ class CorpusConfig:
     warp_sentences: int = 32
     followers: int = 5
     follow_sentences: int = 150
+    recorded: int = 48
 
     def __post_init__(self) -> None:
         """Refuse negative counts."""
@@ -78,4 +80,5 @@ SMALL = CorpusConfig(
     espeak_sentences=2,
     warps=1,
     warp_sentences=2,
+    recorded=1,
 )

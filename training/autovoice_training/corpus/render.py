@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autovoice_training.corpus import audio as levels
-from autovoice_training.corpus import engines, phones, prosody, warp
+from autovoice_training.corpus import engines, phones, prosody, recordings, warp
 from autovoice_training.corpus.store import Speaker, SpeakerWriter
 from autovoice_training.corpus.voices import VOICES, Voice
 
@@ -40,9 +40,10 @@ class Job:
     """One speaker to render.
 
     Attributes:
-        kind: "diphone", "text", "espeak", "warp" or "follow".
+        kind: "diphone", "text", "espeak", "warp", "follow" or "recorded".
         name: speaker name.
-        sentences: (sentence id, text, split) in the order of the corpus; for warps only their number counts.
+        sentences: (sentence id, text, split) in the order of the corpus; for warps and recordings only their
+            number counts.
         count: for warps, how many pseudo-speakers to make of the speaker ``name``.
         leader: for "follow", the speaker whose recorded timing and melody the voice ``name`` follows.
     """
@@ -255,6 +256,15 @@ def _follow(root: Path, job: Job, seed: int) -> None:
     writer.close()
 
 
+def _recorded(root: Path, job: Job, seed: int) -> None:
+    voice = recordings.RECORDED[job.name]
+    said, rate = recordings.utterances(voice, recordings.KEPT_OF, seed)
+    writer = SpeakerWriter(root, _voice_speaker(voice, rate))
+    for number, audio in enumerate(recordings.for_training(said)[: len(job.sentences)]):
+        writer.add(f"r{number:03d}", "", audio, None, "train", None)
+    writer.close()
+
+
 def run_job(root: Path, job: Job, seed: int) -> None:
     """Render one job to disk."""
     if job.kind == "espeak":
@@ -263,6 +273,8 @@ def run_job(root: Path, job: Job, seed: int) -> None:
         _warps(root, job, seed)
     elif job.kind == "follow":
         _follow(root, job, seed)
+    elif job.kind == "recorded":
+        _recorded(root, job, seed)
     else:
         voice = VOICES[job.name]
         if job.kind == "diphone":
