@@ -20,7 +20,7 @@ from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.blend import blend
 from autovoice_training.train.config import TrainConfig
-from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair
+from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
 from autovoice_training.train.features import extract, read_features
 from autovoice_training.train.losses import EnvelopeLoss, MelLoss, SpeakerLoss
 from autovoice_training.train.perturbation import perturb_mel
@@ -77,6 +77,28 @@ def test_sources_are_other_voices_saying_the_same(corpus_folder: Path) -> None:
         assert pair.source.speaker != pair.target.speaker
         assert pair.source.group == pair.target.group
         assert pair.source.split == pair.target.split == "train"
+
+
+def test_recorded_people_say_their_own_words_or_lend_their_voice(corpus_folder: Path) -> None:
+    """Nothing is aligned with them: they are never the target of somebody else's sentence."""
+    corpus = Corpus(corpus_folder)
+    corpus.speakers["high"] = replace(corpus.speakers["high"], engine="recording")
+    features = corpus_folder / "features"
+    options = {"human_share": 0.5, "altered": 0.0, "seed": 5, "batch_size": 6, "unpaired_items": 2}
+    sampler = PairSampler(corpus, features, crop_frames=100, self_share=0.5, recorded_share=1.0, **options)
+    random = np.random.default_rng(1)
+    pairs = [sampler._training_pair(random) for _ in range(50)]
+    own = [pair for pair in pairs if pair.source is pair.target]
+    assert 10 < len(own) < 40
+    assert {pair.target.speaker for pair in own} == {"high"}
+    assert {pair.target.speaker for pair in pairs if pair.source is not pair.target} == {"low", "low_w0"}
+    unpaired = [sampler._unpaired(random) for _ in range(20)]
+    assert {pair.target.speaker for pair in unpaired} == {"high"}
+    assert {pair.blend for pair in unpaired} == {"high"}
+
+    sampler = PairSampler(corpus, features, crop_frames=100, self_share=0.5, recorded_share=0.0, **options)
+    pairs = [sampler._unpaired(random) for _ in range(20)]
+    assert {pair.target.speaker for pair in pairs} == {"low", "low_w0"}
 
 
 def test_unpaired_items_keep_the_melody_in_the_new_register(corpus_folder: Path) -> None:
@@ -172,10 +194,10 @@ def test_speaker_loss_wants_the_target_and_not_the_source() -> None:
         own = loss.encoder.embed_window(voices)
     other = own.flip(0)
     assert (own[0] @ own[1]).item() < 0.85
-    right = loss(voices, own, other).item()
-    assert right < loss(voices, other, own).item() - 0.5
+    right = loss(voices, own, other, own).item()
+    assert right < loss(voices, other, own, other).item() - 0.5
     # Where the target is the source itself there is nothing to keep away from but the other target.
-    assert loss(voices, own, own).item() <= right
+    assert loss(voices, own, own, own).item() <= right
 
 
 def test_perturbation_moves_formants_and_keeps_time() -> None:

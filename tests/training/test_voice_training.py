@@ -13,14 +13,14 @@ from rich.console import Console
 from torch import Tensor
 from toy_corpus import make_sampler, make_trainer, tone
 
-from autovoice_export.stages.voice import unpack
+from autovoice_export.stages.voice import pack, unpack, with_identity
 from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.train.__main__ import choose_device
 from autovoice_training.train.data import DELAY_SAMPLES
 from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve
 from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.losses import PhoneLoss
+from autovoice_training.train.losses import PhoneLoss, SpeakerLoss
 from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
 
@@ -97,15 +97,71 @@ def test_an_embedding_with_moved_formants_is_that_of_moved_audio(classifier: Pho
     assert (found - wanted).abs().max() < 0.35 * (untouched - wanted).abs().max()
 
 
-def test_only_the_items_behind_the_plain_ones_are_equalised(corpus_folder: Path) -> None:
-    plain, coloured = make_sampler(corpus_folder), make_sampler(corpus_folder, plain_items=2)
-    changed = set()
-    for step in range(6):
-        # The draws of an equalised item differ from those of a plain one from there on: compare the first.
-        first, second = plain.batch(step), coloured.batch(step)
-        torch.testing.assert_close(first.target[:2], second.target[:2])
-        changed.add(torch.equal(first.target[2:], second.target[2:]))
-    assert False in changed
+def test_altered_voices_are_what_pairs_aim_at(corpus_folder: Path) -> None:
+    """Of an unpaired item, the first two here, only the voice counts; its audio is what the source sings."""
+    plain, altered = make_sampler(corpus_folder, altered=0.0), make_sampler(corpus_folder, altered=1.0)
+    for step in range(3):
+        first, second = plain.batch(step), altered.batch(step)
+        assert torch.equal(first.sample, first.altered)
+        assert torch.equal(first.target[2:], first.altered[2:])
+        assert torch.equal(second.target[2:], second.altered[2:])
+        for sample, changed in zip(second.sample, second.altered, strict=True):
+            assert not torch.equal(sample, changed)
+        voice = unpack(second.embedding)
+        assert voice.sums.isfinite().all()
+        # The first item's draws are the same in both but for the alteration that comes after them.
+        torch.testing.assert_close(unpack(first.embedding).identity[0], voice.identity[0])
+        assert not torch.allclose(unpack(first.embedding).sums[0], voice.sums[0])
+
+
+def test_the_sample_of_an_unpaired_item_is_its_target_voice(corpus_folder: Path) -> None:
+    sampler = make_sampler(corpus_folder, altered=0.0, unpaired_items=6)
+    batch = sampler.batch(0)
+    voices = {name: sampler.corpus.audio(name).astype(np.float32) / 32768.0 for name in sampler.targets}
+    whose = []
+    for sample, source in zip(batch.sample.numpy(), batch.source.numpy(), strict=True):
+        whose.append([name for name, audio in voices.items() if _contains(audio, sample)])
+        # What the source says is its own audio at another level.
+        assert not np.array_equal(sample, source)
+    assert all(whose)
+    assert len({names[0] for names in whose}) > 1
+
+
+def _contains(audio: np.ndarray, sample: np.ndarray) -> bool:
+    length = int(np.flatnonzero(sample)[-1]) + 1
+    starts = range(0, len(audio) - length + 1, 240)
+    return any(np.array_equal(audio[start : start + length], sample[:length]) for start in starts)
+
+
+@torch.no_grad()
+def test_an_altered_voice_has_an_identity_of_its_own() -> None:
+    loss = SpeakerLoss()
+    time = np.arange(48000) / 24000
+    buzz = sum(np.sin(2 * np.pi * 120.0 * k * time) / k for k in range(1, 40))
+    sample = (0.1 * buzz * (1.0 + 0.5 * np.sin(2 * np.pi * 3.0 * time))).astype(np.float32)
+    changed = equalise(move_formants(sample, 1.1), random_curve(np.random.default_rng(1)))
+    first, second = (torch.from_numpy(audio)[None] for audio in (sample, changed))
+    identity = loss.encoder.embed_window(first)
+    torch.testing.assert_close(loss.altered_identity(identity, first, first), identity)
+    altered = loss.altered_identity(identity, first, second)
+    torch.testing.assert_close(altered, loss.encoder.embed_window(second))
+    assert (altered * identity).sum() < 0.97
+
+    # A result with the voice before the alteration is worse off for that voice being a wrong answer.
+    other = torch.nn.functional.normalize(torch.ones_like(identity), dim=1)
+    assert loss(first, altered, other, identity) > loss(first, altered, other, altered) + 0.1
+
+
+def test_an_embedding_takes_another_identity() -> None:
+    random = torch.Generator().manual_seed(0)
+    identity, other = (
+        torch.nn.functional.normalize(torch.rand(2, 256, generator=random), dim=1) for _ in range(2)
+    )
+    shares, sums = torch.rand(2, 41, generator=random), torch.randn(2, 41, 24, generator=random)
+    embedding = with_identity(pack(identity, shares, sums), other)
+    torch.testing.assert_close(torch.linalg.vector_norm(embedding, dim=1), torch.ones(2))
+    for found, wanted in zip(unpack(embedding), (other, shares, sums), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_phone_loss_hears_other_words_and_not_another_level(classifier: PhoneClassifier) -> None:

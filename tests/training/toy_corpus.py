@@ -84,16 +84,15 @@ def make_corpus(root: Path) -> Path:
 
 
 def make_sampler(folder: Path, **options: float) -> PairSampler:
-    shares = {"human_share": 1.0, "self_share": 0.0, "equalised": 0.5}
+    shares = {"human_share": 1.0, "self_share": 0.0, "recorded_share": 0.0, "altered": 0.5}
     size = {"batch_size": 6, "unpaired_items": 2, "crop_frames": 100}
-    plain = {"plain_items": 6}
-    return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **plain, **options})
+    return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **options})
 
 
 def make_trainer(folder: Path, run: Path, steps: int, device: str = "cpu") -> VoiceConversionTrainer:
     size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
-    shares = {"human_share": 0.5, "self_share": 0.2, "equalised": 0.5}
-    sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares, plain_items=1)
+    shares = {"human_share": 0.5, "self_share": 0.2, "recorded_share": 0.0, "altered": 0.5}
+    sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares)
     config = TrainConfig(
         steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares
     )

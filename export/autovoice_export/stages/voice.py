@@ -57,6 +57,12 @@ def unpack(embedding: Tensor) -> Voice:
     )
 
 
+def with_identity(embedding: Tensor, identity: Tensor) -> Tensor:
+    """The embedding [B, VOICE_SIZE] with another identity [B, 256] of unit length; of unit length again."""
+    rest = embedding[:, IDENTITY_SIZE:]
+    return _unit_length(torch.cat([identity * rest[:, :1], rest], dim=1))
+
+
 def _unit_length(vectors: Tensor) -> Tensor:
     norm = torch.sqrt((vectors**2).sum(dim=1, keepdim=True))
     return vectors / torch.clamp(norm, min=1e-12)

@@ -65,8 +65,8 @@ def main(
         crop_frames=settings.crop_frames,
         human_share=settings.human_share,
         self_share=settings.self_share,
-        equalised=settings.equalised,
-        plain_items=settings.speaker_items,
+        recorded_share=settings.recorded_share,
+        altered=settings.altered,
     )
     trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)
     if trainer.resume():

@@ -44,11 +44,13 @@ class TrainConfig:
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         human_share: share of targets that are the engines' own voices; the rest are warped ones and espeak.
         self_share: share of pairs in which an aligned rendition is not used although there is one.
+        recorded_share: share of people who recorded words, whom nothing is aligned with, among the voices of
+            such pairs and of unpaired items.
         checkpoint_steps: a checkpoint is written every so many steps.
         validation_batches: fixed batches of the validation voice and sentences.
         bfloat16: run the convolutions in bfloat16.
         noise_db: how far below the speech the noise of a perturbed source is, least and most.
-        equalised: share of pairs whose target, and with it its reference, gets other formants and colour.
+        altered: share of items whose target voice, and with it its reference, gets other formants and colour.
         formant_factors: see `SynthesizerConfig`.
     """
 
@@ -71,11 +73,12 @@ class TrainConfig:
     ema_decay: float = 0.998
     human_share: float = 0.5
     self_share: float = 0.15
+    recorded_share: float = 0.4
     checkpoint_steps: int = 200
     validation_batches: int = 4
     bfloat16: bool = True
     noise_db: tuple[float, float] = (5.0, 55.0)
-    equalised: float = 0.5
+    altered: float = 0.5
     formant_factors: tuple[float, ...] = FORMANT_FACTORS
 
     def __post_init__(self) -> None:
@@ -84,7 +87,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.classifier_steps < 0:
             raise ValueError(f"classifier_steps must be at least 0, not {self.classifier_steps}")
-        for name in ("human_share", "self_share", "ema_decay", "equalised"):
+        for name in ("human_share", "self_share", "recorded_share", "ema_decay", "altered"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
 

@@ -58,7 +58,10 @@ class Batch:
         periodicity: of the target, [B, F], likewise.
         phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
         weight: of the target's frames in the spectral loss, [B, F], not delayed; 0 for unpaired items.
-        embedding: of other utterances of the target speaker, [B, 1282].
+        embedding: of other utterances of the target speaker, [B, 1282]; of an altered voice its envelopes are
+            the altered ones, its identity is not.
+        sample: a crop of the target speaker, [B, 240 F].
+        altered: the same in the altered voice, [B, 240 F].
         source_embedding: of the source's speaker, [B, 1282].
         native_rate: sample rate at which the target was made, [B].
         perturb: whether the source is perturbed, [B].
@@ -71,6 +74,8 @@ class Batch:
     phones: Tensor
     weight: Tensor
     embedding: Tensor
+    sample: Tensor
+    altered: Tensor
     source_embedding: Tensor
     native_rate: Tensor
     perturb: Tensor
@@ -94,8 +99,9 @@ class PairSampler:
         crop_frames: frames in a crop.
         human_share: share of targets that are the engines' own voices.
         self_share: share of pairs that use the target itself as source although aligned voices exist.
-        equalised: share of pairs whose target, and with it its reference, gets other formants and colour.
-        plain_items: the first so many items of a batch are never equalised.
+        recorded_share: share of people who recorded words, whom nothing is aligned with, among the voices of
+            such pairs and of unpaired items.
+        altered: share of items whose target voice, and with it its reference, gets other formants and colour.
     """
 
     def __init__(
@@ -109,15 +115,15 @@ class PairSampler:
         crop_frames: int,
         human_share: float,
         self_share: float,
-        equalised: float,
-        plain_items: int,
+        recorded_share: float,
+        altered: float,
     ) -> None:
         self.corpus = corpus
         self.phone_set = corpus.phone_set
         self.seed, self.crop_frames = seed, crop_frames
         self.batch_size, self.unpaired_items = batch_size, unpaired_items
         self.human_share, self.self_share = human_share, self_share
-        self.equalised, self.plain_items = equalised, plain_items
+        self.recorded_share, self.altered = recorded_share, altered
         self.features: dict[str, SpeakerFeatures] = {}
         self.groups: dict[str, list[Utterance]] = defaultdict(list)
         self.targets: dict[str, list[Utterance]] = defaultdict(list)
@@ -142,18 +148,17 @@ class PairSampler:
             name: np.array([phone in speaker.approximate for phone in corpus.phone_set] + [False])
             for name, speaker in speakers.items()
         }
-        natural = [
-            name for name in self.targets if not speakers[name].pseudo and speakers[name].engine != "espeak"
-        ]
-        self.natural = sorted(natural)
-        self.synthetic = sorted(set(self.targets) - set(natural))
+        recorded = {name for name in self.targets if speakers[name].engine == "recording"}
+        made = {name for name in self.targets if speakers[name].pseudo or speakers[name].engine == "espeak"}
+        self.recorded, self.synthetic = sorted(recorded), sorted(made)
+        self.natural = sorted(set(self.targets) - recorded - made)
 
     def batch(self, step: int) -> Batch:
         """The training batch of a step."""
         random = np.random.default_rng((self.seed, step))
         unpaired = [self._unpaired(random) for _ in range(self.unpaired_items)]
         pairs = [self._training_pair(random) for _ in range(self.batch_size - self.unpaired_items)]
-        return self._collate(unpaired + pairs, random, self.equalised)
+        return self._collate(unpaired + pairs, random, self.altered)
 
     def validation_batch(self, index: int) -> Batch:
         """One of the fixed validation batches: the validation voice as target, aligned sources."""
@@ -173,10 +178,15 @@ class PairSampler:
         pool = self.natural if random.random() < self.human_share or not self.synthetic else self.synthetic
         return pool[random.integers(len(pool))]
 
+    def _any_speaker(self, random: np.random.Generator) -> str:
+        if self.recorded and random.random() < self.recorded_share:
+            return self.recorded[random.integers(len(self.recorded))]
+        return self._speaker(random)
+
     def _training_pair(self, random: np.random.Generator) -> Pair:
         utterances = self.partnered[self._speaker(random)]
         if not utterances or random.random() < self.self_share:
-            utterances = self.targets[self._speaker(random)]
+            utterances = self.targets[self._any_speaker(random)]
             target = utterances[random.integers(len(utterances))]
             return Pair(target, target, perturb=True)
         target = utterances[random.integers(len(utterances))]
@@ -185,14 +195,15 @@ class PairSampler:
         return Pair(source, target, perturb=random.random() < PERTURB_ALIGNED)
 
     def _unpaired(self, random: np.random.Generator) -> Pair:
-        said = self.targets[self._speaker(random)]
-        target = self.targets[self._speaker(random)][0]
-        blend = self._speaker(random) if random.random() < BLENDED else target.speaker
+        said = self.targets[self._any_speaker(random)]
+        voices = self.targets[self._any_speaker(random)]
+        target = voices[random.integers(len(voices))]
+        blend = self._any_speaker(random) if random.random() < BLENDED else target.speaker
         return Pair(said[random.integers(len(said))], target, perturb=random.random() < 0.5, blend=blend)
 
-    def _collate(self, pairs: list[Pair], random: np.random.Generator, equalised: float = 0.0) -> Batch:
+    def _collate(self, pairs: list[Pair], random: np.random.Generator, altered: float = 0.0) -> Batch:
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        for number, pair in enumerate(pairs):
+        for pair in pairs:
             source, target = pair.source, pair.target
             frames = source.frames if pair.blend else min(source.frames, target.frames)
             first = int(random.integers(max(1, frames - self.crop_frames + 1)))
@@ -209,11 +220,15 @@ class PairSampler:
                 ratio = register / self.features[source.speaker].median_f0
             rows["source"].append(self._audio(source, first) * gain)
             wanted = self._audio(sung, first) * gain
-            if number >= self.plain_items and random.random() < equalised:
+            start = int(random.integers(max(1, target.frames - self.crop_frames + 1)))
+            sample = changed = self._audio(target, start) if pair.blend else wanted
+            if random.random() < altered:
                 factor, curve = random_factor(random), random_curve(random)
-                wanted = equalise(move_formants(wanted, factor), curve)
+                changed = equalise(move_formants(sample, factor), curve)
                 embedding = colour(embedding, factor, curve)
-            rows["target"].append(wanted)
+            rows["sample"].append(sample)
+            rows["altered"].append(changed)
+            rows["target"].append(wanted if pair.blend else changed)
             melody = self.features[sung.speaker]
             rows["f0"].append(self._frames(melody.f0, sung, late, 0.0) * np.float32(ratio))
             rows["periodicity"].append(self._frames(melody.periodicity, sung, late, 0.0))

@@ -19,11 +19,11 @@ from autovoice_export.stages.synthesizer import formant_shifts
 from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
-MOST_MOVED = 0.1
+MOST_MOVED = 0.15
 FRAME = 4 * HOP
 # Wide enough to bridge the harmonics of any voice, narrower than formants lie apart.
 SMOOTH_HZ = 125.0
-NEPERS = (0.5, 0.4, 0.3, 0.25, 0.2)
+NEPERS = (0.7, 0.55, 0.4, 0.35, 0.25)
 """Largest amplitude of each cosine over the mel bands that a curve is made of."""
 
 
@@ -38,7 +38,7 @@ def random_curve(random: np.random.Generator) -> NDArray[np.float64]:
 
 
 def random_factor(random: np.random.Generator) -> float:
-    """By how much formants are moved: up to a tenth up or down."""
+    """By how much formants are moved: up to a seventh up or down."""
     return float(np.exp(random.uniform(-MOST_MOVED, MOST_MOVED)))
 
 

@@ -17,6 +17,8 @@ RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
 MAGNITUDE_FLOOR = 1e-4
 # Cosine above which two embeddings count as the same voice.
 SAME_VOICE = 0.85
+# An altered voice is another one below this cosine to what it was made of.
+ALTERED_VOICE = 0.97
 CONTRAST = 10.0
 CONTRAST_WEIGHT = 0.5
 TOP_HZ = 7000.0
@@ -27,9 +29,9 @@ class SpeakerLoss(nn.Module):
     """How far the speaker encoder hears a result from the voice that was asked for, and how near to others.
 
     One minus the cosine to the target (speaker consistency loss; Casanova et al. 2022, YourTTS), plus the
-    cross-entropy of picking the target among the source's own voice and the other targets of the batch
-    (softmax form of GE2E; Wan et al. 2018). Spectral losses alone are content with the average of the
-    voices that a frame could belong to.
+    cross-entropy of picking the target among the source's own voice, the voice that the target was made of
+    by altering it, and the other targets of the batch (softmax form of GE2E; Wan et al. 2018). Spectral
+    losses alone are content with the average of the voices that a frame could belong to.
     """
 
     def __init__(self) -> None:
@@ -37,16 +39,44 @@ class SpeakerLoss(nn.Module):
         # cuDNN goes back through an LSTM in training mode only; without dropout that changes nothing else.
         self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False).train()
 
-    def forward(self, result: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        """Compares audio [B, T >= 1.6 s] with embeddings of targets and sources [B, 256]; a scalar."""
+    @torch.no_grad()
+    def altered_identity(self, identity: Tensor, sample: Tensor, altered: Tensor) -> Tensor:
+        """Whose voice an altered one is.
+
+        Args:
+            identity: of the voice before, [B, 256].
+            sample: a crop of it, [B, T >= 1.6 s].
+            altered: the same crop, altered.
+
+        Returns:
+            The identity moved as that of the crop moved, [B, 256] of unit length: so it does not depend on
+            what is said in one crop.
+        """
+        moved = self.encoder.embed_window(altered) - self.encoder.embed_window(sample)
+        return nn.functional.normalize(torch.relu(identity + moved), dim=1)
+
+    def forward(self, result: Tensor, target: Tensor, source: Tensor, unaltered: Tensor) -> Tensor:
+        """Compares audio with identities.
+
+        Args:
+            result: [B, T >= 1.6 s].
+            target: identity of the voice asked for, [B, 256].
+            source: identity of the source, [B, 256].
+            unaltered: identity of the voice that the target was made of, [B, 256]; the target where it is
+                nobody's alteration.
+
+        Returns:
+            A scalar.
+        """
         heard = self.encoder.embed_window(result)
         right = (heard * target).sum(dim=1, keepdim=True)
-        others = heard @ target.T
-        own = (heard * source).sum(dim=1, keepdim=True)
-        # A voice that could as well be the target is no wrong answer.
-        same = torch.cat([(target * source).sum(dim=1, keepdim=True), target @ target.T], dim=1) > SAME_VOICE
-        wrong = torch.cat([own, others], dim=1).masked_fill(same, -1.0)
-        scores = CONTRAST * torch.cat([right, wrong], dim=1)
+        rivals = torch.stack([source, unaltered], dim=1)
+        wrong = torch.cat([torch.einsum("bkd,bd->bk", rivals, heard), heard @ target.T], dim=1)
+        # A voice that could as well be the target is no wrong answer; one made of it by altering it is.
+        alike = torch.cat([torch.einsum("bkd,bd->bk", rivals, target), target @ target.T], dim=1)
+        limit = torch.full_like(alike, SAME_VOICE)
+        limit[:, 1] = ALTERED_VOICE
+        scores = CONTRAST * torch.cat([right, wrong.masked_fill(alike > limit, -1.0)], dim=1)
         labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         contrast = nn.functional.cross_entropy(scores, labels)
         return 1.0 - right.mean() + CONTRAST_WEIGHT * contrast

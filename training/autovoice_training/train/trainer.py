@@ -27,7 +27,7 @@ from torch.nn import functional
 from autovoice_export.stages.blocks import StateReader
 from autovoice_export.stages.content_encoder import ContentEncoder
 from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
-from autovoice_export.stages.voice import unpack
+from autovoice_export.stages.voice import unpack, with_identity
 from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import TrainConfig
@@ -110,12 +110,15 @@ class VoiceConversionTrainer:
             content, loudness, _ = encoder.encode(mel, StateReader(mel.new_zeros(items, encoder.state_size)))
             logits = synthesizer.classify(content).float().transpose(1, 2)
         phone = functional.cross_entropy(logits, batch.phones, ignore_index=-1)
-        audio = self.synthesize(synthesizer, content.float(), loudness, batch)
+        unaltered = unpack(batch.embedding).identity
+        identity = self.speaker_loss.altered_identity(unaltered, batch.sample, batch.altered)
+        embedding = with_identity(batch.embedding, identity)
+        audio = self.synthesize(synthesizer, content.float(), loudness, batch, embedding)
         late = DELAY_SAMPLES
         mel, relative = self.loss(audio[:, late:], batch.target[:, :-late], batch.native_rate, batch.weight)
         some = self.config.speaker_items
-        voices = (unpack(voice[:some]).identity for voice in (batch.embedding, batch.source_embedding))
-        speaker = self.speaker_loss(audio[:some, late:], *voices)
+        voices = (identity, unpack(batch.source_embedding).identity, unaltered)
+        speaker = self.speaker_loss(audio[:some, late:], *(voice[:some] for voice in voices))
         # Frame j of the source is the clean mel's index j + 1; the last frames of the result are cut short.
         heard = self.classifier.mel(audio[:, late:])[:, :-1]
         with torch.no_grad():
@@ -138,13 +141,15 @@ class VoiceConversionTrainer:
         """Mixed precision for the convolutions."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
 
-    def synthesize(self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch) -> Tensor:
+    def synthesize(
+        self, synthesizer: Synthesizer, content: Tensor, loudness: Tensor, batch: Batch, embedding: Tensor
+    ) -> Tensor:
         """Audio [B, 240 F] of a batch, 600 samples late; phase and filters stay in float32."""
         state = StateReader(content.new_zeros(content.shape[0], synthesizer.state_size))
         past = state.take(synthesizer.filter_state)
         with self.autocast():
             harmonic, noise, _ = synthesizer.filters(
-                content, loudness, batch.f0, batch.periodicity, batch.embedding, state
+                content, loudness, batch.f0, batch.periodicity, embedding, state
             )
         audio, _ = synthesizer.render(batch.f0, harmonic.float(), noise.float(), past)
         return audio
