@@ -6,8 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from autovoice_export.stages.mel import ENVELOPE_SIZE
+from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES, pack
 from autovoice_plugins.geometry import PHASE_GRID, SAMPLE_RATE
 
 
@@ -31,8 +34,7 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
     elif name == "LOUDNESS":
         value = generator.standard_normal(shape) - 3.0
     elif name.endswith("EMBEDDING"):
-        value = np.maximum(generator.standard_normal(shape), 0.0)
-        value /= np.maximum(np.linalg.norm(value, axis=1, keepdims=True), 1e-12)
+        value = _embedding(shape, generator)
     elif name == "PITCH_SHIFT":
         value = 4.0 * generator.standard_normal(shape)
     elif name == "SPEAKER_ID":
@@ -54,3 +56,13 @@ def _voice(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np
     phase = base * (time + 0.02 * np.sin(2.0 * math.pi * 1.5 * time))
     audio = sum(np.sin(2.0 * math.pi * harmonic * phase) / harmonic for harmonic in range(1, 9))
     return 0.1 * np.asarray(audio) + 0.001 * generator.standard_normal(shape)
+
+
+def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
+    """A voice whose phones have envelopes of a few nepers, most of it in the low cosines."""
+    identity = np.maximum(generator.standard_normal((shape[0], IDENTITY_SIZE)), 0.0)
+    identity /= np.maximum(np.linalg.norm(identity, axis=1, keepdims=True), 1e-12)
+    shares = generator.dirichlet(np.ones(PHONES), shape[0])
+    spread = 2.0 / (1.0 + np.arange(ENVELOPE_SIZE))
+    sums = shares[:, :, None] * spread * generator.standard_normal((shape[0], PHONES, ENVELOPE_SIZE))
+    return pack(*(torch.from_numpy(part) for part in (identity, shares, sums))).numpy()
