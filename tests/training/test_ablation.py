@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from autovoice_training.train.ablation import COLUMNS, DEFAULT_RUNS, NOISE, read_runs, table, write_config
+from autovoice_training.train.ablation import (
+    COLUMNS,
+    DEFAULT_RUNS,
+    NOISE,
+    PEOPLE,
+    read_runs,
+    table,
+    write_config,
+)
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 
 
@@ -44,12 +52,16 @@ def summaries(wrong: float) -> dict[str, Any]:
     }
     rates = {"source": {"value": 0.08}, "result": {"value": wrong}}
     one = {"figures": figures, "word_error_rates": rates}
-    return {"all": one, "seen target": one, "unseen target": {**one, "figures": {"result": {}}}, NOISE: one}
+    unseen = {**one, "figures": {"result": {}}}
+    people = {PEOPLE + "unseen target": one}
+    return {"all": one, "seen target": one, "unseen target": unseen, NOISE: one, **people}
 
 
 def test_the_table_has_a_row_for_each_run() -> None:
     lines = table({"everything": summaries(0.123), "no words": summaries(0.3)})
-    assert lines[2] == ("| everything | 12.3 | 0.50 | not measured | 50.0 | not measured | 0.50 | 12.3 |")
+    assert lines[2] == (
+        "| everything | 12.3 | 0.50 | not measured | 50.0 | not measured | 0.50 | 12.3 | 0.50 | 50.0 |"
+    )
     assert lines[3].startswith("| no words | 30.0 |")
     assert {line.count("|") for line in lines[:4]} == {len(COLUMNS) + 2}
     assert lines[-1] == "Words wrong in the unconverted sources: 8.0 %."

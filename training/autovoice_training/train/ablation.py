@@ -1,7 +1,7 @@
 """``python -m autovoice_training.train.ablation``: short runs with one idea less each.
 
 All begin with the same weights, see the same batches as far as their settings allow, differ from the first in
-the settings of ``ablation.toml`` alone, and are judged on the development set.
+the settings of ``ablation.toml`` alone, and are judged on the development sets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ RESULTS = DEFAULT_CONFIG.parent / "results"
 CACHE = Path("data/cache/evaluate")
 NOISE = "pink noise at 20 dB"
 NOISY_PAIRS = 12
+# Conditions of the people who recorded words are told apart by this prefix.
+PEOPLE = "people, "
 COLUMNS = (
     ("words wrong, %", "all", "word_error_rate"),
     ("similarity, heard", "seen target", "similarity_target"),
@@ -43,6 +45,8 @@ COLUMNS = (
     ("rank-1, never heard, %", "unseen target", "identified"),
     ("MCD, dB", "all", "mcd"),
     ("words wrong in noise, %", NOISE, "word_error_rate"),
+    ("similarity, people never heard", PEOPLE + "unseen target", "similarity_target"),
+    ("rank-1, people never heard, %", PEOPLE + "unseen target", "identified"),
 )
 console = Console()
 
@@ -129,7 +133,7 @@ def main(
             voice = run / "voice.safetensors"
             _train(data=data, run=run, checkpoint=voice, config=run / "train.toml", start_from=start_from)
             console.print(f"judging {name}")
-            judged.write_text(json.dumps(judge(voice, data / "dev", pairs)))
+            judged.write_text(json.dumps(judge(voice, data, pairs)))
         results[name] = json.loads(judged.read_text())
     first = next(iter(configs.values()))
     hardware = environment(None)["hardware"]
@@ -138,7 +142,8 @@ def main(
         "# Runs with one idea less",
         "",
         f"Each {first.steps} steps of {first.batch_size} crops from one checkpoint, judged by {pairs} "
-        f"conversions of the development set and {NOISY_PAIRS} with {NOISE}. `{command}` on "
+        f"conversions of the development set, {NOISY_PAIRS} with {NOISE} and {pairs} between people who "
+        f"recorded words. `{command}` on "
         f"{hardware['processor']}, {hardware['cores']} cores.",
         "",
         *table(results),
@@ -149,21 +154,29 @@ def main(
 
 
 def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
-    """Figures of a checkpoint by condition: plain conversions, and noisy ones of understood sources."""
-    dataset = open_dataset(data)
-    chosen = choose_pairs(dataset, pairs, seed=0)
+    """Figures of a checkpoint by condition, on the development sets of a corpus.
+
+    Plain conversions, noisy ones of understood sources, and plain ones between people who recorded words.
+    """
+    summaries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="autovoice_ablation_") as scratch:
         repository = Path(scratch) / "repository"
         export_checkpoint(checkpoint, repository)
-        converter = RepositoryConverter(repository)
-        jury = Jury(dataset, lambda: converter, CACHE)
-        understood = [pair for pair in chosen if jury.understands(pair.source)]
-        converter.close()
-        noise = next(one for one in harder_conditions() if one.name == NOISE)
-        tasks = [*(Task(pair) for pair in chosen), *(Task(pair, noise) for pair in understood[:NOISY_PAIRS])]
         open_repository = functools.partial(RepositoryConverter, repository)
-        verdicts = judge_tasks(dataset, tasks, open_repository, CACHE, os.cpu_count() or 1, lambda: None)
-    return {condition: asdict(summary) for condition, summary in summarise(verdicts).items()}
+        for prefix, folder in (("", "dev"), (PEOPLE, "dev_recorded")):
+            dataset = open_dataset(data / folder)
+            chosen = choose_pairs(dataset, pairs, seed=0)
+            converter = open_repository()
+            jury = Jury(dataset, lambda converter=converter: converter, CACHE)
+            understood = [pair for pair in chosen if jury.understands(pair.source)]
+            converter.close()
+            noise = next(one for one in harder_conditions() if one.name == NOISE)
+            tasks = [Task(pair) for pair in chosen]
+            tasks += [Task(pair, noise) for pair in understood[:NOISY_PAIRS]]
+            verdicts = judge_tasks(dataset, tasks, open_repository, CACHE, os.cpu_count() or 1, lambda: None)
+            for condition, summary in summarise(verdicts).items():
+                summaries[prefix + condition] = asdict(summary)
+    return summaries
 
 
 def _train(**options: object) -> None:
