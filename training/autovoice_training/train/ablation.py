@@ -113,7 +113,7 @@ def main(
     classifier: Annotated[
         Path, typer.Option(help="Phone classifier of a run, trained by autovoice_training.train.")
     ] = Path("data/run/phones.pt"),
-    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge of each run.")] = 48,
+    pairs: Annotated[int, typer.Option(min=1, help="Conversions to judge of each run.")] = 32,
     out: Annotated[Path, typer.Option(help="Table to write, Markdown.")] = RESULTS / "ablation_runs.md",
 ) -> None:
     """Trains and judges every run, then writes the table."""
