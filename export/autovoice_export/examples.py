@@ -6,11 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from autovoice_export.stages.mel import ENVELOPE_SIZE
-from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES, pack
+from autovoice_export.stages.sizes import ENVELOPE_SIZE, IDENTITY_SIZE, PHONES
 from autovoice_plugins.geometry import PHASE_GRID, SAMPLE_RATE
 
 
@@ -65,4 +63,5 @@ def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArra
     shares = generator.dirichlet(np.ones(PHONES), shape[0])
     spread = 2.0 / (1.0 + np.arange(ENVELOPE_SIZE))
     sums = shares[:, :, None] * spread * generator.standard_normal((shape[0], PHONES, ENVELOPE_SIZE))
-    return pack(*(torch.from_numpy(part) for part in (identity, shares, sums))).numpy()
+    value = np.concatenate([identity, np.ones((shape[0], 1)), shares, sums.reshape(shape[0], -1)], axis=1)
+    return np.asarray(value / np.linalg.norm(value, axis=1, keepdims=True))

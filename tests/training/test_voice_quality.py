@@ -58,4 +58,5 @@ def test_a_conversion_has_no_clicks_no_dc_and_does_not_clip(
     assert found.click <= MAX_CLICK_RATIO * copies[target].click
     assert found.offset < MAX_OFFSET_DBFS
     assert found.peak < MAX_PEAK_DBFS
-    assert 1.0 < found.f0_roughness < 60.0, "the melody of speech, neither frozen nor buzzing"
+    # People's own recordings have up to 84 cents (training/results/recorded).
+    assert 1.0 < found.f0_roughness < 84.0, "the melody of speech, neither frozen nor buzzing"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from autovoice_export.stages import sizes
 from autovoice_export.stages.blocks import mel_filterbank, real_dft
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
@@ -16,7 +17,7 @@ LOW_HZ = 50.0
 HIGH_HZ = 8000.0
 """Up to 8 kHz, so that wideband telephone and studio recordings look alike; rumble and DC stay out."""
 
-ENVELOPE_SIZE = 24
+ENVELOPE_SIZE = sizes.ENVELOPE_SIZE
 """Cosine coefficients of a log spectrum: formants are kept, the harmonics of any voice are not."""
 
 _RELATIVE_FLOOR = 1e-7

@@ -23,10 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autovoice_export.stages import sizes
+
 SAMPLE_RATE = 24000
 HOP_SAMPLES = 240
 WINDOW_SAMPLES = 600
-EMBEDDING_SIZE = 256
+EMBEDDING_SIZE = sizes.IDENTITY_SIZE
 
 _NETWORK_SAMPLE_RATE = 16000
 _NETWORK_WINDOW_SAMPLES = 400

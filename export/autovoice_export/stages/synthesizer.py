@@ -37,6 +37,7 @@ UNMOVED = 4.0
 # No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): it bounds what a
 # vector that is no embedding can ask for.
 MOST_UNUSUAL = 6.0
+KNEE = 0.9
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ def _interpolation(place: NDArray[np.float64]) -> Tensor:
     """Matrix [MEL_BANDS, points] that reads values of the bands linearly at fractional places [points]."""
     weight = np.maximum(0.0, 1.0 - np.abs(place[None, :] - np.arange(MEL_BANDS)[:, None]))
     return torch.from_numpy(weight).float()
+
+
+def limit(audio: Tensor) -> Tensor:
+    """Keeps audio of any level within [-1, 1]: as it is up to KNEE, from there on ever less steep.
+
+    An octave down has half the pulses for the same power, and so higher ones.
+    """
+    plain = audio.clamp(-KNEE, KNEE)
+    return plain + (1.0 - KNEE) * torch.tanh((audio - plain) / (1.0 - KNEE))
 
 
 class Synthesizer(nn.Module):
@@ -227,7 +237,7 @@ class Synthesizer(nn.Module):
             excitation, hiss, harmonic, noise, reader.take(SPECTRAL_SYNTH_STATE_SIZE)
         )
         position = torch.remainder(position + f0.shape[1], NOISE_BLOCKS)
-        return audio.clamp(-1.0, 1.0), torch.cat([position, source_state, synth_state], dim=1)
+        return limit(audio), torch.cat([position, source_state, synth_state], dim=1)
 
     def forward(
         self,

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from autovoice_export.stages import sizes
 from autovoice_export.stages.mel import ENVELOPE_SIZE
 from autovoice_export.stages.speaker_encoder import EMBEDDING_SIZE
 
 IDENTITY_SIZE = EMBEDDING_SIZE
-PHONES = 41
+PHONES = sizes.PHONES
 VOICE_SIZE = IDENTITY_SIZE + 1 + PHONES + PHONES * ENVELOPE_SIZE
 
 
