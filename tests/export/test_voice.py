@@ -13,9 +13,11 @@ from autovoice_export.stages.blocks import mel_points
 from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis, cosine_basis
 from autovoice_export.stages.synthesizer import (
     FORMANT_FACTORS,
+    KNEE,
     Synthesizer,
     envelope_to_bands,
     formant_shifts,
+    limit,
 )
 from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, Voice, pack, unpack
 from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
@@ -178,3 +180,15 @@ class TestFormantShifts:
                 synthesizer.share.bias.fill_(bias)
                 found = synthesizer.mixture(torch.randn(1, 3, synthesizer.config.channels), envelopes)
                 torch.testing.assert_close(found, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-5)
+
+
+def test_loud_peaks_bend_and_the_rest_stays() -> None:
+    audio = torch.linspace(-3.0, 3.0, 6001)
+    limited = limit(audio)
+    quiet = audio.abs() <= KNEE
+    assert torch.equal(limited[quiet], audio[quiet])
+    assert limited.abs().max() <= 1.0
+    steps = limited.diff()
+    assert (steps >= 0).all()
+    # No corner where the bend begins.
+    assert (steps.diff().abs() < 0.02 * 0.001).all()
