@@ -32,7 +32,7 @@ def word(seconds: float, rate: int, level: float, number: int) -> np.ndarray:
 
 @pytest.fixture
 def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve words of one person, with what real folders have: two channels, hiss alone, a telephone."""
+    """Twelve words of one person, with what real folders have: two channels, silence, a telephone."""
     monkeypatch.setattr(recordings, "SHARE", tmp_path / "share")
     folder = tmp_path / "share" / "anna"
     folder.mkdir(parents=True)

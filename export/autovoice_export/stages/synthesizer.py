@@ -37,6 +37,7 @@ UNMOVED = 4.0
 # No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): it bounds what a
 # vector that is no embedding can ask for.
 MOST_UNUSUAL = 6.0
+# Of full scale; from here on peaks are bent.
 KNEE = 0.9
 
 

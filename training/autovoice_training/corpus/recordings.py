@@ -21,6 +21,7 @@ UTTERANCE_SECONDS = 5.0
 LEAST_RATE = 16000
 # Of a training voice with this many utterances, ten are kept for each of the two sets that are judged.
 KEPT, KEPT_OF = 10, 68
+SETS = {"dev_recorded": "valid", "eval_recorded": "test"}
 _AUDIBLE_DB = 40.0
 _MARGIN_FRAMES = 8
 
@@ -137,28 +138,28 @@ def write_sets(root: Path, seed: int) -> None:
 
     Each holds the people of its split, never heard in training, and utterances kept of those heard.
     """
-    for number, (name, split) in enumerate((("dev_recorded", "valid"), ("eval_recorded", "test"))):
-        folder = root / name
-        if (folder / "voices.json").exists():
+    described: dict[str, dict[str, object]] = {
+        name: {} for name in SETS if not (root / name / "voices.json").exists()
+    }
+    for voice in RECORDED_VOICES if described else ():
+        said, rate = utterances(voice, KEPT_OF, seed)
+        seen = voice.split == "train"
+        if seen and len(said) < KEPT_OF:
             continue
-        described = {}
-        for voice in RECORDED_VOICES:
-            if voice.split not in ("train", split):
+        for number, (name, split) in enumerate(SETS.items()):
+            if name not in described or not (seen or voice.split == split):
                 continue
-            said, rate = utterances(voice, KEPT_OF, seed)
-            if voice.split == "train":
-                if len(said) < KEPT_OF:
-                    continue
-                said = said[number * KEPT :]
-            (folder / voice.name).mkdir(parents=True, exist_ok=True)
-            for index, audio in enumerate(said[:KEPT]):
+            folder = root / name / voice.name
+            folder.mkdir(parents=True, exist_ok=True)
+            first = number * KEPT if seen else 0
+            for index, audio in enumerate(said[first : first + KEPT]):
                 # A name of its own, since recordings of one name count as the same sentence.
-                path = folder / voice.name / f"{voice.name}_{index:02d}.flac"
-                soundfile.write(path, audio, levels.SAMPLE_RATE)
-            described[voice.name] = {
+                soundfile.write(folder / f"{voice.name}_{index:02d}.flac", audio, levels.SAMPLE_RATE)
+            described[name][voice.name] = {
                 "human": voice.human,
                 "sex": voice.sex,
-                "seen": voice.split == "train",
+                "seen": seen,
                 "native_rate": rate,
             }
-        store.write_json(folder / "voices.json", described)
+    for name, voices in described.items():
+        store.write_json(root / name / "voices.json", voices)

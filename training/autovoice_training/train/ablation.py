@@ -159,6 +159,7 @@ def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
     Plain conversions, noisy ones of understood sources, and plain ones between people who recorded words.
     """
     summaries: dict[str, Any] = {}
+    noise = next(one for one in harder_conditions() if one.name == NOISE)
     with tempfile.TemporaryDirectory(prefix="autovoice_ablation_") as scratch:
         repository = Path(scratch) / "repository"
         export_checkpoint(checkpoint, repository)
@@ -170,7 +171,6 @@ def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
             jury = Jury(dataset, lambda converter=converter: converter, CACHE)
             understood = [pair for pair in chosen if jury.understands(pair.source)]
             converter.close()
-            noise = next(one for one in harder_conditions() if one.name == NOISE)
             tasks = [Task(pair) for pair in chosen]
             tasks += [Task(pair, noise) for pair in understood[:NOISY_PAIRS]]
             verdicts = judge_tasks(dataset, tasks, open_repository, CACHE, os.cpu_count() or 1, lambda: None)

@@ -52,8 +52,8 @@ class SpeakerLoss(nn.Module):
             The identity moved as that of the crop moved, [B, 256] of unit length: so it does not depend on
             what is said in one crop.
         """
-        moved = self.encoder.embed_window(altered) - self.encoder.embed_window(sample)
-        return nn.functional.normalize(torch.relu(identity + moved), dim=1)
+        after, before = self.encoder.embed_window(torch.cat([altered, sample])).chunk(2)
+        return nn.functional.normalize(torch.relu(identity + after - before), dim=1)
 
     def forward(self, result: Tensor, target: Tensor, source: Tensor, unaltered: Tensor) -> Tensor:
         """Compares audio with identities.
