@@ -32,14 +32,14 @@ def word(seconds: float, rate: int, level: float, number: int) -> np.ndarray:
 
 @pytest.fixture
 def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve words of one person, with what real folders have: two channels, silence, a telephone."""
+    """Twelve words of one person, with what real folders have: an empty channel, silence, a telephone."""
     monkeypatch.setattr(recordings, "SHARE", tmp_path / "share")
     folder = tmp_path / "share" / "anna"
     folder.mkdir(parents=True)
     for number in range(12):
         level = 0.02 * (1 + number)
         audio = word(1.2, 44100, level, number)
-        soundfile.write(folder / f"w{number:02d}.ogg", np.stack([audio, audio], axis=1), 44100)
+        soundfile.write(folder / f"w{number:02d}.ogg", np.stack([np.zeros_like(audio), audio], axis=1), 44100)
     soundfile.write(folder / "silent.wav", np.zeros(44100), 44100)
     soundfile.write(folder / "telephone.wav", word(1.2, 8000, 0.2, 1), 8000)
     return tmp_path / "share"
