@@ -23,7 +23,8 @@ from roofline import WORK, Device
 from speech import find_recordings, load, looped
 from timing import time_together
 
-from autovoice import PipelineConfig, VoiceConversionPipeline, available_devices
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.engines.onnx_session import available_devices
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_plugins.kernels import KernelLibrary
 

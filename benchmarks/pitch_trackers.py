@@ -42,7 +42,7 @@ class Tracker:
 
 
 def autovoice(pipeline: VoiceConversionPipeline) -> Tracker:
-    """PitchYin: the pitch extractor of the repository, run by the embedded executor."""
+    """PitchYin: the pitch extractor of the repository, run by the embedded engine."""
 
     def track(audio: FloatArray) -> Track:
         f0 = pipeline.extract_f0(audio, pipeline.sample_rate)

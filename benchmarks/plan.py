@@ -90,7 +90,7 @@ def load_material(repository: Path | None, speech: Path | None) -> Material:
     """
     models = PipelineConfig(repository=repository).repository_path()
     with VoiceConversionPipeline(PipelineConfig(repository=models, device="cpu")) as pipeline:
-        sample_rate, family = pipeline.sample_rate, pipeline.family.name
+        sample_rate, family = pipeline.sample_rate, pipeline.voice.family
         embedding = pipeline.embed(*read_audio(TARGET))
     recordings = find_recordings(speech, 20)
     origin = f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings, looped"

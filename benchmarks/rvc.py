@@ -25,9 +25,8 @@ from report import DEFAULT_RESULTS, ROOT, Aim, Environment, Report, Section, sig
 from timing import cores, time_together
 from torch import nn
 
-from autovoice.embedded import EmbeddedExecutor
-from autovoice.repository import ModelRepository
-from autovoice_export.rvc.family import CONTEXT_LEFT_SAMPLES, CONTEXT_RIGHT_SAMPLES
+from autovoice.engines.local import LocalEngine
+from autovoice.repository.reader import ModelRepository
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.hubert_weights import load_hubert
@@ -35,6 +34,7 @@ from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.parity import voice_like
 from autovoice_export.rvc.voice import PitchedVoice
 from autovoice_export.rvc.voice_checkpoint import load_voice
+from autovoice_export.rvc.wiring import CONTEXT_LEFT_SAMPLES, CONTEXT_RIGHT_SAMPLES
 from autovoice_export.stage import Stage
 
 # PyTorch's exporter would take triton.py of this folder for the compiler of that name.
@@ -229,7 +229,7 @@ def measure_half(report: Report, voice: Path, contentvec: Path) -> None:
 
 def measure_context(report: Report, plan: Plan, repository: Path) -> None:
     """How far the core of a window is from the uncut recording, by the context around it."""
-    executor = EmbeddedExecutor(ModelRepository(repository), threads=1)
+    engine = LocalEngine(ModelRepository(repository), threads=1)
     audio = voice_like(1, round(plan.recording_s * SOURCE_RATE) // GRID * GRID).numpy()
     settings: dict[str, Any] = {
         "SPEAKER_ID": np.int64([[0]]),
@@ -238,11 +238,11 @@ def measure_context(report: Report, plan: Plan, repository: Path) -> None:
         "PROTECT": np.float32([[0.5]]),
         "RMS_MIX": np.float32([[1]]),
     }
-    hop = int(executor.spec("first").parameters["output_sample_rate"]) // 100
+    hop = int(engine.spec("first").parameters["output_sample_rate"]) // 100
     frames = audio.shape[1] // 160
     first, last = frames // 2 - min(100, frames // 8), frames // 2 + min(100, frames // 8)
     first, last = first // 2 * 2, last // 2 * 2
-    whole = _window(executor, audio, settings, 0, 0, 0.0)
+    whole = _window(engine, audio, settings, 0, 0, 0.0)
     expected = whole["CONVERTED_AUDIO"][0, first * hop : last * hop]
     steps = np.round(whole["F0"][0, :first].astype(np.float64) * 0.01 * 2**24)
     phase = float((steps.sum() / 2**24) % 1.0)
@@ -251,7 +251,7 @@ def measure_context(report: Report, plan: Plan, repository: Path) -> None:
         left, right = (round(context * 50) * 2 for context in (left_s, right_s))
         start, stop = max(0, first - left), min(last + right, frames)
         piece = audio[:, start * 160 : stop * 160]
-        part = _window(executor, piece, settings, start, first - start, phase)["CONVERTED_AUDIO"]
+        part = _window(engine, piece, settings, start, first - start, phase)["CONVERTED_AUDIO"]
         core = part[0, (first - start) * hop : (last - start) * hop]
         error = np.sqrt(np.mean((core - expected) ** 2) / np.mean(expected**2))
         rows.append({"left_s": left_s, "right_s": right_s, "error": significant(float(error))})
@@ -268,7 +268,7 @@ def measure_context(report: Report, plan: Plan, repository: Path) -> None:
 
 
 def _window(
-    executor: EmbeddedExecutor,
+    engine: LocalEngine,
     audio: Any,
     settings: dict[str, Any],
     first_frame: int,
@@ -280,7 +280,7 @@ def _window(
         "ANCHOR_FRAME": np.int64([[anchor]]),
         "ANCHOR_PHASE": np.float32([[phase]]),
     }
-    return executor.infer("first_window", {"SOURCE_AUDIO": audio, **settings, **place})
+    return engine.infer("first_window", {"SOURCE_AUDIO": audio, **settings, **place})
 
 
 def _published_form(voice: Path, contentvec: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autovoice.serving.options import ServeOptions
-from autovoice.serving.server import TritonServer
+from autovoice.server.options import ServeOptions
+from autovoice.server.server import TritonServer
 
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 

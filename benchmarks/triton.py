@@ -39,7 +39,7 @@ from triton_plan import CHUNK_S, OFFLINE, QUICK, STREAM, TritonBench, TritonPlan
 from triton_plots import save_plots
 
 from autovoice import PipelineConfig, VoiceConversionError, VoiceConversionPipeline
-from autovoice.serving.server import TritonServer
+from autovoice.server.server import TritonServer
 
 PACKAGES = ("autovoice", "nvidia-pytriton", "onnxruntime", "numpy", "grpcio", "tritonclient")
 MAX_RATIO, RATIO_LENGTH_S = 1.25, 5.0

@@ -14,8 +14,8 @@ from timing import cores
 from triton_plan import CHUNK_S, STREAM, STREAM_WITH_F0, TritonBench
 
 from autovoice.config import usable_cores
-from autovoice.repository import ModelRepository
-from autovoice.serving.server import TritonServer
+from autovoice.repository.reader import ModelRepository
+from autovoice.server.server import TritonServer
 
 MIN_STREAMS = 8
 _GIVE_UP_AFTER = 2  # counts in a row that did not hold: one may be another tenant's doing

@@ -9,7 +9,7 @@ import numpy as np
 from plan import Bench
 from speech import FloatArray, looped
 
-from autovoice.repository import ModelRepository
+from autovoice.repository.reader import ModelRepository
 
 OFFLINE = "voice_conversion"
 STREAM = "voice_conversion_stream"

@@ -54,7 +54,7 @@ def test_make_commands_in_the_readme_exist() -> None:
 def test_autovoice_commands_in_the_readme_parse() -> None:
     import typer
 
-    from autovoice.cli import app
+    from autovoice.cli.main import app
 
     group = typer.main.get_command(app)
     lines = re.findall(r"^autovoice (.+)$", README, re.MULTILINE)
@@ -159,13 +159,15 @@ import autovoice
 for module in pkgutil.walk_packages(autovoice.__path__, "autovoice."):
     if module.name != "autovoice.__main__":
         importlib.import_module(module.name)
-from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice import (PipelineConfig, VoiceConversionPipeline)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_help_does_not_wait_for_the_engine() -> None:
-    script = "import sys, autovoice.cli; print(sorted({'onnxruntime', 'tritonclient'} & set(sys.modules)))"
+    script = (
+        "import sys, autovoice.cli.main; print(sorted({'onnxruntime', 'tritonclient'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,99 +2,66 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from autovoice.audio_files import load_embedding, read_audio, save_embedding, write_audio
-from autovoice.config import PipelineConfig
-from autovoice.errors import (
-    AudioFileError,
-    AudioInputError,
-    ConfigurationError,
-    DeviceError,
-    EmbeddingError,
-    InferenceError,
-    InferenceTimeoutError,
-    OutputError,
-    PassthroughWarning,
-    PitchError,
-    RepositoryError,
-    RequestError,
-    SampleRateError,
-    SequenceError,
-    StreamClosedError,
-    UnavailableError,
-    VoiceConversionError,
-)
-from autovoice.executor import Executor
-from autovoice.pipeline import VoiceConversionPipeline
-from autovoice.repository import ModelRepository
-from autovoice.results import (
-    ConversionProfile,
-    ConversionResult,
-    FileResult,
-    PipelineStats,
-    Progress,
-)
-from autovoice.rvc_settings import RvcSettings
-from autovoice.sessions import available_devices
-from autovoice.streaming import StreamSession
-from autovoice.voices import VoiceInfo, list_voices
-
 if TYPE_CHECKING:
-    from autovoice.asynchronous import AsyncStreamSession, AsyncVoiceConversionPipeline
+    from autovoice.aio import AsyncVoiceConversionPipeline as AsyncVoiceConversionPipeline
+    from autovoice.audio.files import read_audio as read_audio
+    from autovoice.audio.files import write_audio as write_audio
+    from autovoice.config import PipelineConfig as PipelineConfig
+    from autovoice.errors import InferenceError as InferenceError
+    from autovoice.errors import PassthroughWarning as PassthroughWarning
+    from autovoice.errors import VoiceConversionError as VoiceConversionError
+    from autovoice.pipeline import VoiceConversionPipeline as VoiceConversionPipeline
+    from autovoice.results import ConversionProfile as ConversionProfile
+    from autovoice.results import ConversionResult as ConversionResult
+    from autovoice.results import FileResult as FileResult
+    from autovoice.results import PipelineStats as PipelineStats
+    from autovoice.results import Progress as Progress
+    from autovoice.settings import RvcSettings as RvcSettings
+    from autovoice.streaming import StreamSession as StreamSession
+    from autovoice.voices.catalogue import VoiceInfo as VoiceInfo
+    from autovoice.voices.catalogue import list_voices as list_voices
+    from autovoice.voices.embedding import load_embedding as load_embedding
+    from autovoice.voices.embedding import save_embedding as save_embedding
 
     __version__: str
 
-__all__ = [
-    "AsyncStreamSession",
-    "AsyncVoiceConversionPipeline",
-    "AudioFileError",
-    "AudioInputError",
-    "ConfigurationError",
-    "ConversionProfile",
-    "ConversionResult",
-    "DeviceError",
-    "EmbeddingError",
-    "Executor",
-    "FileResult",
-    "InferenceError",
-    "InferenceTimeoutError",
-    "ModelRepository",
-    "OutputError",
-    "PassthroughWarning",
-    "PipelineConfig",
-    "PipelineStats",
-    "PitchError",
-    "Progress",
-    "RepositoryError",
-    "RequestError",
-    "RvcSettings",
-    "SampleRateError",
-    "SequenceError",
-    "StreamClosedError",
-    "StreamSession",
-    "UnavailableError",
-    "VoiceConversionError",
-    "VoiceConversionPipeline",
-    "VoiceInfo",
-    "__version__",
-    "available_devices",
-    "list_voices",
-    "load_embedding",
-    "read_audio",
-    "save_embedding",
-    "write_audio",
-]
+# Where each public name lives. They are imported when first asked for: Triton's backend processes and
+# `autovoice --help` need few of them.
+_HOMES = {
+    "AsyncVoiceConversionPipeline": "aio",
+    "ConversionProfile": "results",
+    "ConversionResult": "results",
+    "FileResult": "results",
+    "InferenceError": "errors",
+    "PassthroughWarning": "errors",
+    "PipelineConfig": "config",
+    "PipelineStats": "results",
+    "Progress": "results",
+    "RvcSettings": "settings",
+    "StreamSession": "streaming",
+    "VoiceConversionError": "errors",
+    "VoiceConversionPipeline": "pipeline",
+    "VoiceInfo": "voices.catalogue",
+    "list_voices": "voices.catalogue",
+    "load_embedding": "voices.embedding",
+    "read_audio": "audio.files",
+    "save_embedding": "voices.embedding",
+    "write_audio": "audio.files",
+}
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Look up when asked what a cold start need not pay for: importlib.metadata and asyncio."""
-    if name in ("AsyncStreamSession", "AsyncVoiceConversionPipeline"):
-        from autovoice import asynchronous
-
-        return getattr(asynchronous, name)
-    if name == "__version__":
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"autovoice.{_HOMES[name]}"), name)
+    elif name == "__version__":
         from importlib import metadata
 
-        return metadata.version("autovoice")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = metadata.version("autovoice")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

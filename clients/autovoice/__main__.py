@@ -1,5 +1,5 @@
 """`python -m autovoice` is the `autovoice` command."""
 
-from autovoice.cli import main
+from autovoice.cli.main import main
 
 main()

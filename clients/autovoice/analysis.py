@@ -10,21 +10,21 @@ from typing import TypeAlias, TypeVar
 
 import numpy.typing as npt
 
-from autovoice.audio_files import AudioSource
-from autovoice.backends import make_executor
-from autovoice.base_family import BaseFamily, read_base_family
+from autovoice.audio.files import AudioSource
+from autovoice.audio.source import Source
 from autovoice.config import PipelineConfig
-from autovoice.embedding import EmbeddingCache, embed_source
+from autovoice.engines.engine import Engine
+from autovoice.engines.opening import open_engine
+from autovoice.engines.resilient import ResilientEngine
 from autovoice.errors import StreamClosedError
-from autovoice.executor import Executor
-from autovoice.family import VoiceFamily
-from autovoice.pitch import median_voiced, track_source_f0
-from autovoice.repository import ModelRepository
-from autovoice.resilience import ResilientExecutor
+from autovoice.repository.reader import ModelRepository
 from autovoice.results import FloatArray, PipelineStats, StatsCounter
 from autovoice.runner import Runner
-from autovoice.sources import Source
-from autovoice.voices import open_voice
+from autovoice.voices.base import BaseVoice, read_base_voice
+from autovoice.voices.catalogue import open_voice
+from autovoice.voices.embedding import EmbeddingCache, embed_source
+from autovoice.voices.pitch import median_voiced, track_source_f0
+from autovoice.voices.voice import Voice
 
 DEFAULT_SAMPLE_RATE = 22_050
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -37,7 +37,7 @@ class VoiceAnalysis:
     Args:
         config: None for the defaults.
         voice: instead of `config.voice`.
-        executor: runs the models instead of what `config.backend` names.
+        engine: runs the models instead of what `config.backend` names.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class VoiceAnalysis:
         config: PipelineConfig | None = None,
         *,
         voice: str | None = None,
-        executor: Executor | None = None,
+        engine: Engine | None = None,
     ) -> None:
         config = config if config is not None else PipelineConfig()
         self._config = config if voice is None else replace(config, voice=voice)
         self._counter = StatsCounter()
         self._repository: ModelRepository | None = None
-        if executor is None:
-            self._executor, self._repository = make_executor(self._config, self._counter)
+        if engine is None:
+            self._engine, self._repository = open_engine(self._config, self._counter)
         else:
-            self._executor = ResilientExecutor(
-                executor,
+            self._engine = ResilientEngine(
+                engine,
                 None,
                 breaker=None,
                 sequences_move=True,
@@ -64,9 +64,9 @@ class VoiceAnalysis:
                 timeout=self._config.timeout_seconds,
                 stats=self._counter,
             )
-        self._family = open_voice(self._executor, self._config.voice)
-        self._family.check_settings(self._config.voice_settings)
-        self._runner = Runner(self._executor, self._family, self._config, self._counter)
+        self._voice = open_voice(self._engine, self._config.voice)
+        self._voice.check_settings(self._config.voice_settings)
+        self._runner = Runner(self._engine, self._voice, self._config, self._counter)
         self._embeddings = EmbeddingCache(self._config.embedding_cache_size)
         self._closed = False
 
@@ -77,18 +77,18 @@ class VoiceAnalysis:
 
     @property
     def repository(self) -> ModelRepository | None:
-        """The models on disk; None when they run in a server or an executor was passed in."""
+        """The models on disk; None when they run in a server or an engine was passed in."""
         return self._repository
 
     @property
-    def family(self) -> VoiceFamily:
-        """What the voice fixes."""
-        return self._family
+    def voice(self) -> Voice:
+        """The voice that conversions are made with."""
+        return self._voice
 
     @property
     def sample_rate(self) -> int:
         """Rate of the audio that the models take, Hz."""
-        return self._family.sample_rate
+        return self._voice.sample_rate
 
     @property
     def embedding_size(self) -> int:
@@ -102,7 +102,7 @@ class VoiceAnalysis:
     @property
     def device(self) -> str:
         """Where the next request will run."""
-        return self._executor.device
+        return self._engine.device
 
     @property
     def stats(self) -> PipelineStats:
@@ -161,7 +161,7 @@ class VoiceAnalysis:
     def close(self) -> None:
         """Let go of the models; conversions after this are refused."""
         self._closed = True
-        self._executor.close()
+        self._engine.close()
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -172,16 +172,16 @@ class VoiceAnalysis:
         self.close()
 
     @cached_property
-    def _base(self) -> BaseFamily:
+    def _base(self) -> BaseVoice:
         """The base voice, whose models analyse recordings whatever the voice that converts."""
-        return self._family if isinstance(self._family, BaseFamily) else read_base_family(self._executor)
+        return self._voice if isinstance(self._voice, BaseVoice) else read_base_voice(self._engine)
 
     def _embed(self, source: Source, name: str) -> FloatArray:
-        return embed_source(self._executor, self._base, source, name)
+        return embed_source(self._engine, self._base.clock, source, name)
 
     def _track_f0(self, source: Source) -> FloatArray:
         block = max(1, round(self._config.block_seconds * source.sample_rate))
-        return track_source_f0(self._executor, self._base, source, block)
+        return track_source_f0(self._engine, self._base.clock, source, block)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from autovoice.address import parse_address
 from autovoice.errors import ConfigurationError, RepositoryError
-from autovoice.remote.address import parse_address
-from autovoice.rvc_settings import RvcSettings
+from autovoice.settings import RvcSettings
 
+BASE_VOICE = "voice_conversion"  # the ensemble of the voice that `voice=None` names
 DEVICES = ("auto", "cuda", "cpu")
 FALLBACKS = ("cpu", "passthrough", "raise")
 REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"

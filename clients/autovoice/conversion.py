@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from autovoice.audio import Resampler, output_length, passthrough_gain
+from autovoice.audio.samples import Resampler, output_length, passthrough_gain, resample
+from autovoice.audio.source import ArraySource, Source, check_duration
+from autovoice.engines.engine import MAX_RESTARTS, Engine, StepTiming, observe_steps
 from autovoice.errors import SequenceError
-from autovoice.executor import MAX_RESTARTS, Executor, StepTiming, observe_steps
-from autovoice.family import Target, VoiceFamily, fit_length
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
-from autovoice.sources import Source, check_duration
-from autovoice.streaming import StreamSession
+from autovoice.streaming import StreamSession, samples_needed
+from autovoice.voices.voice import Target, Voice, fit_length
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class Conversion:
     """Runs a `ConversionPlan` on a source.
 
     Args:
-        executor: runs the models.
-        family: their constants.
+        engine: runs the models.
+        voice: their constants.
         source: what to convert.
         plan: how.
         clock: times the stages.
@@ -114,15 +114,15 @@ class Conversion:
 
     def __init__(
         self,
-        executor: Executor,
-        family: VoiceFamily,
+        engine: Engine,
+        voice: Voice,
         source: Source,
         plan: ConversionPlan,
         clock: StageClock,
         name: str,
     ) -> None:
-        self._executor = executor
-        self._family = family
+        self._engine = engine
+        self._voice = voice
         self._source = source
         self._plan = plan
         self._name = name
@@ -160,12 +160,10 @@ class Conversion:
                 logger.warning("converting %s from its start again: %s", self._name, error)
 
     def _blocks_from_start(self) -> Iterator[FloatArray]:
-        converter = self._family.converter(
-            self._executor, self.target, block_seconds=self._plan.block_seconds
-        )
+        converter = self._voice.open_stream(self._engine, self.target, block_seconds=self._plan.block_seconds)
         self.samples = 0
         with StreamSession(
-            converter, self._family, self._source.sample_rate, self._plan.output_sample_rate
+            converter, self._voice, self._source.sample_rate, self._plan.output_sample_rate
         ) as session:
             for number, chunk in enumerate(self._source.blocks(self._block), start=1):
                 self.clock.chunk = number
@@ -188,7 +186,7 @@ class Conversion:
     def resolve(self) -> Target:
         """Find the target's pitch shift where the plan leaves it open."""
         with observe_steps(self.clock.on_step):
-            self.target = self._family.resolve(self._executor, self.target, self._source, self._block)
+            self.target = self._voice.resolve(self._engine, self.target, self._source, self._block)
         return self.target
 
     def passthrough_blocks(self) -> Iterator[FloatArray]:
@@ -216,4 +214,120 @@ class Conversion:
         return self.clock.profile(self.samples / self._source.sample_rate, self.samples)
 
     def _check_length(self) -> None:
-        check_duration(self.samples, self._source.sample_rate, self._family.frames_per_second, self._name)
+        check_duration(self.samples, self._source.sample_rate, self._voice.frames_per_second, self._name)
+
+
+MAX_BATCH_SECONDS = 60.0  # audio in one request; bounds its memory
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """One source and what to do with it."""
+
+    source: ArraySource
+    plan: ConversionPlan
+    name: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An item at the voice's rate, ready to be batched."""
+
+    index: int
+    audio: FloatArray
+    target: Target
+    output_samples: int
+
+
+def convert_batch(
+    engine: Engine, voice: Voice, items: Sequence[BatchItem], clock: StageClock
+) -> list[FloatArray]:
+    """Convert items together; each result equals that of its own conversion.
+
+    Items longer than a block of their plan are streamed one by one, so that memory stays bounded.
+
+    Args:
+        engine: runs the models.
+        voice: their constants.
+        items: what to convert.
+        clock: times the stages.
+
+    Returns:
+        Converted audio per item, each exactly as long as its source at its output rate.
+    """
+    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(items)
+    rows: list[_Row] = []
+    done = 0
+    for index, item in enumerate(items):
+        conversion = Conversion(engine, voice, item.source, item.plan, clock, item.name)
+        if item.source.frames > item.plan.block_seconds * item.source.sample_rate:
+            results[index] = np.concatenate(list(conversion.blocks()))
+            done += 1
+            continue
+        rows.append(_prepare(index, item, conversion.resolve(), voice, clock))
+    buckets = make_buckets(
+        [row.audio.size for row in rows], voice, [voice.offline_model(row.target) for row in rows]
+    )
+    clock.chunks = done + len(buckets)
+    for number, bucket in enumerate(buckets, start=done + 1):
+        clock.chunk = number
+        clock.advance(number / clock.chunks)
+        members = [rows[position] for position in bucket]
+        with observe_steps(clock.on_step):
+            converted = _infer(engine, voice, members)
+        with clock.stage("resample"):
+            for row, audio in zip(members, converted, strict=True):
+                rate = items[row.index].plan.output_sample_rate
+                trimmed = audio[: voice.converted_samples(row.audio.size)]
+                trimmed = resample(trimmed, voice.output_sample_rate, rate)
+                results[row.index] = fit_length(trimmed, row.output_samples)
+    return results
+
+
+def make_buckets(lengths: Sequence[int], voice: Voice, models: Sequence[str]) -> list[list[int]]:
+    """Group positions so that each group is for one model, of like length, and not too much audio.
+
+    Args:
+        lengths: samples of each row at the voice's rate.
+        voice: says which lengths may share a request, and how many.
+        models: the ensemble that each row is for.
+
+    Returns:
+        Positions into `lengths`, every one exactly once.
+    """
+    buckets: list[list[int]] = []
+    order = sorted(range(len(lengths)), key=lambda position: (models[position], -lengths[position]))
+    for position in order:
+        if buckets:
+            bucket = buckets[-1]
+            longest = lengths[bucket[0]]
+            fits = (
+                models[position] == models[bucket[0]]
+                and voice.may_share(lengths[position], longest)
+                and len(bucket) < voice.max_batch_size
+                and (len(bucket) + 1) * longest <= MAX_BATCH_SECONDS * voice.sample_rate
+            )
+            if fits:
+                bucket.append(position)
+                continue
+        buckets.append([position])
+    return buckets
+
+
+def _prepare(index: int, item: BatchItem, target: Target, voice: Voice, clock: StageClock) -> _Row:
+    source = item.source
+    rate = item.plan.output_sample_rate
+    with clock.stage("resample"):
+        audio = resample(source.audio, source.sample_rate, voice.sample_rate)
+    output_samples = output_length(source.frames, source.sample_rate, rate)
+    needed = samples_needed(output_samples, voice, rate)
+    return _Row(index, fit_length(audio, max(needed, audio.size)), target, output_samples)
+
+
+def _infer(engine: Engine, voice: Voice, rows: Sequence[_Row]) -> Iterable[FloatArray]:
+    longest = max(row.audio.size for row in rows)
+    requests = [voice.offline_inputs(row.target, fit_length(row.audio, longest)) for row in rows]
+    inputs = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+    model = voice.offline_model(rows[0].target)
+    converted: FloatArray = engine.infer(model, inputs)["CONVERTED_AUDIO"]
+    return converted

@@ -78,7 +78,7 @@ class DeviceError(InferenceError):
 
 
 class SequenceError(InferenceError):
-    """A request names a sequence the executor does not hold (never started, ended, or evicted)."""
+    """A request names a sequence the engine does not hold (never started, ended, or evicted)."""
 
     transient: ClassVar[bool] = False
 

@@ -11,20 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from autovoice.analysis import DEFAULT_SAMPLE_RATE, PathLike, VoiceAnalysis
-from autovoice.audio import output_length
-from autovoice.audio_files import AudioSource, open_sink
-from autovoice.batching import BatchItem
-from autovoice.family import VoiceRequest
-from autovoice.results import (
-    ConversionProfile,
-    ConversionResult,
-    FileResult,
-    FloatArray,
-    ProgressCallback,
-)
+from autovoice.audio.files import AudioSource, open_sink
+from autovoice.audio.samples import output_length
+from autovoice.conversion import BatchItem
+from autovoice.results import ConversionProfile, ConversionResult, FileResult, FloatArray, ProgressCallback
 from autovoice.runner import is_one_vector, per_item
-from autovoice.rvc_settings import RvcSettings
+from autovoice.settings import RvcSettings
 from autovoice.streaming import StreamSession
+from autovoice.voices.voice import VoiceRequest
 
 PitchShift: TypeAlias = "float | Literal['auto']"
 
@@ -38,7 +32,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
     Args:
         config: None for the defaults.
         voice: the voice, instead of `config.voice`.
-        executor: runs the models instead of what `config.backend` names.
+        engine: runs the models instead of what `config.backend` names.
 
     Raises:
         ConfigurationError: TLS files that cannot be used, or an API key that the server refuses.

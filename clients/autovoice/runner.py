@@ -12,16 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.audio import as_mono, check_sample_rate
-from autovoice.batching import BatchItem, convert_batch
+from autovoice.audio.samples import as_mono, check_sample_rate
+from autovoice.audio.source import ArraySource, Source, check_duration
 from autovoice.config import PipelineConfig
-from autovoice.conversion import Conversion, ConversionPlan, StageClock
+from autovoice.conversion import BatchItem, Conversion, ConversionPlan, StageClock, convert_batch
+from autovoice.engines.engine import Engine
 from autovoice.errors import AudioInputError, ConfigurationError, InferenceError, PassthroughWarning
-from autovoice.executor import Executor
-from autovoice.family import Live, VoiceFamily, VoiceRequest
 from autovoice.results import ConversionProfile, FloatArray, ProgressCallback, StatsCounter
-from autovoice.sources import ArraySource, Source, check_duration
 from autovoice.streaming import StreamSession
+from autovoice.voices.voice import Live, Voice, VoiceRequest
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +43,15 @@ class Runner:
     """Turns requests into conversions.
 
     Args:
-        executor: runs the models.
-        family: their constants.
+        engine: runs the models.
+        voice: their constants.
         config: block length, pitch range and fallback.
         counter: where every conversion is counted.
     """
 
-    def __init__(
-        self, executor: Executor, family: VoiceFamily, config: PipelineConfig, counter: StatsCounter
-    ) -> None:
-        self._executor = executor
-        self._family = family
+    def __init__(self, engine: Engine, voice: Voice, config: PipelineConfig, counter: StatsCounter) -> None:
+        self._engine = engine
+        self._voice = voice
         self._config = config
         self._counter = counter
 
@@ -66,7 +63,7 @@ class Runner:
         """
         rate = check_sample_rate(sample_rate, f"the sample rate of {name}")
         samples = as_mono(audio, name)
-        check_duration(samples.size, rate, self._family.frames_per_second, name)
+        check_duration(samples.size, rate, self._voice.frames_per_second, name)
         return ArraySource(samples, rate)
 
     def plan(self, source: Source, request: VoiceRequest, output_sample_rate: Any) -> ConversionPlan:
@@ -76,7 +73,7 @@ class Runner:
             ConfigurationError, EmbeddingError, PitchError, SampleRateError: for what does not fit.
         """
         return ConversionPlan(
-            target=self._family.target(request, source, self._config),
+            target=self._voice.target(request, source, self._config),
             output_sample_rate=_output_rate(output_sample_rate, source.sample_rate),
             block_seconds=self._config.block_seconds,
         )
@@ -85,8 +82,8 @@ class Runner:
         self, source: Source, plan: ConversionPlan, name: str, callback: ProgressCallback | None = None
     ) -> Conversion:
         """Prepare one conversion; its clock starts now."""
-        clock = StageClock(self._executor.device, callback)
-        return Conversion(self._executor, self._family, source, plan, clock, name)
+        clock = StageClock(self._engine.device, callback)
+        return Conversion(self._engine, self._voice, source, plan, clock, name)
 
     def run(
         self,
@@ -126,10 +123,10 @@ class Runner:
 
     def run_batch(self, items: Sequence[BatchItem], callback: ProgressCallback | None) -> list[FloatArray]:
         """Convert items together; see `convert_batch`."""
-        clock = StageClock(self._executor.device, callback)
+        clock = StageClock(self._engine.device, callback)
         passthrough = False
         try:
-            results = convert_batch(self._executor, self._family, items, clock)
+            results = convert_batch(self._engine, self._voice, items, clock)
         except InferenceError as error:
             self._announce_passthrough(error)
             passthrough = True
@@ -155,7 +152,7 @@ class Runner:
         core_seconds: Any,
     ) -> StreamSession:
         """Open a live stream; see `VoiceConversionPipeline.stream`."""
-        target = self._family.target(request, None, self._config)
+        target = self._voice.target(request, None, self._config)
         if resampling_quality not in RESAMPLING_QUALITIES:
             raise ConfigurationError(f"resampling_quality is {resampling_quality!r}; use 'HQ' or 'LQ'")
         low, high = CORE_SECONDS_RANGE
@@ -164,18 +161,18 @@ class Runner:
                 f"core_seconds is {core_seconds!r}; give seconds from {low:g} to {high:g}, or None"
             )
         if sample_rate is None:
-            rate, usual = self._family.sample_rate, self._family.output_sample_rate
+            rate, usual = self._voice.sample_rate, self._voice.output_sample_rate
         else:
             rate = usual = check_sample_rate(sample_rate, "stream sample rate")
-        converter = self._family.converter(
-            self._executor,
+        converter = self._voice.open_stream(
+            self._engine,
             target,
             block_seconds=self._config.block_seconds,
             live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
         )
         return StreamSession(
             converter,
-            self._family,
+            self._voice,
             rate,
             _output_rate(output_sample_rate, usual),
             quality=resampling_quality,
@@ -184,12 +181,12 @@ class Runner:
 
     def warm_up(self, seconds: float) -> None:
         """Run the models of conversions and of streams once on `seconds` of quiet noise."""
-        size = max(int(seconds * self._family.sample_rate), self._family.frame_samples)
+        size = max(int(seconds * self._voice.sample_rate), self._voice.frame_samples)
         noise = np.random.default_rng(0).standard_normal(size).astype(np.float32) * np.float32(0.01)
-        target = self._family.neutral_target()
+        target = self._voice.neutral_target()
         for live in (None, Live()):
-            converter = self._family.converter(
-                self._executor, target, block_seconds=self._config.block_seconds, live=live
+            converter = self._voice.open_stream(
+                self._engine, target, block_seconds=self._config.block_seconds, live=live
             )
             converter.push(noise)
             converter.flush()
@@ -209,7 +206,7 @@ class Runner:
             return
         seconds = session.samples_in / session.sample_rate
         self._counter.success(
-            session.compute_seconds * 1e3, seconds, self._executor.device, passthrough=session.passthrough
+            session.compute_seconds * 1e3, seconds, self._engine.device, passthrough=session.passthrough
         )
 
     def _announce_passthrough(self, error: InferenceError) -> None:

@@ -10,10 +10,16 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.audio import RESAMPLING_QUALITY, Resampler, as_mono, output_length, resampling_delay_seconds
+from autovoice.audio.samples import (
+    RESAMPLING_QUALITY,
+    Resampler,
+    as_mono,
+    output_length,
+    resampling_delay_seconds,
+)
 from autovoice.errors import StreamClosedError
-from autovoice.family import Converter, VoiceFamily, fit_length
 from autovoice.results import FloatArray
+from autovoice.voices.voice import Voice, VoiceStream, fit_length
 
 
 class StreamSession:
@@ -32,8 +38,8 @@ class StreamSession:
 
     def __init__(
         self,
-        converter: Converter,
-        family: VoiceFamily,
+        converter: VoiceStream,
+        voice: Voice,
         sample_rate: int,
         output_sample_rate: int,
         *,
@@ -45,11 +51,11 @@ class StreamSession:
         self.samples_in = 0
         self.samples_out = 0
         self.compute_seconds = 0.0
-        self._family = family
+        self._voice = voice
         self._converter = converter
         self._quality = quality
-        self._resampler_in = Resampler(sample_rate, family.sample_rate, quality)
-        self._resampler_out = Resampler(family.output_sample_rate, output_sample_rate, quality)
+        self._resampler_in = Resampler(sample_rate, voice.sample_rate, quality)
+        self._resampler_out = Resampler(voice.output_sample_rate, output_sample_rate, quality)
         self._on_finish = on_finish
         self._open = True
 
@@ -57,11 +63,11 @@ class StreamSession:
     def latency_seconds(self) -> float:
         """How far the output trails the input at worst, computing time aside: what the voice gathers and
         hears ahead, and resampling."""
-        family = self._family
+        voice = self._voice
         return (
             self._converter.latency_seconds
-            + resampling_delay_seconds(self.sample_rate, family.sample_rate, self._quality)
-            + resampling_delay_seconds(family.output_sample_rate, self.output_sample_rate, self._quality)
+            + resampling_delay_seconds(self.sample_rate, voice.sample_rate, self._quality)
+            + resampling_delay_seconds(voice.output_sample_rate, self.output_sample_rate, self._quality)
         )
 
     @property
@@ -108,7 +114,7 @@ class StreamSession:
             rest = self._resampler_in.push(np.zeros(0, np.float32), last=True)
             # Rounding may leave the resampled source a sample short of what the output needs: silence
             # follows it.
-            needed = samples_needed(total, self._family, self.output_sample_rate)
+            needed = samples_needed(total, self._voice, self.output_sample_rate)
             missing = needed - self._converter.received - rest.size
             converted = self._converter.push(np.concatenate((rest, np.zeros(max(missing, 0), np.float32))))
             converted = np.concatenate((converted, self._converter.flush()))
@@ -159,9 +165,9 @@ class StreamSession:
             )
 
 
-def samples_needed(output_samples: int, family: VoiceFamily, output_rate: int) -> int:
+def samples_needed(output_samples: int, voice: Voice, output_rate: int) -> int:
     """Samples for the voice from which it and resampling make at least `output_samples` at `output_rate`."""
-    rate = family.output_sample_rate
+    rate = voice.output_sample_rate
     if rate != output_rate:
         output_samples = -(-output_samples * rate // output_rate) + 1
-    return family.source_samples(output_samples)
+    return voice.source_samples(output_samples)

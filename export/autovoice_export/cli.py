@@ -80,7 +80,7 @@ def build(
         if getattr(option, "rich_help_panel", None) == other and source and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{option.opts[0]} does not belong to --engine {engine}")
     if engine == "onnx":
-        from autovoice_export import build as exporting
+        from autovoice_export.base import build as exporting
 
         exporting.main(
             checkpoint or exporting.DEFAULT_CHECKPOINT,

@@ -4,17 +4,14 @@ closed form."""
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_repository import build_toy_repository
+from toy_voices import build_toy_voices
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
-
-from toy_repository import build_toy_repository  # noqa: E402
-from toy_voices import build_toy_voices  # noqa: E402
 
 
 @pytest.fixture(scope="session")

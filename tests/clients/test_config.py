@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from autovoice import ConfigurationError, PipelineConfig
+from autovoice import PipelineConfig
+from autovoice.address import ServerAddress, parse_address
 from autovoice.config import usable_cores
-from autovoice.remote.address import ServerAddress, parse_address
+from autovoice.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(

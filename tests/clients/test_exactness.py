@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autovoice import ModelRepository, PipelineConfig, VoiceConversionPipeline
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.engines.local import check_repository
+from autovoice.repository.reader import ModelRepository
 
 RATE = 24_000
 TOLERANCE = 1e-4  # of full scale
@@ -68,7 +70,7 @@ def whole(repository: Path, minute: np.ndarray, speaker: np.ndarray) -> np.ndarr
 
 
 def test_the_repository_holds_together(repository: Path) -> None:
-    ModelRepository(repository).validate()
+    check_repository(ModelRepository(repository))
 
 
 def test_a_minute_in_blocks_equals_the_whole(

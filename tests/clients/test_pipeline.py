@@ -16,21 +16,18 @@ from hypothesis import strategies as st
 from toy_repository import expected_conversion
 
 import autovoice
-from autovoice import (
+from autovoice import PipelineConfig, Progress, VoiceConversionError, VoiceConversionPipeline
+from autovoice.conversion import make_buckets
+from autovoice.errors import (
     AudioFileError,
     AudioInputError,
     EmbeddingError,
     OutputError,
-    PipelineConfig,
     PitchError,
-    Progress,
     SampleRateError,
     StreamClosedError,
-    VoiceConversionError,
-    VoiceConversionPipeline,
 )
-from autovoice.base_family import BaseFamily
-from autovoice.batching import make_buckets
+from autovoice.voices.base import BaseVoice
 
 RATE = 24_000
 
@@ -185,14 +182,14 @@ def test_a_batch_equals_its_single_conversions(
     f0s[1] = np.full(math.ceil(11_000 / 160), 200, np.float32)
     f0s[4] = np.full(2, 300, np.float32)
     sizes: list[int] = []
-    infer = pipeline._executor.infer
+    infer = pipeline._engine.infer
 
     def count(model: str, inputs: Any, **rest: Any) -> Any:
         if model.startswith("voice_conversion"):
             sizes.append(len(inputs["SOURCE_AUDIO"]))
         return infer(model, inputs, **rest)
 
-    monkeypatch.setattr(pipeline._executor, "infer", count)
+    monkeypatch.setattr(pipeline._engine, "infer", count)
     made = pipeline.batch_convert(sources, voices, f0s, rates, 24_000, shift)
     assert max(sizes) > 1  # really together
     for index, source in enumerate(sources):
@@ -206,9 +203,9 @@ def test_a_batch_equals_its_single_conversions(
 
 @given(lengths=st.lists(st.integers(240, 240_000), max_size=40), seed=st.integers(0, 9))
 def test_buckets_hold_everything_once_within_their_bounds(lengths: list[int], seed: int) -> None:
-    family = BaseFamily("toy", "voice_conversion", 24_000, 24_000, 240, 16, 600, 4)
+    voice = BaseVoice("toy", "voice_conversion", 24_000, 24_000, 240, 16, 600, 4)
     models = np.random.default_rng(seed).choice(["plain", "with_f0"], len(lengths)).tolist()
-    buckets = make_buckets(lengths, family, models)
+    buckets = make_buckets(lengths, voice, models)
     assert sorted(position for bucket in buckets for position in bucket) == list(range(len(lengths)))
     for bucket in buckets:
         longest = max(lengths[position] for position in bucket)
@@ -416,10 +413,11 @@ def test_a_closed_pipeline_says_so(toy: Path, voice: np.ndarray) -> None:
             call()
 
 
-def test_an_executor_can_be_passed_in(toy: Path, voice: np.ndarray) -> None:
-    from autovoice.embedded import EmbeddedExecutor
+def test_an_engine_can_be_passed_in(toy: Path, voice: np.ndarray) -> None:
+    from autovoice.engines.local import LocalEngine
+    from autovoice.repository.reader import ModelRepository
 
-    with VoiceConversionPipeline(executor=EmbeddedExecutor(autovoice.ModelRepository(toy))) as pipeline:
+    with VoiceConversionPipeline(engine=LocalEngine(ModelRepository(toy))) as pipeline:
         assert pipeline.repository is None
         np.testing.assert_allclose(pipeline.convert(np.ones(480), voice, None, RATE), 0.5, atol=1e-6)
 

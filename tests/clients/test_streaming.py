@@ -11,15 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_repository import expected_conversion
 
-from autovoice import (
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.errors import (
     AudioInputError,
     ConfigurationError,
     EmbeddingError,
-    PipelineConfig,
     PitchError,
     SampleRateError,
     StreamClosedError,
-    VoiceConversionPipeline,
 )
 
 RATE = 24_000
@@ -118,20 +117,20 @@ def test_streams_side_by_side_do_not_mix(pipeline: VoiceConversionPipeline, voic
 
 
 def test_states_are_let_go_at_flush_and_at_close(toy: Path, voice: np.ndarray) -> None:
-    from autovoice.embedded import EmbeddedExecutor
-    from autovoice.repository import ModelRepository
+    from autovoice.engines.local import LocalEngine
+    from autovoice.repository.reader import ModelRepository
 
-    executor = EmbeddedExecutor(ModelRepository(toy))
-    pipeline = VoiceConversionPipeline(executor=executor)
+    engine = LocalEngine(ModelRepository(toy))
+    pipeline = VoiceConversionPipeline(engine=engine)
     flushed, closed = pipeline.stream(voice), pipeline.stream(voice)
     for stream in (flushed, closed):
         stream.push(np.ones(2400, np.float32))
-    assert len(executor.sequences) == 2
+    assert len(engine.sequences) == 2
     flushed.flush()
-    assert len(executor.sequences) == 1
+    assert len(engine.sequences) == 1
     closed.close()
     closed.close()
-    assert len(executor.sequences) == 0
+    assert len(engine.sequences) == 0
     pipeline.stream(voice).close()  # never started
 
 

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf import text_format
 from onnx import numpy_helper, parser
 
-from autovoice.model_config import protobuf_module
+from autovoice.repository.model_config import protobuf_module
 
 FRAME = 240
 LOOKAHEAD = 600
@@ -132,7 +132,7 @@ def _offline(with_f0: bool) -> list[tuple[str, dict[str, str], dict[str, str]]]:
     else:
         pitch = ("pitch_extractor", {"AUDIO": "padded", "STATE_IN": "p0"}, {"F0": "f0"})
     states = {"DELAY_STATE": "d0", "PITCH_STATE": "p0", "SYNTHESIZER_STATE": "s0"}
-    # Listed out of order on purpose: the executor has to find the order itself, as Triton does.
+    # Listed out of order on purpose: the engine has to find the order itself, as Triton does.
     return [
         (
             "trim_output",

@@ -20,17 +20,17 @@ import torch
 from filelock import FileLock
 
 from autovoice.errors import VoiceConversionError
-from autovoice.repository import ModelRepository
-from autovoice.serving.plans import check_plan, find_gpus, find_plugin_library
-from autovoice_export import base_family
-from autovoice_export.checkpoint import Checkpoint
-from autovoice_export.composition import Composition, compose_stages
-from autovoice_export.onnx_export import export_stage
+from autovoice.repository.plans import check_plan, find_gpus, find_plugin_library
+from autovoice.repository.reader import ModelRepository
+from autovoice_export.base import wiring
+from autovoice_export.base.checkpoint import Checkpoint
+from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
+from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
+from autovoice_export.base.stages.target_pitch import TargetPitch
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier
+from autovoice_export.onnx.composition import Composition, compose_stages
+from autovoice_export.onnx.export import export_stage
 from autovoice_export.stage import Stage
-from autovoice_export.stages.content_encoder import ContentEncoder, ContentEncoderConfig
-from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
-from autovoice_export.stages.target_pitch import TargetPitch
-from autovoice_export.stages.voice_encoder import PhoneClassifier
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.plans import PlanOptions, Precision, Progress
 from autovoice_export.tensorrt.plans import build_plans as build_with_tensorrt
@@ -59,13 +59,13 @@ def checkpoint() -> Checkpoint:
 @pytest.fixture(scope="session")
 def family(checkpoint: Checkpoint) -> dict[str, Stage]:
     """The stages of the base family by name."""
-    return {stage.name: stage for stage in base_family.stages(checkpoint)}
+    return {stage.name: stage for stage in wiring.stages(checkpoint)}
 
 
 @pytest.fixture(scope="session")
 def converter(family: dict[str, Stage]) -> Composition:
     """The stages of a live stream in one model."""
-    return base_family.converter(tuple(family.values()))
+    return wiring.converter(tuple(family.values()))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autovoice_export.stages.alignment import PadSource, PadSourceWithF0, TrimOutput
-from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
+from autovoice_export.base.stages.alignment import PadSource, PadSourceWithF0, TrimOutput
+from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
 from autovoice_plugins.geometry import HOP
 
 LENGTHS = st.one_of(st.integers(1, 2000), st.integers(0, 40).map(lambda k: 240 * k + 120))

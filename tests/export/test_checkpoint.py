@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from autovoice_export import checkpoint as module
-from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from autovoice_export.base import checkpoint as module
+from autovoice_export.base.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
 
 def write(path: Path, checkpoint: Checkpoint, **metadata: object) -> Path:

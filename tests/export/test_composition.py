@@ -15,12 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autovoice_export.composition import Composition, compose_stages
+from autovoice_export.base.stages.voice import VOICE_SIZE
 from autovoice_export.model_config import EnsembleStep
-from autovoice_export.onnx_export import ExportError
+from autovoice_export.onnx.composition import Composition, compose_stages
+from autovoice_export.onnx.export import ExportError
+from autovoice_export.onnx.verification import example_inputs, verify_composition
 from autovoice_export.stage import Stage
-from autovoice_export.stages.voice import VOICE_SIZE
-from autovoice_export.verification import example_inputs, verify_composition
 from autovoice_plugins.geometry import HOP
 
 Exported = Callable[[str], Path]

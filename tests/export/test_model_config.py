@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
-from autovoice_export import base_family, build, config_text
-from autovoice_export.checkpoint import Checkpoint, load_checkpoint
+from autovoice_export import config_text
+from autovoice_export.base import build, wiring
+from autovoice_export.base.checkpoint import Checkpoint, load_checkpoint
 from autovoice_export.model_config import (
     DynamicBatching,
     EnsembleConfig,
@@ -31,7 +32,7 @@ AUDIO, F0 = TensorConfig("AUDIO", (-1,)), TensorConfig("F0", (-1,))
 
 @pytest.fixture(scope="module")
 def wires(family: dict[str, Stage]) -> dict[str, pb.ModelConfig]:
-    configs = base_family.model_configs(tuple(family.values()), Instances("auto", 2, 3))
+    configs = wiring.model_configs(tuple(family.values()), Instances("auto", 2, 3))
     return {config.name: to_wire(config) for config in configs}
 
 
@@ -188,6 +189,6 @@ def test_committed_configs_are_the_generated_ones() -> None:
         pytest.skip("model_repository holds no models yet")
     trained = build.DEFAULT_CHECKPOINT
     checkpoint = load_checkpoint(trained) if trained.is_file() else Checkpoint.untrained(0)
-    for config in base_family.model_configs(base_family.stages(checkpoint), Instances()):
+    for config in wiring.model_configs(wiring.stages(checkpoint), Instances()):
         committed = (build.DEFAULT_REPOSITORY / config.name / "config.pbtxt").read_text()
         assert committed == config_text.dumps(to_wire(config)), f"{config.name}: run  make export"

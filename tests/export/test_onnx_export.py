@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from autovoice_export.onnx_export import ExportError, export_stage
+from autovoice_export.onnx.export import ExportError, export_stage
+from autovoice_export.onnx.verification import example_inputs, run_stage, verify
 from autovoice_export.stage import Axis, Stage, StageTensor
-from autovoice_export.verification import example_inputs, run_stage, verify
 
 LIGHT_STAGES = [
     "target_pitch",

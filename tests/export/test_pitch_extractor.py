@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autovoice_export.stages.pitch_extractor import (
+from autovoice_export.base.stages.pitch_extractor import (
     CERTAIN_PERIODICITY,
     LARGEST_LEAP,
     MEMORY_FRAMES,

@@ -12,12 +12,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from autovoice_export import base_family, build, config_text
+from autovoice_export import config_text
+from autovoice_export.base import build, wiring
 from autovoice_export.model_config import Instances
-from autovoice_export.onnx_export import ExportError
-from autovoice_export.repository import RepositoryError, RepositoryWriter, check_repository
+from autovoice_export.onnx.export import ExportError
+from autovoice_export.onnx.verification import verify, verify_composition
+from autovoice_export.repository_writer import RepositoryError, RepositoryWriter, check_repository
 from autovoice_export.stage import Stage
-from autovoice_export.verification import verify, verify_composition
 
 Exported = Callable[[str], Path]
 
@@ -33,13 +34,13 @@ def repository(family: dict[str, Stage], exported: Exported, tmp_path: Path) -> 
 
 def write(root: Path, stages: tuple[Stage, ...], exported: Exported) -> None:
     with RepositoryWriter(root) as writer:
-        for config in base_family.model_configs(stages, Instances()):
+        for config in wiring.model_configs(stages, Instances()):
             writer.add_config(config)
         for stage in stages:
             shutil.copy(exported(stage.name), writer.onnx_path(stage.name))
             if stage.state_size:
                 writer.share_onnx(f"{stage.name}_stream", stage.name)
-        shutil.copy(exported(base_family.CONVERTER), writer.onnx_path(base_family.CONVERTER))
+        shutil.copy(exported(wiring.CONVERTER), writer.onnx_path(wiring.CONVERTER))
 
 
 def edit(root: Path, model: str, change: Callable[[Any], None]) -> None:
@@ -171,7 +172,7 @@ def test_failed_swap_puts_the_former_repository_back(
 
     monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(OSError, match="Input/output"), RepositoryWriter(repository) as writer:
-        writer.add_config(base_family.model_configs(tuple(family.values()), Instances())[0])
+        writer.add_config(wiring.model_configs(tuple(family.values()), Instances())[0])
     assert contents(repository) == before
     assert list(tmp_path.iterdir()) == [repository]
 
@@ -232,18 +233,15 @@ def test_committed_files_agree_with_pytorch(name: str) -> None:
     if not path.is_file() or not build.DEFAULT_CHECKPOINT.is_file():
         pytest.skip("model_repository holds no trained models yet")
     check_repository(build.DEFAULT_REPOSITORY)
-    stages = base_family.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT))
+    stages = wiring.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT))
     (stage,) = (stage for stage in stages if stage.name == name)
     verify(stage, path, frame_counts=(1, 2, 7, 100, 400))
 
 
 def test_committed_converter_is_that_of_the_committed_stages() -> None:
-    if (
-        not (build.DEFAULT_REPOSITORY / base_family.CONVERTER).is_dir()
-        or not build.DEFAULT_CHECKPOINT.is_file()
-    ):
+    if not (build.DEFAULT_REPOSITORY / wiring.CONVERTER).is_dir() or not build.DEFAULT_CHECKPOINT.is_file():
         pytest.skip("model_repository holds no trained models yet")
-    converter = base_family.converter(base_family.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT)))
+    converter = wiring.converter(wiring.stages(build.load_checkpoint(build.DEFAULT_CHECKPOINT)))
     files = {
         name: build.DEFAULT_REPOSITORY / name / "1" / "model.onnx"
         for name in (converter.name, *(step.model for step in converter.steps))

@@ -12,8 +12,8 @@ import soundfile
 import soxr
 import torch
 
-from autovoice_export.stages import speaker_encoder
-from autovoice_export.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.base.stages import speaker_encoder
+from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 
 DEMO = Path(__file__).parents[2] / "demo"
 RECORDINGS = ["source_rms.flac", "target_awb.flac", "target_slt.flac"]

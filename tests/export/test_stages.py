@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autovoice_export.stages.content_encoder import ContentEncoder
-from autovoice_export.stages.pitch_extractor import PitchExtractor
-from autovoice_export.stages.synthesizer import NOISE_BLOCKS, Synthesizer
-from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
-from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, pack
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
+from autovoice_export.base.stages.synthesizer import NOISE_BLOCKS, Synthesizer
+from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, pack
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 FRAMES = 60

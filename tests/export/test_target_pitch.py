@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autovoice_export.stages.target_pitch import HIGHEST_HZ, LOWEST_HZ, TargetPitch, fit
-from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, pack
+from autovoice_export.base.stages.target_pitch import HIGHEST_HZ, LOWEST_HZ, TargetPitch, fit
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, pack
 
 
 def embedding_of(identities: torch.Tensor) -> torch.Tensor:

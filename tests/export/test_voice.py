@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autovoice_export.stages.blocks import mel_points
-from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis, cosine_basis
-from autovoice_export.stages.synthesizer import (
+from autovoice_export.base.stages.blocks import mel_points
+from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis, cosine_basis
+from autovoice_export.base.stages.synthesizer import (
     FORMANT_FACTORS,
     KNEE,
     Synthesizer,
@@ -19,8 +19,8 @@ from autovoice_export.stages.synthesizer import (
     formant_shifts,
     limit,
 )
-from autovoice_export.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, Voice, pack, unpack
-from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, Voice, pack, unpack
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_plugins.spectral_synth.reference import band_frequencies
 

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
-
-from autovoice_plugins.function_builder import DOMAIN, with_plugin_attributes
-from autovoice_plugins.harmonic_source import harmonic_source
-from autovoice_plugins.kernels import KernelLibrary
-from autovoice_plugins.onnx_export import OPS, attach_functions
-from autovoice_plugins.pitch_yin import pitch_yin
-from autovoice_plugins.spectral_synth import spectral_synth
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
 from native import (
     CudaMemory,
     HostMemory,
@@ -32,7 +19,16 @@ from native import (
     run_kernels,
     tensorrt_includes,
 )
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
 from plugin_harness import Harness, run_plugin
+
+from autovoice_plugins.function_builder import DOMAIN, with_plugin_attributes
+from autovoice_plugins.harmonic_source import harmonic_source
+from autovoice_plugins.kernels import KernelLibrary
+from autovoice_plugins.onnx_export import OPS, attach_functions
+from autovoice_plugins.pitch_yin import pitch_yin
+from autovoice_plugins.spectral_synth import spectral_synth
 
 TORCH_OPS = {"PitchYin": pitch_yin, "HarmonicSource": harmonic_source, "SpectralSynth": spectral_synth}
 

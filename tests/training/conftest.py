@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
-
 from toy_corpus import make_corpus
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"

@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from toy_corpus import FRAMES, PHONES, VOICES, make_sampler, make_trainer, tone
 
-from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from autovoice_export.stages.mel import MelAnalysis
-from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
-from autovoice_export.stages.voice import VOICE_SIZE
-from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
+from autovoice_export.base.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from autovoice_export.base.stages.mel import MelAnalysis
+from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
+from autovoice_export.base.stages.voice import VOICE_SIZE
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.blend import blend

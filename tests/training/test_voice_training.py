@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import Tensor
 from toy_corpus import make_sampler, make_trainer, tone
 
-from autovoice_export.stages.voice import pack, unpack, with_identity
-from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
+from autovoice_export.base.stages.voice import pack, unpack, with_identity
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.train.__main__ import choose_device
 from autovoice_training.train.data import DELAY_SAMPLES

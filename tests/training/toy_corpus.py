@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autovoice_export.stages.mel import ENVELOPE_SIZE
-from autovoice_export.stages.voice import IDENTITY_SIZE, pack
-from autovoice_export.stages.voice import PHONES as CLASSES
-from autovoice_export.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.mel import ENVELOPE_SIZE
+from autovoice_export.base.stages.voice import IDENTITY_SIZE, pack
+from autovoice_export.base.stages.voice import PHONES as CLASSES
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.corpus.store import FORMAT

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from autovoice.errors import ConfigurationError
-from autovoice_export.onnx_export import ExportError
-from autovoice_export.repository import RepositoryError
+from autovoice_export.onnx.export import ExportError
+from autovoice_export.repository_writer import RepositoryError
 from autovoice_export.rvc.importing import ImportReport, ImportRequest, import_voice
 
 

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from autovoice_export import config_text
 from autovoice_export.model_config import EnsembleConfig, Instances
-from autovoice_export.onnx_export import export_stage
-from autovoice_export.repository import (
+from autovoice_export.onnx.export import export_stage
+from autovoice_export.repository_writer import (
     FIRST_VERSION,
     RepositoryWriter,
     check_repository,
     model_versions,
 )
-from autovoice_export.rvc import engines, family, parity
+from autovoice_export.rvc import parity, plans, wiring
 from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
-from autovoice_export.rvc.family import CONTENT_MODELS, PITCH_MODELS, VoiceModels
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.hubert import Hubert
@@ -35,6 +34,7 @@ from autovoice_export.rvc.rmvpe import WHERE as WHERE_RMVPE
 from autovoice_export.rvc.rmvpe import Rmvpe, load_rmvpe
 from autovoice_export.rvc.voice import IndexedVoice, PitchedVoice, PlainVoice
 from autovoice_export.rvc.voice_checkpoint import CONTENT_SIZES, VoiceCheckpoint, load_voice
+from autovoice_export.rvc.wiring import CONTENT_MODELS, PITCH_MODELS, VoiceModels
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.validation import check_engine_configs
@@ -142,11 +142,11 @@ def import_voice(
     version = _next_version(request, models)
     hubert = _content_encoder(request, models.content, voice.version)
     tracker = _rmvpe(request, models.pitch)
-    shared = {stage.name: stage for stage in family.shared_stages(models)}
+    shared = {stage.name: stage for stage in wiring.shared_stages(models)}
     if hubert is not None:
-        shared[models.content] = family.content_stage(models.content, hubert, config.content)
+        shared[models.content] = wiring.content_stage(models.content, hubert, config.content)
     if tracker is not None and models.pitch:
-        shared[models.pitch] = family.pitch_stage(models.pitch, tracker)
+        shared[models.pitch] = wiring.pitch_stage(models.pitch, tracker)
     fingerprints = {
         name: {FINGERPRINT: fingerprint(stage.module)} if _has_weights(stage) else {}
         for name, stage in shared.items()
@@ -158,7 +158,7 @@ def import_voice(
     }
     own = _own_stages(models, voice, index, bridges_gaps=request.unvoiced == "interpolate")
     parameters = _parameters(request, voice, models)
-    whole, window = family.ensembles(models, parameters)
+    whole, window = wiring.ensembles(models, parameters)
     assert isinstance(whole, EnsembleConfig)
     assert isinstance(window, EnsembleConfig)
     metadata = {"family": "rvc", "checkpoint_sha256": voice.sha256}
@@ -169,9 +169,9 @@ def import_voice(
         for stage in (*absent.values(), *own):
             mine = stage in own
             facts = {} if mine else fingerprints[stage.name]
-            config_of_model = family.model_config(stage, settings, facts)
+            config_of_model = wiring.model_config(stage, settings, facts)
             repository.add_config(config_of_model, version if mine else FIRST_VERSION)
-            if engine := engines.engine_config(stage, config_of_model):
+            if engine := plans.engine_config(stage, config_of_model):
                 repository.add_alternative(stage.name, wire.CONFIG_NAME, wire.to_wire(engine))
             progress(stage.name)
             halved = request.half and stage.name in (models.content, models.synthesizer)
@@ -218,10 +218,10 @@ def _own_stages(
         module = PitchedVoice(voice.synthesizer, bridges_gaps=bridges_gaps)
     else:
         module = IndexedVoice(voice.synthesizer, bridges_gaps=bridges_gaps)
-    synthesizer = family.synthesizer_stage(models, module.eval(), size)
+    synthesizer = wiring.synthesizer_stage(models, module.eval(), size)
     if index is None:
         return (synthesizer,)
-    return family.retrieval_stage(models, Retrieval(index).eval(), size), synthesizer
+    return wiring.retrieval_stage(models, Retrieval(index).eval(), size), synthesizer
 
 
 def _parameters(request: ImportRequest, voice: VoiceCheckpoint, models: VoiceModels) -> dict[str, str]:
@@ -233,8 +233,8 @@ def _parameters(request: ImportRequest, voice: VoiceCheckpoint, models: VoiceMod
         "sample_rate": str(SOURCE_RATE),
         "output_sample_rate": str(config.sample_rate),
         "frame_samples": str(GRID),
-        "context_left_samples": str(family.CONTEXT_LEFT_SAMPLES),
-        "context_right_samples": str(family.CONTEXT_RIGHT_SAMPLES),
+        "context_left_samples": str(wiring.CONTEXT_LEFT_SAMPLES),
+        "context_right_samples": str(wiring.CONTEXT_RIGHT_SAMPLES),
         "speakers": str(config.speakers),
         "default_speaker": str(request.speaker),
         "has_f0": str(int(config.has_f0)),

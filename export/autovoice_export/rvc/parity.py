@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autovoice_export.model_config import EnsembleConfig, EnsembleStep
-from autovoice_export.onnx_export import ExportError
+from autovoice_export.onnx.export import ExportError
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.stage import Stage
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autovoice_export.tensorrt.engine_config import Graph, Profile, ShapeRange
+from autovoice_export.tensorrt.plan_config import Graph, Profile, ShapeRange
 
 if TYPE_CHECKING:
     from autovoice_export.stage import StageTensor

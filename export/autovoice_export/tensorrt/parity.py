@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from autovoice_export.examples import example
+from autovoice_export.onnx.examples import example
 from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT
-from autovoice_export.tensorrt.engine_config import Profile, Shape
 from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.plan_config import Profile, Shape
 
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]

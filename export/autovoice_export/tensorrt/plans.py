@@ -12,8 +12,7 @@ from typing import Any, Literal
 import onnx
 
 from autovoice.errors import RepositoryError as ClientRepositoryError
-from autovoice.repository import ModelRepository
-from autovoice.serving.plans import (
+from autovoice.repository.plans import (
     Gpu,
     PlanManifest,
     check_plan,
@@ -24,6 +23,7 @@ from autovoice.serving.plans import (
     profile_texts,
     sha256,
 )
+from autovoice.repository.reader import ModelRepository
 from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT
 from autovoice_export.tensorrt import load, parity, runtime, wire
 from autovoice_export.tensorrt.errors import PlanError

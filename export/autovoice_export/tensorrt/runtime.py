@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autovoice_export.tensorrt.engine_config import Profile
 from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.plan_config import Profile
 from autovoice_plugins.function_builder import DOMAIN
 
 OLDEST = (10, 13)

@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx
 
-from autovoice.repository import ModelRepository
-from autovoice.serving.plans import PLAN_BACKEND
+from autovoice.repository.plans import PLAN_BACKEND
+from autovoice.repository.reader import ModelRepository
 from autovoice_export import config_text
-from autovoice_export.repository import RepositoryError
+from autovoice_export.repository_writer import RepositoryError
 from autovoice_export.tensorrt import wire
-from autovoice_export.tensorrt.engine_config import ShapeRange
 from autovoice_export.tensorrt.network import load_model
+from autovoice_export.tensorrt.plan_config import ShapeRange
 
 _SHARED_FIELDS = ("name", "max_batch_size", "input", "output", "version_policy", "sequence_batching")
 

@@ -9,11 +9,11 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from autovoice.serving.plans import PLAN_BACKEND, PROFILE_PARAMETER, plan_filename, profile_texts
+from autovoice.repository.plans import PLAN_BACKEND, PROFILE_PARAMETER, plan_filename, profile_texts
 from autovoice_export import config_text, wire_config
 from autovoice_export.model_config import DynamicBatching
-from autovoice_export.tensorrt.engine_config import EngineConfig, Profile, ShapeRange
 from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.plan_config import PlanConfig, Profile, ShapeRange
 
 CONFIG_NAME = "tensorrt"
 """``tritonserver --model-config-name``: models without such a config keep their ``config.pbtxt``."""
@@ -30,7 +30,7 @@ def config_path(model_folder: Path) -> Path:
     return model_folder / "configs" / f"{CONFIG_NAME}.pbtxt"
 
 
-def to_wire(config: EngineConfig) -> Any:
+def to_wire(config: PlanConfig) -> Any:
     """Builds the ``ModelConfig`` message: that for ONNX Runtime, but for the backend and what it needs."""
     message = wire_config.to_wire(config.model)
     message.backend = PLAN_BACKEND

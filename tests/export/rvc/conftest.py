@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import published
 import pytest
 import torch
 from filelock import FileLock
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no test folder on the path
-
-import published
-
-from autovoice.cli import run
+from autovoice.cli.main import run
 
 VECTORS, LISTS = 400, 9
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import Files, contents, make_index
 
-from autovoice.cli import run
+from autovoice.cli.main import run
 from autovoice_export import config_text
-from autovoice_export.repository import check_repository
+from autovoice_export.repository_writer import check_repository
 from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.importing import ImportRequest, import_voice

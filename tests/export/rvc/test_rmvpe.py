@@ -16,7 +16,7 @@ import torch
 from conftest import Files, contents
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice.cli import run
+from autovoice.cli.main import run
 from autovoice_export import config_text
 from autovoice_export.rvc.parity import voice_like
 from autovoice_export.rvc.rmvpe import Salience, SalienceSizes, load_rmvpe

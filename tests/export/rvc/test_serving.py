@@ -12,10 +12,10 @@ import pytest
 from conftest import Files, feeds
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice.embedded import EmbeddedExecutor
-from autovoice.repository import ModelRepository
-from autovoice.serving.options import ServeOptions
-from autovoice.serving.server import TritonServer
+from autovoice.engines.local import LocalEngine
+from autovoice.repository.reader import ModelRepository
+from autovoice.server.options import ServeOptions
+from autovoice.server.server import TritonServer
 from autovoice_export.rvc.parity import voice_like
 
 VOICES = ("sung", "plain", "tracked")
@@ -49,7 +49,7 @@ def request(client: Any, model: str, values: dict[str, Any]) -> dict[str, Any]:
 def test_ensembles_are_those_of_the_embedded_runtime(files: Files, server: TritonServer) -> None:
     import tritonclient.grpc
 
-    executor = EmbeddedExecutor(ModelRepository(files.repository), threads=1)
+    engine = LocalEngine(ModelRepository(files.repository), threads=1)
     whole = feeds(voice_like(2, 16077).numpy())
     window = feeds(voice_like(2, 50 * 320).numpy(), window=True)
     place = {"FIRST_FRAME": [[730], [4]], "ANCHOR_FRAME": [[20], [0]], "SPEAKER_ID": [[0], [0]]}
@@ -62,7 +62,7 @@ def test_ensembles_are_those_of_the_embedded_runtime(files: Files, server: Trito
     try:
         for name in VOICES:
             for model, values in ((name, whole), (f"{name}_window", window)):
-                expected, found = executor.infer(model, values), request(client, model, values)
+                expected, found = engine.infer(model, values), request(client, model, values)
                 assert found.keys() == expected.keys()
                 assert np.abs(expected["CONVERTED_AUDIO"]).max() > 0.01
                 for output, value in expected.items():

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy import signal
 from torch import Tensor, nn
 
-from autovoice.embedded import EmbeddedExecutor
-from autovoice.repository import ModelRepository
-from autovoice_export.gru import BidirectionalGRU
-from autovoice_export.onnx_export import export_stage
+from autovoice.engines.local import LocalEngine
+from autovoice.repository.reader import ModelRepository
+from autovoice_export.onnx.export import export_stage
+from autovoice_export.onnx.gru import BidirectionalGRU
 from autovoice_export.rvc import pitch
 from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.importing import CONTENT_MODELS
@@ -109,22 +109,22 @@ def test_ten_minutes_keep_their_time(files: Files, sample_rate: int, seconds: in
 @pytest.mark.parametrize("name", ["sung", "plain", "tracked"])
 @pytest.mark.parametrize("samples", [160, 320, 321, 16077])
 def test_output_is_as_long_as_the_source(files: Files, name: str, samples: int) -> None:
-    executor = EmbeddedExecutor(ModelRepository(files.repository))
-    rate = int(executor.spec(name).parameters["output_sample_rate"])
-    found = executor.infer(name, feeds(voice_like(2, samples).numpy()))["CONVERTED_AUDIO"]
+    engine = LocalEngine(ModelRepository(files.repository))
+    rate = int(engine.spec(name).parameters["output_sample_rate"])
+    found = engine.infer(name, feeds(voice_like(2, samples).numpy()))["CONVERTED_AUDIO"]
     assert found.shape == (2, -(-samples * rate // RATE))
 
 
 @pytest.mark.parametrize("name", ["sung", "plain", "tracked"])
 def test_a_window_over_everything_is_the_whole(files: Files, name: str) -> None:
-    executor = EmbeddedExecutor(ModelRepository(files.repository))
+    engine = LocalEngine(ModelRepository(files.repository))
     audio = voice_like(1, 100 * 320).numpy()
-    whole = executor.infer(name, feeds(audio))["CONVERTED_AUDIO"]
-    window = executor.infer(f"{name}_window", feeds(audio, window=True))
+    whole = engine.infer(name, feeds(audio))["CONVERTED_AUDIO"]
+    window = engine.infer(f"{name}_window", feeds(audio, window=True))
     np.testing.assert_array_equal(window["CONVERTED_AUDIO"], whole)
     assert window["F0"].shape == (1, 200)
     assert (window["F0"] > 0).any() == (name != "plain")
-    louder = executor.infer(name, {**feeds(audio), "RMS_MIX": np.float32([[0.2]])})["CONVERTED_AUDIO"]
+    louder = engine.infer(name, {**feeds(audio), "RMS_MIX": np.float32([[0.2]])})["CONVERTED_AUDIO"]
     assert np.abs(louder - whole).max() > 1e-3
 
 

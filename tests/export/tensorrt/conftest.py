@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autovoice.repository import ModelRepository
-from autovoice_export import base_engines, base_family
+from autovoice.repository.reader import ModelRepository
+from autovoice_export.base import plans, wiring
 from autovoice_export.model_config import Instances
-from autovoice_export.repository import RepositoryWriter
+from autovoice_export.repository_writer import RepositoryWriter
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire
-from autovoice_export.tensorrt.engine_config import EngineConfig
+from autovoice_export.tensorrt.plan_config import PlanConfig
 
 
 @pytest.fixture(scope="session")
@@ -24,22 +24,22 @@ def small_stages(family: dict[str, Stage]) -> tuple[Stage, ...]:
 
 
 @pytest.fixture(scope="session")
-def engines(small_stages: tuple[Stage, ...]) -> dict[str, EngineConfig]:
+def engines(small_stages: tuple[Stage, ...]) -> dict[str, PlanConfig]:
     """Configurations for TensorRT by model."""
-    return {item.model.name: item for item in base_engines.engine_configs(small_stages, Instances())}
+    return {item.model.name: item for item in plans.engine_configs(small_stages, Instances())}
 
 
 @pytest.fixture
 def root(
     small_stages: tuple[Stage, ...],
-    engines: dict[str, EngineConfig],
+    engines: dict[str, PlanConfig],
     exported: Callable[[str], Path],
     tmp_path: Path,
 ) -> Path:
     """The folder of a repository, to be changed at will."""
     folder = tmp_path / "models"
     with RepositoryWriter(folder) as writer:
-        for config in base_family.model_configs(small_stages, Instances()):
+        for config in wiring.model_configs(small_stages, Instances()):
             writer.add_config(config)
         for name, engine in engines.items():
             writer.add_alternative(name, wire.CONFIG_NAME, wire.to_wire(engine))
@@ -47,7 +47,7 @@ def root(
             shutil.copy(exported(stage.name), writer.onnx_path(stage.name))
             if stage.state_size:
                 writer.share_onnx(f"{stage.name}_stream", stage.name)
-        shutil.copy(exported(base_family.CONVERTER), writer.onnx_path(base_family.CONVERTER))
+        shutil.copy(exported(wiring.CONVERTER), writer.onnx_path(wiring.CONVERTER))
     return folder
 
 

@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
-from autovoice.repository import ModelRepository
-from autovoice_export import base_engines, base_family, build, config_text
-from autovoice_export.checkpoint import load_checkpoint
+from autovoice.repository.reader import ModelRepository
+from autovoice_export import config_text
+from autovoice_export.base import build, plans, wiring
+from autovoice_export.base.checkpoint import load_checkpoint
 from autovoice_export.model_config import Instances, SequenceBatching
-from autovoice_export.repository import RepositoryError
+from autovoice_export.repository_writer import RepositoryError
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, Bucket, profiles
-from autovoice_export.tensorrt.engine_config import EngineConfig, Graph, Profile, ShapeRange
 from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.tensorrt.plan_config import Graph, PlanConfig, Profile, ShapeRange
 from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 
 GPU_MODELS = {
@@ -32,27 +33,27 @@ GPU_MODELS = {
 }
 
 
-def test_small_models_stay_on_the_cpu(engines: dict[str, EngineConfig], root: Path) -> None:
+def test_small_models_stay_on_the_cpu(engines: dict[str, PlanConfig], root: Path) -> None:
     assert set(engines) == GPU_MODELS
     assert set(engine_models(root)) == GPU_MODELS
 
 
-@given(st.integers(1, 30 * 24000), st.integers(1, base_family.MAX_BATCH_SIZE))
+@given(st.integers(1, 30 * 24000), st.integers(1, wiring.MAX_BATCH_SIZE))
 def test_every_request_up_to_the_longest_bucket_has_a_profile(samples: int, batch: int) -> None:
     frames = -(-(samples + 600) // 240)  # what pad_source makes of it
-    stage = base_family.StageTensor("AUDIO", (base_family._BLOCKS, base_family._FRAMES))
-    made = profiles((stage,), base_engines.AXIS_RATES, REQUESTS, base_family.MAX_BATCH_SIZE)
+    stage = wiring.StageTensor("AUDIO", (wiring._BLOCKS, wiring._FRAMES))
+    made = profiles((stage,), plans.AXIS_RATES, REQUESTS, wiring.MAX_BATCH_SIZE)
     assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames, frames)) for profile in made)
 
 
-@given(st.integers(1, 1000), st.integers(1, base_family.MAX_BATCH_SIZE))
+@given(st.integers(1, 1000), st.integers(1, wiring.MAX_BATCH_SIZE))
 def test_every_chunk_of_a_stream_has_a_profile(frames: int, batch: int) -> None:
-    stage = base_family.StageTensor("AUDIO", (base_family._BLOCKS,))
-    made = profiles((stage,), base_engines.AXIS_RATES, STREAMS, base_family.MAX_BATCH_SIZE)
+    stage = wiring.StageTensor("AUDIO", (wiring._BLOCKS,))
+    made = profiles((stage,), plans.AXIS_RATES, STREAMS, wiring.MAX_BATCH_SIZE)
     assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames)) for profile in made)
 
 
-def test_configuration_says_what_a_server_needs(engines: dict[str, EngineConfig]) -> None:
+def test_configuration_says_what_a_server_needs(engines: dict[str, PlanConfig]) -> None:
     for name, engine in engines.items():
         message = config_text.loads(config_text.dumps(wire.to_wire(engine)))
         assert message.backend == "tensorrt"
@@ -71,7 +72,7 @@ def test_configuration_says_what_a_server_needs(engines: dict[str, EngineConfig]
         assert [item.name for item in message.model_warmup] == warmed
 
 
-def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, EngineConfig]) -> None:
+def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, PlanConfig]) -> None:
     message = wire.to_wire(engines["pitch_extractor_stream"])
     shapes = {(spec.batch_size, spec.input["AUDIO"].dim[0]) for spec in message.optimization.cuda.graph_spec}
     assert shapes == {(batch, samples) for batch in (1, 2, 4, 8) for samples in (240, 480, 960)}
@@ -79,8 +80,8 @@ def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, Eng
 
 
 def test_committed_configurations_are_the_generated_ones() -> None:
-    stages = base_family.stages(load_checkpoint(build.DEFAULT_CHECKPOINT))
-    made = {item.model.name: item for item in base_engines.engine_configs(stages, Instances())}
+    stages = wiring.stages(load_checkpoint(build.DEFAULT_CHECKPOINT))
+    made = {item.model.name: item for item in plans.engine_configs(stages, Instances())}
     ours = {
         name
         for name in engine_models(build.DEFAULT_REPOSITORY)
@@ -158,7 +159,7 @@ ONE = ShapeRange((1, 1), (1, 1), (16, 9))
     ],
 )
 def test_nonsense_is_refused(
-    make: Callable[[EngineConfig], object], message: str, engines: dict[str, EngineConfig]
+    make: Callable[[PlanConfig], object], message: str, engines: dict[str, PlanConfig]
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(engines["pitch_extractor"])
@@ -219,7 +220,7 @@ def test_missing_and_broken_files_are_named(root: Path) -> None:
 
 
 def test_states_of_streams_are_those_of_the_plain_models(
-    engines: dict[str, EngineConfig], family: dict[str, Stage]
+    engines: dict[str, PlanConfig], family: dict[str, Stage]
 ) -> None:
     for name, engine in engines.items():
         if isinstance(engine.model.batching, SequenceBatching):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from autovoice_export import build
+from autovoice_export.base import build
 from autovoice_export.tensorrt import parity, wire
 from autovoice_export.tensorrt.errors import PlanError
 from autovoice_export.tensorrt.half import measure_ranges, to_half

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from autovoice_export.tensorrt import parity
-from autovoice_export.tensorrt.engine_config import EngineConfig
 from autovoice_export.tensorrt.errors import PlanError
 from autovoice_export.tensorrt.network import load_model
+from autovoice_export.tensorrt.plan_config import PlanConfig
 
 FRAMES = 400
 EXPECTED = {
@@ -61,7 +61,7 @@ def test_deviations_are_named(outputs: dict[str, np.ndarray], message: str) -> N
 
 
 def test_feeds_fill_every_profile_and_go_on_from_a_state(
-    exported: Callable[[str], Path], engines: dict[str, EngineConfig]
+    exported: Callable[[str], Path], engines: dict[str, PlanConfig]
 ) -> None:
     for name in ("pitch_extractor_stream", "synthesizer"):
         file = exported(name.removesuffix("_stream"))
@@ -76,7 +76,7 @@ def test_feeds_fill_every_profile_and_go_on_from_a_state(
 
 
 def test_model_compared_with_itself_agrees(
-    exported: Callable[[str], Path], engines: dict[str, EngineConfig]
+    exported: Callable[[str], Path], engines: dict[str, PlanConfig]
 ) -> None:
     file = exported("pitch_extractor")
     profile = engines["pitch_extractor_stream"].profiles[0]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autovoice_export import build
+from autovoice_export.base import build
 from autovoice_export.tensorrt.parser_rules import TYPES, check_model, check_models
 
 

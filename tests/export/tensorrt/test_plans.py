@@ -19,12 +19,12 @@ from typing import Any
 import onnx
 import pytest
 
-from autovoice.cli import run
+from autovoice.cli.main import run
 from autovoice.errors import ConfigurationError, RepositoryError
-from autovoice.repository import ModelRepository
-from autovoice.serving import plans as serving
-from autovoice.serving.overrides import write_view
-from autovoice.serving.plans import Gpu, PlanManifest, check_plan, plan_arguments, sha256
+from autovoice.repository.plans import Gpu, PlanManifest, check_plan, plan_arguments, sha256
+from autovoice.repository.reader import ModelRepository
+from autovoice.server import plans as serving
+from autovoice.server.overrides import write_view
 from autovoice_export import config_text
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.errors import PlanError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autovoice_export import build
+from autovoice_export.base import build
 from autovoice_export.tensorrt.plans import Precision
 from autovoice_export.tensorrt.validation import engine_models
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from autovoice import VoiceConversionError
-from autovoice.provenance import PROVENANCE_COMMENT
+from autovoice.audio.provenance import PROVENANCE_COMMENT
 from autovoice_training.evaluate.dataset import Audio, Dataset, open_dataset
 from autovoice_training.evaluate.judging import RESULT, Jury
 from autovoice_training.evaluate.pairs import REFERENCE_SENTENCES, Pair

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice_export.build import build_repository
-from autovoice_export.checkpoint import load_checkpoint
+from autovoice_export.base.build import build_repository
+from autovoice_export.base.checkpoint import load_checkpoint
 from autovoice_training.evaluate.dataset import Audio
 
 

@@ -14,7 +14,7 @@ import torch
 import typer
 from torch import nn
 
-from autovoice_export.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from autovoice_export.base.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
 
 def blend(first: Checkpoint, second: Checkpoint) -> Checkpoint:

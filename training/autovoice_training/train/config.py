@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from autovoice_export.stages.synthesizer import FORMANT_FACTORS
+from autovoice_export.base.stages.synthesizer import FORMANT_FACTORS
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "train.toml"
 

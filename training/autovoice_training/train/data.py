@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
+from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
 from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve, random_factor

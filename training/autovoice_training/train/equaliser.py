@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import istft, stft
 
-from autovoice_export.stages.blocks import mel_points
-from autovoice_export.stages.mel import ENVELOPE_SIZE, HIGH_HZ, LOW_HZ, MEL_BANDS, cosine_basis
-from autovoice_export.stages.synthesizer import formant_shifts
-from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES
+from autovoice_export.base.stages.blocks import mel_points
+from autovoice_export.base.stages.mel import ENVELOPE_SIZE, HIGH_HZ, LOW_HZ, MEL_BANDS, cosine_basis
+from autovoice_export.base.stages.synthesizer import formant_shifts
+from autovoice_export.base.stages.voice import IDENTITY_SIZE, PHONES
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 MOST_MOVED = 0.15

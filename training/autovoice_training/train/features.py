@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from autovoice_export.stages.pitch_extractor import PitchExtractor
-from autovoice_export.stages.timing import FEATURE_DELAY_FRAMES
-from autovoice_export.stages.voice import IDENTITY_SIZE, PHONES, unpack
-from autovoice_export.stages.voice_encoder import PhoneClassifier, VoiceEncoder
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
+from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES
+from autovoice_export.base.stages.voice import IDENTITY_SIZE, PHONES, unpack
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.stages.blocks import mel_filterbank, mel_points
-from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis
-from autovoice_export.stages.speaker_encoder import SpeakerEncoder
-from autovoice_export.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.blocks import mel_filterbank, mel_points
+from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis
+from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autovoice_export.stages.blocks import mel_points
+from autovoice_export.base.stages.blocks import mel_points
 
 
 def perturb_mel(

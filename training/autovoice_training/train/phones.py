@@ -13,8 +13,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from autovoice_export.stages.mel import HIGH_HZ, LOW_HZ
-from autovoice_export.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
 from autovoice_training.train.perturbation import perturb_mel

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from autovoice_export.checkpoint import save_checkpoint
-from autovoice_export.stages.content_encoder import ContentEncoder
-from autovoice_export.stages.synthesizer import Synthesizer
-from autovoice_export.stages.target_pitch import TargetPitch, fit
-from autovoice_export.stages.voice import unpack
+from autovoice_export.base.checkpoint import save_checkpoint
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.synthesizer import Synthesizer
+from autovoice_export.base.stages.target_pitch import TargetPitch, fit
+from autovoice_export.base.stages.voice import unpack
 from autovoice_training.train.data import PairSampler
 from autovoice_training.train.trainer import VoiceConversionTrainer
 

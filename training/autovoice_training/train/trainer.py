@@ -24,11 +24,11 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autovoice_export.stages.blocks import StateReader
-from autovoice_export.stages.content_encoder import ContentEncoder
-from autovoice_export.stages.synthesizer import Synthesizer, SynthesizerConfig
-from autovoice_export.stages.voice import unpack, with_identity
-from autovoice_export.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.blocks import StateReader
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
+from autovoice_export.base.stages.voice import unpack, with_identity
+from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import DELAY_SAMPLES, Batch, PairSampler

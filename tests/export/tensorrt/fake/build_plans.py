@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autovoice.cli import run
+from autovoice.cli.main import run
 from autovoice_export.tensorrt import parity
 from autovoice_export.tensorrt.errors import PlanError
 

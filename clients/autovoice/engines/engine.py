@@ -1,0 +1,114 @@
+"""The seam between pipelines and engines: what every engine offers, in process or behind a server."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from autovoice.repository.model_config import ModelSpec
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+MAX_RESTARTS = 3  # of one sequence at one place, when the engine keeps losing its state
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Position of a request in a Triton sequence.
+
+    Attributes:
+        id: correlation id, not 0, unique among the live sequences of an engine.
+        start: first request of the sequence: states are zero.
+        end: last request: states are dropped after it.
+    """
+
+    id: int
+    start: bool = False
+    end: bool = False
+
+
+def new_sequence_id() -> int:
+    """A correlation id that no other client of the same engine has, for all practical purposes."""
+    return secrets.randbits(62) + 1
+
+
+class Engine(Protocol):
+    """Runs models of a repository. Implementations are thread safe.
+
+    A failed `infer` leaves the states of its sequence as they were, so that the same request may be sent
+    again; where an engine cannot promise that, it raises `SequenceError`, which is never retried.
+    """
+
+    @property
+    def device(self) -> str:
+        """Where models run: `"cpu"`, `"cuda"` or a server's address."""
+
+    def spec(self, model: str) -> ModelSpec:
+        """The config of a model.
+
+        Raises:
+            RepositoryError: when there is no such model.
+        """
+
+    def infer(
+        self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run one request.
+
+        Args:
+            model: name of a model or an ensemble.
+            inputs: every input by name, batch axis first, of exactly the config's type and dims.
+            sequence: required by models with implicit state, ignored by others.
+            timeout: seconds; None for no limit.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            InferenceError: when the engine fails; `transient` says whether to try again.
+            RepositoryError: when the repository does not fit together.
+        """
+
+    def close(self) -> None:
+        """Let go of models and states."""
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """One model run inside a request.
+
+    Attributes:
+        model: its name.
+        seconds: wall time.
+        device: where it ran.
+    """
+
+    model: str
+    seconds: float
+    device: str
+
+
+StepListener = Callable[[StepTiming], None]
+_listener: ContextVar[StepListener | None] = ContextVar("autovoice_step_listener", default=None)
+
+
+@contextmanager
+def observe_steps(listener: StepListener) -> Iterator[None]:
+    """Have `listener` called after every model run that this thread (or task) causes inside the block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report_step(timing: StepTiming) -> None:
+    """Tell the listener of this thread, if any, about a model run."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(timing)

@@ -1,0 +1,142 @@
+"""`TritonEngine`: an `Engine` whose models run in a Triton server."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+
+from autovoice.address import ServerAddress
+from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
+from autovoice.engines.triton.wire import FailureKind, Transport, TransportError, decode, encode
+from autovoice.errors import (
+    ConfigurationError,
+    InferenceError,
+    InferenceTimeoutError,
+    RepositoryError,
+    RequestError,
+    SequenceError,
+    UnavailableError,
+    VoiceConversionError,
+)
+from autovoice.repository.model_config import ModelSpec, spec_from_config
+
+logger = logging.getLogger(__name__)
+
+SPEC_SECONDS = 10.0  # how long a server may take to tell a model's config
+
+
+class TritonEngine:
+    """`Engine` over a server.
+
+    The server keeps the states of sequences, and drops those of a request that fails: any failure inside a
+    sequence is a `SequenceError`.
+
+    Args:
+        address: the server's.
+        transport: speaks its protocol.
+        spec_timeout: seconds to wait for a model's config.
+    """
+
+    def __init__(
+        self, address: ServerAddress, transport: Transport, *, spec_timeout: float = SPEC_SECONDS
+    ) -> None:
+        self._address = address
+        self._transport = transport
+        self._spec_timeout = spec_timeout
+        self._specs: dict[str, ModelSpec] = {}
+        self._versions: dict[str, int] = {}
+
+    @property
+    def device(self) -> str:
+        """The server's address."""
+        return str(self._address)
+
+    def spec(self, model: str) -> ModelSpec:
+        """The config of a model as the server has it, asked for once; see `Engine.spec`.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+            InferenceError: the server does not answer.
+        """
+        spec = self._specs.get(model)
+        if spec is None:
+            try:
+                config = self._transport.model_config(model, self._spec_timeout)
+            except TransportError as error:
+                raise self._explain(model, "", error) from error
+            spec = spec_from_config(config, f"model {model} on {self.device}")
+            spec = self._specs[model] = replace(spec, version=self._versions.get(model, 0))
+        return spec
+
+    def names(self) -> list[str]:
+        """Names of all models that the server has now, sorted; fills in the versions of their specs.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+            InferenceError: the server does not answer.
+        """
+        try:
+            self._versions = self._transport.models(self._spec_timeout)
+        except TransportError as error:
+            raise self._explain("list of models", "", error) from error
+        return sorted(self._versions)
+
+    def known_spec(self, model: str) -> ModelSpec | None:
+        """The config of a model if the server has been asked for it before."""
+        return self._specs.get(model)
+
+    def infer(
+        self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run one request; see `Engine.infer`.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+        """
+        if timeout is not None and timeout <= 0:
+            raise InferenceTimeoutError(f"no time was left for {model}; raise timeout_seconds")
+        request = encode(model, secrets.token_hex(8), inputs, sequence)
+        started = time.perf_counter()
+        try:
+            outputs = decode(request, self._transport.infer(request, timeout))
+        except TransportError as error:
+            explained = self._explain(model, request.id, error)
+            # Whether the server had already moved the state on is not known here.
+            if sequence is None or sequence.start or not isinstance(explained, InferenceError):
+                raise explained from error
+            raise SequenceError(f"sequence {sequence.id} is lost, start it again: {explained}") from explained
+        elapsed = time.perf_counter() - started
+        logger.debug("request %s: %s took %.1f ms on %s", request.id, model, elapsed * 1e3, self._address)
+        report_step(StepTiming(model, elapsed, self.device))
+        return outputs
+
+    def close(self) -> None:
+        """Close the connections; see `Engine.close`."""
+        self._transport.close()
+
+    def _explain(self, model: str, request_id: str, error: TransportError) -> VoiceConversionError:
+        where = f"{self._address}, {model}"
+        if request_id:
+            where += f", request {request_id}"
+        kind, reason = error.kind, error.reason
+        if kind is FailureKind.FORBIDDEN:
+            return ConfigurationError(
+                f"{where}: the server asks for another API key ({reason}); pass PipelineConfig(api_key=...) "
+                "or set AUTOVOICE_API_KEY"
+            )
+        if kind is FailureKind.UNKNOWN_MODEL:
+            return RepositoryError(f"{where}: {reason}; load the model or ask another server")
+        if kind is FailureKind.REFUSED:
+            return RequestError(f"{where}: {reason}")
+        if kind is FailureKind.TIMEOUT:
+            return InferenceTimeoutError(
+                f"{where}: {reason}; raise timeout_seconds or look at the server's load"
+            )
+        if kind is FailureKind.BROKEN:
+            return InferenceError(f"{where}: {reason}; see the server's log")
+        return UnavailableError(f"{where}: {reason}; check that the server runs and is ready")

@@ -1,0 +1,162 @@
+"""Requests and answers as both protocols carry them: the one mapping between arrays and Triton's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from autovoice.engines.engine import Sequence, Tensors
+
+_DATATYPES: Mapping[str, str] = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+_DTYPES = {datatype: np.dtype(name) for name, datatype in _DATATYPES.items()}
+
+
+class FailureKind(Enum):
+    """What a failure says about sending the request again."""
+
+    UNREACHABLE = "unreachable"
+    BUSY = "busy"
+    BROKEN = "broken"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    UNKNOWN_MODEL = "unknown model"
+    FORBIDDEN = "forbidden"
+
+
+class TransportError(Exception):
+    """A request that brought no answer.
+
+    Attributes:
+        kind: how it failed.
+        reason: the server's or the connection's own words, one line.
+    """
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class WireTensor:
+    """A tensor on its way: little-endian values in C order."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True)
+class WireRequest:
+    """One inference request.
+
+    Attributes:
+        model: what to run.
+        id: comes back with the answer and stands in the server's log.
+        tensors: inputs.
+        parameters: `sequence_id`, `sequence_start` and `sequence_end` where there is a sequence.
+    """
+
+    model: str
+    id: str
+    tensors: tuple[WireTensor, ...]
+    parameters: Mapping[str, int | bool]
+
+
+@dataclass(frozen=True)
+class WireResponse:
+    """One answer."""
+
+    id: str
+    tensors: tuple[WireTensor, ...]
+
+
+class Transport(Protocol):
+    """One protocol. Thread safe."""
+
+    def infer(self, request: WireRequest, timeout: float | None) -> WireResponse:
+        """Send a request and wait for its answer, `timeout` seconds at most.
+
+        Raises:
+            TransportError: when there is none.
+        """
+
+    def models(self, timeout: float | None) -> dict[str, int]:
+        """Newest version of every model that the server has, by name.
+
+        Raises:
+            TransportError: when there is no answer.
+        """
+
+    def model_config(self, model: str, timeout: float | None) -> Any:
+        """The model's `ModelConfig` message.
+
+        Raises:
+            TransportError: when there is none.
+        """
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+def newest(models: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The highest version by name of models listed with each version they have."""
+    found: dict[str, int] = {}
+    for name, version in models:
+        found[name] = max(found.get(name, 0), int(version))
+    return found
+
+
+def encode(model: str, request_id: str, inputs: Tensors, sequence: Sequence | None) -> WireRequest:
+    """Turn arrays into a request, without copying those that are contiguous."""
+    tensors = []
+    for name, value in inputs.items():
+        values = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        data = memoryview(cast(Any, values.reshape(-1).view(np.uint8)))
+        tensors.append(WireTensor(name, _DATATYPES[value.dtype.name], value.shape, data))
+    parameters: dict[str, int | bool] = {}
+    if sequence is not None:
+        parameters = {
+            "sequence_id": sequence.id,
+            "sequence_start": sequence.start,
+            "sequence_end": sequence.end,
+        }
+    return WireRequest(model, request_id, tuple(tensors), parameters)
+
+
+def decode(request: WireRequest, response: WireResponse) -> dict[str, npt.NDArray[Any]]:
+    """Turn an answer into arrays of its own memory.
+
+    Raises:
+        TransportError: when it answers another request, or is no valid answer to any.
+    """
+    if response.id != request.id:
+        raise TransportError(
+            FailureKind.BROKEN, f"the answer to request {response.id!r} came back for {request.id!r}"
+        )
+    outputs = {}
+    for tensor in response.tensors:
+        dtype = _DTYPES.get(tensor.datatype)
+        if dtype is None or len(tensor.data) != dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64)):
+            raise TransportError(
+                FailureKind.BROKEN,
+                f"output {tensor.name} is {len(tensor.data)} bytes of {tensor.datatype} {list(tensor.shape)}",
+            )
+        outputs[tensor.name] = np.frombuffer(tensor.data, dtype).reshape(tensor.shape).copy()
+    return outputs

@@ -1,0 +1,1 @@
+"""The model repository: configs, files and TensorRT plans."""

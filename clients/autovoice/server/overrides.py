@@ -1,0 +1,48 @@
+"""A view of a model repository: the same files, other numbers of instances and threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autovoice.repository.model_config import ONNX_BACKEND, parse_config
+from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository
+
+_ALTERNATIVES = "configs"
+_THREADS = "intra_op_thread_count"
+
+
+def write_view(
+    repository: ModelRepository, view: Path, *, instances: int | None, threads: int | None
+) -> None:
+    """Fill `view` with configs that say otherwise and links to everything else.
+
+    Args:
+        repository: the models; stays as it is.
+        view: an empty folder.
+        instances: copies of each model for each device, None for what its config says.
+        threads: ONNX Runtime threads of each copy, None for what its config says.
+    """
+    for name in repository.names():
+        folder = (repository.path / name).absolute()
+        target = view / name
+        target.mkdir(parents=True)
+        for entry in folder.iterdir():
+            if entry.name not in (CONFIG_FILENAME, _ALTERNATIVES):
+                (target / entry.name).symlink_to(entry)
+        for path in (folder / CONFIG_FILENAME, *(folder / _ALTERNATIVES).glob("*.pbtxt")):
+            changed = target / path.relative_to(folder)
+            changed.parent.mkdir(exist_ok=True)
+            changed.write_text(_override(path, instances, threads), encoding="utf-8")
+
+
+def _override(path: Path, instances: int | None, threads: int | None) -> str:
+    """Text of a config that says otherwise."""
+    from google.protobuf import text_format
+
+    config = parse_config(path.read_text(encoding="utf-8"), str(path))
+    if config.backend == ONNX_BACKEND and threads is not None:
+        config.parameters[_THREADS].string_value = str(threads)
+    if config.backend and instances is not None:  # ensembles have none
+        for group in config.instance_group or [config.instance_group.add()]:
+            group.count = instances
+    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))

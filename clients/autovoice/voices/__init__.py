@@ -1,0 +1,1 @@
+"""Voices: the base voice, imported ones, and what they have in common."""

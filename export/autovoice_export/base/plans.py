@@ -1,0 +1,39 @@
+"""Which models of the base family TensorRT runs, and for which lengths."""
+
+from __future__ import annotations
+
+from autovoice_export.base import wiring
+from autovoice_export.base.stages.timing import LOOKAHEAD
+from autovoice_export.model_config import DynamicBatching, Instances, StageModelConfig
+from autovoice_export.stage import Stage
+from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, graphs, profiles
+from autovoice_export.tensorrt.plan_config import PlanConfig
+from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+
+AXIS_RATES = {
+    "T": AxisRate(SAMPLE_RATE),
+    "F": AxisRate(SAMPLE_RATE / HOP, extra=-(-LOOKAHEAD // HOP)),
+}
+
+
+def engine_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:
+    """Configs of all models that are worth a trip to the GPU; the others stay with ONNX Runtime."""
+    stages = {stage.name: stage for stage in family}
+    made = []
+    for model in wiring.model_configs(family, instances):
+        if not isinstance(model, StageModelConfig) or model.instances.kind == "cpu":
+            continue
+        if model.name == wiring.CONVERTER:
+            continue  # its stages run instead, see `wiring.stream_of_stages`
+        inputs = stages[model.name.removesuffix(wiring.STREAM_SUFFIX)].inputs
+        if isinstance(model.batching, DynamicBatching):
+            made.append(PlanConfig(model, profiles(inputs, AXIS_RATES, REQUESTS, model.max_batch_size)))
+        else:
+            made.append(
+                PlanConfig(
+                    model,
+                    profiles(inputs, AXIS_RATES, STREAMS, model.max_batch_size),
+                    graphs(inputs, AXIS_RATES, model.max_batch_size),
+                )
+            )
+    return tuple(made)

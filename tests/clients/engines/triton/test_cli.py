@@ -1,0 +1,195 @@
+"""The commands with `--server`, against a real server that asks for a key and speaks TLS."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from remote_calls import KEY, RATE, assert_same, hum, speaker, url
+
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.cli.main import run
+from autovoice.server.server import TritonServer
+
+SOURCE = hum(0.5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source, a voice and two keys, the right one and a wrong one."""
+    soundfile.write(tmp_path / "in.wav", SOURCE, RATE, subtype="FLOAT")
+    np.save(tmp_path / "voice.npy", speaker(1))
+    (tmp_path / "right").write_text(f"{KEY}\n")
+    (tmp_path / "wrong").write_text("fedcba9876543210")
+    monkeypatch.setenv("AUTOVOICE_REPOSITORY", str(repository))
+    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(params=["grpc", "http"])
+def server_options(
+    request: pytest.FixtureRequest, guarded: TritonServer, certificate: Path, folder: Path
+) -> list[str]:
+    """What reaches the guarded server, the key left out; only its gRPC has TLS."""
+    address = url(guarded, request.param).replace("grpc:", "grpcs:")
+    return ["--server", address, "--tls-ca", str(certificate), "--fallback", "raise"]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def conversion(folder: Path) -> list[str]:
+    return ["convert", str(folder / "in.wav"), "-t", str(folder / "voice.npy"), "-o", str(folder / "out.wav")]
+
+
+def test_convert(
+    server_options: list[str],
+    folder: Path,
+    embedded: VoiceConversionPipeline,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key = ["--api-key-file", str(folder / "right")]
+    assert run([*conversion(folder), "--json", *server_options, *key]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == server_options[1]
+    made, _ = soundfile.read(folder / "out.wav")
+    expected = embedded.convert(SOURCE, speaker(1), None, RATE)
+    np.testing.assert_allclose(made, expected, atol=2e-4)  # 16 bits
+
+
+def test_embed(server_options: list[str], folder: Path, embedded: VoiceConversionPipeline) -> None:
+    key = ["--api-key-file", str(folder / "right"), "--timeout", "30", "--retries", "0"]
+    assert run(["embed", str(folder / "in.wav"), "-o", str(folder / "made.npy"), *server_options, *key]) == 0
+    np.testing.assert_allclose(np.load(folder / "made.npy"), embedded.embed(SOURCE, RATE), atol=1e-4)
+
+
+def test_stream(
+    server_options: list[str],
+    folder: Path,
+    embedded: VoiceConversionPipeline,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
+    command = ["stream", "--simulate", str(folder / "in.wav"), "-t", str(folder / "voice.npy"), "--json"]
+    assert run([*command, "-o", str(folder / "heard.wav"), *server_options]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == server_options[1]
+    heard, _ = soundfile.read(folder / "heard.wav")
+    np.testing.assert_allclose(heard, embedded.convert(SOURCE, speaker(1), None, RATE), atol=2e-4)
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_without_the_key_there_is_one_line_and_no_output(
+    server_options: list[str], folder: Path, key: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [] if key is None else ["--api-key-file", str(folder / key)]
+    assert run([*conversion(folder), *server_options, *keys]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another API key" in line
+    assert not (folder / "out.wav").exists()
+
+
+def test_a_server_that_is_not_there(
+    folder: Path, embedded: VoiceConversionPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Port 9 has no listener: the embedded runtime takes over, unless it is told not to."""
+    absent = ["--server", "grpc://127.0.0.1:9", "--retries", "0"]
+    assert run([*conversion(folder), *absent, "--fallback", "raise"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("autovoice: grpc://127.0.0.1:9")
+    assert run([*conversion(folder), "--json", *absent]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "cpu"
+    assert_same(soundfile.read(folder / "out.wav")[0], embedded.convert(SOURCE, speaker(1), None, RATE))
+
+
+def test_the_timeout_ends_the_wait(
+    silent_port: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = ["--server", f"http://127.0.0.1:{silent_port}", "--timeout", "0.3", "--fallback", "raise"]
+    assert run([*conversion(folder), *silent]) == 1
+    assert "no answer in time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--server", "localhost:8001"], "grpc://host:port"),
+        (["--tls-ca", "ca.pem"], "--tls-ca is for a server"),
+        (["--api-key-file", "key"], "--api-key-file is for a server"),
+        (["--server", "grpcs://host", "--tls-ca", "absent.pem"], "absent.pem"),
+        (["--server", "grpc://host", "--api-key-file", "absent"], "absent"),
+        (["--server", "grpc://host", "--timeout", "0"], "timeout_seconds"),
+        (["--server", "grpc://host", "--retries", "-1"], "retries"),
+    ],
+)
+@pytest.mark.parametrize("command", ["convert", "embed", "stream"])
+def test_mistakes(
+    command: str, options: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, voice = str(folder / "in.wav"), str(folder / "voice.npy")
+    commands = {
+        "convert": conversion(folder),
+        "embed": ["embed", source, "-o", str(folder / "made.npy")],
+        "stream": ["stream", "--simulate", source, "-t", voice],
+    }
+    assert run([*commands[command], *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_info_shows_where_the_time_of_a_server_goes(
+    server: TritonServer, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["info", "--server", server.options.http_url]
+
+    def models() -> dict[str, dict[str, Any]]:
+        assert run([*command, "--json"]) == 0
+        return {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+
+    before = models()
+    with VoiceConversionPipeline(
+        PipelineConfig(backend=server.options.grpc_url, fallback="raise")
+    ) as pipeline:
+        pipeline.convert(SOURCE, speaker(0), None, RATE)
+    after = models()
+    assert after.keys() == {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    for name in ("voice_conversion", "synthesizer"):
+        assert after[name]["requests"] == before[name]["requests"] + 1
+        parts = [
+            after[name][f"{part}_ms"]
+            for part in ("queue", "compute_input", "compute_infer", "compute_output")
+        ]
+        assert min(parts) >= 0
+        assert 0 < after[name]["compute_infer_ms"] < after[name]["total_ms"]
+    assert run(command) == 0
+    assert "synthesizer" in capsys.readouterr().out
+    assert run([*command, "--ready"]) == 0
+
+
+def test_info_needs_the_key(
+    guarded: TritonServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = ["info", "--server", guarded.options.http_url, "--json"]
+    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
+    assert run(url) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "asks for a key" in line
+    monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
+    assert run(url) == 0
+    assert json.loads(capsys.readouterr().out)["server"] == "triton"
+
+
+@pytest.mark.parametrize("ready", [[], ["--ready"]])
+def test_info_about_no_server(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", "--server", "http://127.0.0.1:9", *ready]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no server answers at http://127.0.0.1:9" in line

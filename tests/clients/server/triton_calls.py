@@ -1,0 +1,155 @@
+"""Calls to a server with nothing but tritonclient: the tests must not share the package's own client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.server.options import ServeOptions
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LOOKAHEAD = 600
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Client:
+    """One connection, gRPC or HTTP.
+
+    Args:
+        module: `tritonclient.grpc` or `tritonclient.http`.
+        connection: its InferenceServerClient.
+    """
+
+    def __init__(self, module: ModuleType, connection: Any) -> None:
+        self.module = module
+        self.connection = connection
+
+    def infer(self, model: str, feeds: Mapping[str, Array], **options: Any) -> dict[str, Array]:
+        """Every output of one request."""
+        inputs = []
+        for name, value in feeds.items():
+            kind = {"float32": "FP32", "float64": "FP64", "int32": "INT32"}[str(value.dtype)]
+            item = self.module.InferInput(name, value.shape, kind)
+            item.set_data_from_numpy(value)
+            inputs.append(item)
+        result = self.connection.infer(model, inputs, **options)
+        response = result.get_response()
+        outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+        names = [output["name"] if isinstance(output, dict) else output.name for output in outputs]
+        return {name: result.as_numpy(name) for name in names}
+
+    def stream(
+        self,
+        feeds: Mapping[str, Array],
+        chunks: list[Array],
+        sequence: int,
+        model: str = "voice_conversion_stream",
+    ) -> list[Array]:
+        """Converted chunks of one whole sequence."""
+        return [
+            self.infer(
+                model,
+                {**feeds, "SOURCE_AUDIO": chunk},
+                sequence_id=sequence,
+                sequence_start=position == 0,
+                sequence_end=position == len(chunks) - 1,
+            )["CONVERTED_AUDIO"]
+            for position, chunk in enumerate(chunks)
+        ]
+
+
+@contextmanager
+def _connect(module: ModuleType, url: str, **options: Any) -> Iterator[Client]:
+    connection = module.InferenceServerClient(url.split("://")[1], **options)
+    try:
+        yield Client(module, connection)
+    finally:
+        connection.close()
+
+
+def grpc_client(options: ServeOptions) -> Any:
+    """Context manager of a gRPC `Client`."""
+    return _connect(tritonclient.grpc, options.grpc_url)
+
+
+def http_client(options: ServeOptions) -> Any:
+    """Context manager of an HTTP `Client`."""
+    return _connect(tritonclient.http, options.http_url, network_timeout=120.0)
+
+
+Connect = Callable[[ServeOptions], Any]
+
+
+def find_repository() -> Path:
+    """The repository of the checkout when its models are there, else the one in $AUTOVOICE_REPOSITORY."""
+    committed = ROOT / "model_repository"
+    if (committed / "voice_conversion" / "config.pbtxt").is_file():
+        return committed
+    configured = os.environ.get("AUTOVOICE_REPOSITORY")
+    if not configured:
+        raise FileNotFoundError(f"no models in {committed}; build them or set AUTOVOICE_REPOSITORY")
+    return Path(configured)
+
+
+@cache
+def _recorded_voices() -> list[Array]:
+    with VoiceConversionPipeline(PipelineConfig(repository=find_repository(), threads=1)) as pipeline:
+        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_*.flac"))]
+
+
+def voice(seed: int, semitones: float = 0.0) -> dict[str, Array]:
+    """A target voice as tensors: somewhere between two recorded ones.
+
+    No random vector: on a voice that nobody has, the models answer with filters so loud that float32 rounding
+    alone exceeds the tolerance.
+    """
+    first, second = _recorded_voices()
+    weight = seed * 0.618 % 1.0
+    embedding = ((1.0 - weight) * first + weight * second)[None]
+    return {
+        "TARGET_EMBEDDING": (embedding / np.linalg.norm(embedding)).astype(np.float32),
+        "PITCH_SHIFT": np.full((1, 1), semitones, np.float32),
+    }
+
+
+def hum(samples: int, hertz: float = 140.0) -> Array:
+    """A voiced sound with a little noise, [1, samples]."""
+    time = np.arange(samples) / 24000.0
+    tone = sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 12))
+    noise = np.random.default_rng(samples).standard_normal(samples)
+    return (0.1 * tone + 0.005 * noise).astype(np.float32)[None]
+
+
+def cut(audio: Array, sizes: list[int]) -> list[Array]:
+    """Pieces of the given sizes, in turn, of audio padded so that a stream gives its last sample."""
+    needed = audio.shape[1] + LOOKAHEAD
+    pieces, start = [], 0
+    while start < needed:
+        size = sizes[len(pieces) % len(sizes)]
+        piece = np.zeros((1, size), np.float32)
+        part = audio[:, start : start + size]
+        piece[:, : part.shape[1]] = part
+        pieces.append(piece)
+        start += size
+    return pieces
+
+
+def joined(chunks: list[Array], samples: int) -> Array:
+    """What a stream made of the source's samples."""
+    return np.concatenate(chunks, axis=1)[:, LOOKAHEAD : LOOKAHEAD + samples]
+
+
+def local_options(repository: Path, **changes: object) -> ServeOptions:
+    """Options of a server that shares this machine with others."""
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    return ServeOptions(repository, **(ports | changes))  # type: ignore[arg-type]
