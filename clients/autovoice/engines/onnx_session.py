@@ -4,13 +4,13 @@ process."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import numpy.typing as npt
 
 from autovoice.errors import (
@@ -20,24 +20,48 @@ from autovoice.errors import (
     InferenceTimeoutError,
     RepositoryError,
 )
-from autovoice.repository.model_config import ModelSpec, TensorSpec
+from autovoice.repository.file_check import check_file
+from autovoice.repository.model_config import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
 _ORT_ERROR_LEVEL = 3
-_ONNX_TYPES = {
-    "tensor(bool)": np.bool_,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(float16)": np.float16,
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-}
+
+
+def make_session(
+    model: str | os.PathLike[str] | bytes,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    configure: Callable[[Any], None] | None = None,
+) -> Any:
+    """Make an `onnxruntime.InferenceSession`; every session of the project is made here.
+
+    Args:
+        model: path of an ONNX file, or its bytes.
+        device: `"cpu"` or `"cuda"`.
+        threads: ONNX Runtime threads; 0 for as many as there are cores.
+        configure: changes the `SessionOptions` before they are used.
+
+    Raises:
+        Exception: as ONNX Runtime raises it; its exception classes have no common public base.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ORT_ERROR_LEVEL
+    # Stages run one after another, each with its own pool: threads that spin for work would steal cores
+    # from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if configure is not None:
+        configure(options)
+    providers = [CUDA_PROVIDER, CPU_PROVIDER] if device == "cuda" else [CPU_PROVIDER]
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    return onnxruntime.InferenceSession(source, options, providers=providers)
 
 
 class OnnxSession:
@@ -48,18 +72,8 @@ class OnnxSession:
     """
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ORT_ERROR_LEVEL
-        # Stages run one after another, each with its own pool: threads that spin for work would steal cores
-        # from the next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = [CUDA_PROVIDER, CPU_PROVIDER] if device == "cuda" else [CPU_PROVIDER]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = make_session(path, device=device, threads=threads)
         except Exception as error:  # ONNX Runtime's exception classes have no common public base
             if device == "cuda":
                 raise DeviceError(
@@ -164,60 +178,8 @@ def load_session(spec: ModelSpec, *, device: str, threads: int) -> OnnxSession:
             session = OnnxSession(path, device, threads)
             _sessions[key] = session
             logger.debug("loaded %s on %s with %d threads", path, device, threads)
-    check_session(spec, session)
+    check_file(spec, session.inputs, session.outputs)
     return session
-
-
-def check_session(spec: ModelSpec, session: OnnxSession) -> None:
-    """Hold a config against the file it describes.
-
-    Raises:
-        RepositoryError: naming the first tensor that is missing, extra, or of another type or shape.
-    """
-    expected_inputs = [*spec.inputs, *(state.source for state in spec.states)]
-    expected_outputs = [
-        *spec.outputs,
-        *(TensorSpec(s.output_name, s.source.dtype, s.source.dims) for s in spec.states),
-    ]
-    for kind, expected, found in (
-        ("input", expected_inputs, session.inputs),
-        ("output", expected_outputs, session.outputs),
-    ):
-        by_name = {node.name: node for node in found}
-        for tensor in expected:
-            node = by_name.pop(tensor.name, None)
-            if node is None:
-                present = ", ".join(item.name for item in found)
-                raise RepositoryError(
-                    f"config of {spec.name} names {kind} {tensor.name}, but {spec.model_file} has "
-                    f"{present}; make them match"
-                )
-            _check_tensor(spec, kind, tensor, node)
-        if by_name and kind == "input":
-            raise RepositoryError(
-                f"{spec.model_file} needs {kind} {min(by_name)}, which the config of {spec.name} lacks; add "
-                "it"
-            )
-
-
-def _check_tensor(spec: ModelSpec, kind: str, tensor: TensorSpec, node: Any) -> None:
-    if _ONNX_TYPES.get(node.type) != tensor.dtype:
-        raise RepositoryError(
-            f"config of {spec.name} gives {kind} {tensor.name} the type {tensor.dtype}, but "
-            f"{spec.model_file} has {node.type}; make them "
-            f"match"
-        )
-    expected = (-1, *tensor.dims) if spec.max_batch_size else tensor.dims
-    # Symbolic axes of the file fit anything; fixed ones must be promised by the config too.
-    fits = len(node.shape) == len(expected) and all(
-        not isinstance(axis, int) or axis == dim for axis, dim in zip(node.shape, expected, strict=True)
-    )
-    if not fits:
-        raise RepositoryError(
-            f"config of {spec.name} gives {kind} {tensor.name} the dims {list(expected)} (batch first), but "
-            f"{spec.model_file} has "
-            f"{list(node.shape)}; make them match"
-        )
 
 
 def available_devices() -> list[str]:
