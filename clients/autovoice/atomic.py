@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autovoice.errors import OutputError
@@ -15,25 +16,41 @@ from autovoice.errors import OutputError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
+    The new file has the mode of the file that it replaces, and otherwise what the umask leaves. A link is
+    followed: the file it points to is replaced. What is no regular file, such as a pipe or a device, is
+    written directly.
+
+    Args:
+        path: the file; its folder must exist.
+
+    Yields:
+        The path to write to: an empty file in the same folder, with a name that always fits.
+
     Raises:
-        OutputError: when the folder is missing or not writable, `path` is a directory, or the disk is full.
+        OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full.
     """
-    target = Path(os.path.realpath(path))  # write through a link instead of replacing it
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OutputError(f"output {path} is a directory; name a file in it")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         temporary.touch(exist_ok=False)
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
         ) from error
     try:
         yield temporary
         try:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             os.replace(temporary, target)
+            sync(target.parent)
         except OSError as error:
             raise OutputError(
                 f"output {path} cannot be written ({reason_of(error)}); free some space or choose another "
@@ -43,7 +60,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk.
+
+    Raises:
+        OSError: the disk refused; for a folder, whose file system may not know the operation, nothing.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else suppress():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def full_disk(path: str | os.PathLike[str], error: object) -> str:
+    """The message for an output that the disk has no room for."""
     return f"output {path} could not be written in full ({reason_of(error)}); free some space and try again"
 
 
