@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autovoice_export.base.stages.voice import VOICE_SIZE
-from autovoice_export.model_config import EnsembleStep
+from autovoice_export.config_types import EnsembleStep
 from autovoice_export.onnx.composition import Composition, compose_stages
 from autovoice_export.onnx.export import ExportError
 from autovoice_export.onnx.verification import example_inputs, verify_composition

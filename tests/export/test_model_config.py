@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from autovoice_export import config_text
 from autovoice_export.base import build, wiring
 from autovoice_export.base.checkpoint import Checkpoint, load_checkpoint
-from autovoice_export.model_config import (
+from autovoice_export.config_types import (
     DynamicBatching,
     EnsembleConfig,
     EnsembleStep,
@@ -25,7 +25,7 @@ from autovoice_export.model_config import (
     TensorConfig,
 )
 from autovoice_export.stage import Stage
-from autovoice_export.wire_config import to_wire
+from autovoice_export.config_files import to_message
 
 AUDIO, F0 = TensorConfig("AUDIO", (-1,)), TensorConfig("F0", (-1,))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from autovoice_export import config_text
 from autovoice_export.base import build, wiring
-from autovoice_export.model_config import Instances
+from autovoice_export.config_types import Instances
 from autovoice_export.onnx.export import ExportError
 from autovoice_export.onnx.verification import verify, verify_composition
 from autovoice_export.repository_writer import RepositoryError, RepositoryWriter, check_repository

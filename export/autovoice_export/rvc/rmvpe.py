@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autovoice_export.base.stages.blocks import mel_filterbank, mel_points, real_dft
+from autovoice_export.build_errors import ImportFailure
 from autovoice_export.onnx.gru import BidirectionalGRU
-from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.geometry import FRAME, SOURCE_RATE
 from autovoice_export.rvc.safe_loading import load_pickle, require_tensors
 

@@ -18,7 +18,7 @@ from conftest import Files, contents, make_index
 from autovoice.cli.main import run
 from autovoice_export import config_text
 from autovoice_export.repository_writer import check_repository
-from autovoice_export.rvc.errors import ImportFailure
+from autovoice_export.build_errors import ImportFailure
 from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.voice_checkpoint import load_voice

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autovoice.repository.reader import ModelRepository
-from autovoice_export.model_config import Instances
+from autovoice_export.config_types import Instances
 from autovoice_export.rvc import plans, wiring
 from autovoice_export.rvc.faiss_index import FeatureIndex
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
@@ -29,7 +29,7 @@ from autovoice_export.tensorrt import parity, wire
 from autovoice_export.tensorrt.buckets import profiles
 from autovoice_export.tensorrt.parser_rules import check_models
 from autovoice_export.tensorrt.plans import Precision, half_model, plan_jobs
-from autovoice_export.tensorrt.types import element_types, holds_half
+from autovoice_export.onnx.graph import element_types, holds_half
 from autovoice_export.tensorrt.validation import engine_models
 
 SUNG = ("contentvec", "rvc_pitch_yin", "sung_retrieval", "sung_synthesizer")

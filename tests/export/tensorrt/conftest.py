@@ -10,7 +10,7 @@ import pytest
 
 from autovoice.repository.reader import ModelRepository
 from autovoice_export.base import plans, wiring
-from autovoice_export.model_config import Instances
+from autovoice_export.config_types import Instances
 from autovoice_export.repository_writer import RepositoryWriter
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire

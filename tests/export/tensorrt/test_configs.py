@@ -17,12 +17,12 @@ from autovoice.repository.reader import ModelRepository
 from autovoice_export import config_text
 from autovoice_export.base import build, plans, wiring
 from autovoice_export.base.checkpoint import load_checkpoint
-from autovoice_export.model_config import Instances, SequenceBatching
+from autovoice_export.config_types import Instances, SequenceBatching
 from autovoice_export.repository_writer import RepositoryError
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import wire
 from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, Bucket, profiles
-from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.build_errors import PlanError
 from autovoice_export.tensorrt.plan_config import Graph, PlanConfig, Profile, ShapeRange
 from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 

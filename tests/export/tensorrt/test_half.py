@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autovoice_export.base import build
 from autovoice_export.tensorrt import parity, wire
-from autovoice_export.tensorrt.errors import PlanError
-from autovoice_export.tensorrt.half import measure_ranges, to_half
-from autovoice_export.tensorrt.network import load_model
-from autovoice_export.tensorrt.types import element_types
+from autovoice_export.build_errors import PlanError
+from autovoice_export.onnx.half import measure_ranges, to_half
+from autovoice_export.onnx.graph import load_model
+from autovoice_export.onnx.graph import element_types
 
 STATES = ("STATE_IN", "STATE_OUT")
 # Largest error that FP16 may cost, relative to the root mean square of the output.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autovoice_export.tensorrt import parity
-from autovoice_export.tensorrt.errors import PlanError
-from autovoice_export.tensorrt.network import load_model
+from autovoice_export.build_errors import PlanError
+from autovoice_export.onnx.graph import load_model
 from autovoice_export.tensorrt.plan_config import PlanConfig
 
 FRAMES = 400

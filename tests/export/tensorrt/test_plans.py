@@ -27,9 +27,9 @@ from autovoice.server import plans as serving
 from autovoice.server.overrides import write_view
 from autovoice_export import config_text
 from autovoice_export.tensorrt import wire
-from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.build_errors import PlanError
 from autovoice_export.tensorrt.load import require_plugins
-from autovoice_export.tensorrt.network import load_model, plugin_versions, without_functions
+from autovoice_export.onnx.graph import load_model, plugin_versions, without_functions
 from autovoice_export.tensorrt.plans import plan_jobs, publish
 from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from autovoice.cli.main import run
 from autovoice_export.tensorrt import parity
-from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.build_errors import PlanError
 
 
 def compare_plan(plan: Path, model: Any, profiles: Any, reference: Any, tolerance: Any) -> dict[str, float]:
