@@ -111,14 +111,13 @@ class RepositoryWriter:
             Where the model's ONNX file belongs; an ensemble has none.
 
         Raises:
-            RepositoryError: the model's folder is a link or a mount, which could not be exchanged.
+            RepositoryError: the repository holds a link of that name, whose target would stay as it is.
         """
         present = self.root / config.name
-        if present.is_symlink() or os.path.ismount(present):
-            kind = "a link" if present.is_symlink() else "a mount"
+        if present.is_symlink():
             raise RepositoryError(
-                f"{present} is {kind}, which a new model cannot take the place of: put the model's folder "
-                "itself there, or make the whole repository the link or the mount"
+                f"{present} is a link, which a new model cannot take the place of: put the folder it points "
+                "to there, or make the whole repository the link"
             )
         folder = self._new / config.name
         versions = folder / str(version)

@@ -48,12 +48,12 @@ def build_repository(
     source = checkpoint.sha256 or "untrained"
     metadata = {"family": wiring.PARAMETERS["family"], "checkpoint_sha256": source}
     agreements = []
-    task = progress.add_task("exporting", total=len(family)) if progress else None
     settings, stream = instances or Instances(), wiring.stream_of_stages()
     for_tensorrt = {stream.name: to_message(stream)} | {
         config.model.name: plan_config.to_message(config) for config in plans.plan_configs(family, settings)
     }
     with RepositoryWriter(root) as repository:
+        task = progress.add_task("exporting", total=len(family)) if progress else None
         files = {
             config.name: repository.add(config, tensorrt=for_tensorrt.get(config.name))
             for config in wiring.model_configs(family, settings)

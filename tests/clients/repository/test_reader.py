@@ -154,7 +154,11 @@ def crossed_types(models: Path) -> None:
 
 
 def crossed_sizes(models: Path) -> None:
-    edit(models / "voice_conversion_stream" / "config.pbtxt", 'value: "TARGET_EMBEDDING"', 'value: "PITCH_SHIFT"')
+    edit(
+        models / "voice_conversion_stream" / "config.pbtxt",
+        'value: "TARGET_EMBEDDING"',
+        'value: "PITCH_SHIFT"',
+    )
 
 
 @pytest.mark.parametrize(
