@@ -49,7 +49,7 @@ class ModelRepository:
         if (self.path / UPDATE_FOLDER / UPDATE_JOURNAL).exists():
             raise RepositoryError(
                 f"model repository {self.path} is being changed, or a change of it was interrupted; try "
-                "again, or run `autovoice build` or `autovoice import` on it, which finishes that change first"
+                "again, or run `autovoice build` or `autovoice import` on it, which finish that change first"
             )
         self._specs: dict[str, ModelSpec] = {}
         self._lock = threading.Lock()

@@ -54,6 +54,8 @@ def build_repository(
     }
     with RepositoryWriter(root) as repository:
         task = progress.add_task("exporting", total=len(family)) if progress else None
+        if progress:
+            progress.start()  # only now: an error before has its line to itself
         files = {
             config.name: repository.add(config, tensorrt=for_tensorrt.get(config.name))
             for config in wiring.model_configs(family, settings)
@@ -99,12 +101,15 @@ def run_build(
     out = repository or DEFAULT_REPOSITORY
     console = Console(stderr=True)
     columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    progress = Progress(*columns, console=console)
     try:
         weights = Checkpoint.untrained(seed) if random else load_checkpoint(checkpoint or DEFAULT_CHECKPOINT)
-        with Progress(*columns, console=console) as progress:
-            agreements = build_repository(weights, out, instances, progress)
+        agreements = build_repository(weights, out, instances, progress)
     except OSError as error:
         raise RepositoryError(f"{out} could not be built: {error}") from error
+    finally:
+        if progress.live.is_started:
+            progress.stop()
     for agreement in agreements:
         console.print(
             f"{agreement.model:20} {agreement.runs:3} runs agree, worst {agreement.worst:6.1%} of "
