@@ -114,12 +114,10 @@ def mel_filterbank(
         htk: HTK's mel scale, else Slaney's.
         unit_area: makes the area under each filter the same, else the peak is 1.
     """
-    from librosa import filters
+    from librosa.filters import mel
 
     norm = "slaney" if unit_area else None
-    bank = filters.mel(
-        sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=low_hz, fmax=high_hz, htk=htk, norm=norm
-    )
+    bank = mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=low_hz, fmax=high_hz, htk=htk, norm=norm)
     return torch.from_numpy(bank.T.copy())
 
 
