@@ -170,6 +170,19 @@ class PipelineConfig:
             raise ConfigurationError(f"{name} is {value!r}; give {noun} from {low} to {high}")
 
 
+def as_config(config: PipelineConfig | None) -> PipelineConfig:
+    """Return `config`, or the defaults for None.
+
+    Raises:
+        ConfigurationError: when it is something else.
+    """
+    if config is None:
+        return PipelineConfig()
+    if not isinstance(config, PipelineConfig):
+        raise ConfigurationError(f"config is {config!r}; give a PipelineConfig or None")
+    return config
+
+
 def usable_cores() -> int:
     """Number of cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
 from autovoice.errors import InferenceError, SequenceError, VoiceConversionError
 from autovoice.results import FloatArray
-from autovoice.voices.clock import FrameClock
-from autovoice.voices.voice import Target, Voice, VoiceStream, fit_length, join
+from autovoice.voices.voice import FrameClock, Target, Voice, VoiceStream, fit_length, join
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,50 +14,12 @@ from autovoice.audio.source import Source
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
 from autovoice.errors import PitchError, SequenceError
 from autovoice.results import FloatArray
-from autovoice.voices.clock import FrameClock
+from autovoice.voices.voice import MAX_SHIFT_SEMITONES, FrameClock
 
 logger = logging.getLogger(__name__)
 
 PITCH_STREAM = "pitch_extractor_stream"
 TARGET_PITCH = "target_pitch"
-MAX_SHIFT_SEMITONES = 24.0
-AUTO = "auto"
-
-
-def check_shift(shift: Any, *, live: bool = False) -> float | None:
-    """Return a pitch shift in semitones, or None for `"auto"`.
-
-    Raises:
-        PitchError: not a number, or beyond two octaves; `"auto"` for a `live` source.
-    """
-    if isinstance(shift, str) and shift == AUTO:
-        if live:
-            raise PitchError(
-                "pitch shift 'auto' needs the whole source, which a stream does not have; give semitones"
-            )
-        return None
-    try:
-        value = float(shift)
-    except (TypeError, ValueError):
-        raise PitchError(f"pitch shift is {shift!r}; give semitones from -24 to 24, or 'auto'") from None
-    if not abs(value) <= MAX_SHIFT_SEMITONES:
-        raise PitchError(
-            f"pitch shift is {shift!r} semitones; give at most two octaves, -24 to 24, or 'auto'"
-        )
-    return value
-
-
-def check_median(median_f0: float | None) -> float | None:
-    """Return a target's median pitch in Hz.
-
-    Raises:
-        PitchError: it is none that a voice could have.
-    """
-    if median_f0 is not None and not 1.0 <= median_f0 <= 20_000.0:
-        raise PitchError(
-            f"target_median_f0 is {median_f0!r} Hz; give the median pitch of the target's voice, or None"
-        )
-    return median_f0
 
 
 def check_f0(

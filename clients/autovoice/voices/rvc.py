@@ -15,9 +15,17 @@ from autovoice.errors import ConfigurationError, EmbeddingError, PitchError, Rep
 from autovoice.repository.model_config import ModelSpec
 from autovoice.results import FloatArray
 from autovoice.settings import RvcSettings
-from autovoice.voices.pitch import AUTO, check_shift
 from autovoice.voices.rvc_stream import WindowedStream, Windows
-from autovoice.voices.voice import FRAMES_PER_SECOND, PLACE_INPUTS, Live, Target, Voice, VoiceRequest
+from autovoice.voices.voice import (
+    AUTO,
+    FRAMES_PER_SECOND,
+    PLACE_INPUTS,
+    Live,
+    Target,
+    Voice,
+    VoiceRequest,
+    check_shift,
+)
 
 RVC = "rvc"
 WINDOW_SUFFIX = "_window"

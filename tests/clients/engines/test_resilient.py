@@ -190,7 +190,7 @@ def test_passthrough_is_the_levelled_input_and_flagged_everywhere(
     assert result.passthrough
     np.testing.assert_allclose(result.audio, levelled(source), atol=1e-6)
     with pytest.warns(PassthroughWarning):
-        assert pipeline.convert(source, voice, None, RATE, 48_000).size == 2 * source.size
+        assert pipeline.convert(source, voice, None, RATE, output_sample_rate=48_000).size == 2 * source.size
     assert pipeline.stats.passthroughs == 2
     assert pipeline.stats.device_use == {}
 

@@ -56,7 +56,7 @@ def test_long_sources_and_batches_are_the_embedded_ones(
 def test_streams_are_the_offline_conversion(remote: Open, embedded: VoiceConversionPipeline) -> None:
     """Three at once, pushed in turns and in odd pieces: each keeps its own voice."""
     pipeline = remote()
-    pipeline.warmup(0.05)
+    pipeline.warmup(seconds=0.05)
     sources = [hum(0.9, hertz) for hertz in (110.0, 170.0, 240.0)]
     streams = [pipeline.stream(speaker(number), pitch_shift_semitones=number) for number in range(3)]
     made: list[list[np.ndarray]] = [[], [], []]
@@ -81,7 +81,7 @@ def test_asyncio_gives_the_same(remote: Open, embedded: VoiceConversionPipeline)
 
     async def main() -> tuple[list[np.ndarray], list[np.ndarray]]:
         async with AsyncVoiceConversionPipeline(pipeline=remote(), concurrency=4) as pipeline:
-            await pipeline.warmup(0.05)
+            await pipeline.warmup(seconds=0.05)
             whole = [pipeline.convert(source, speaker(n), source_sample_rate=RATE) for n in range(6)]
             streams = [live(pipeline, speaker(n)) for n in range(6)]
             return await asyncio.gather(*whole), await asyncio.gather(*streams)
