@@ -1,4 +1,4 @@
-"""Live streams: any chunking gives the samples of the whole, at any rates, and ended streams leave no state."""
+"""Live streams: any chunking gives the samples of the whole at any rates; ended streams leave no state."""
 
 from __future__ import annotations
 

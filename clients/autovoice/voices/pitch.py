@@ -45,11 +45,13 @@ def check_f0(
     """
     expected = frame_count(samples, sample_rate, frames_per_second)
     try:
-        track = np.asarray(source_f0, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise PitchError(
-            "source_f0 is not an array of numbers; give Hz per 10 ms frame, 0 where unvoiced"
-        ) from None
+        values = np.asarray(source_f0)
+    except ValueError:
+        values = np.zeros(0, object)  # ragged
+    if values.dtype.kind not in "fiu":
+        raise PitchError("source_f0 is not an array of numbers; give Hz per 10 ms frame, 0 where unvoiced")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is refused below
+        track = values.astype(np.float32)
     if track.shape != (expected,):
         raise PitchError(
             f"source_f0 has shape {track.shape}, but {samples} samples at {sample_rate} Hz have {expected} "
