@@ -146,7 +146,7 @@ class Conversion:
         target: what it is converted to.
         samples: of the source read so far.
         timer: times the stages.
-        passthrough: True once the unconverted source was handed back.
+        passthrough: True once the unconverted source is the result.
 
     Raises:
         ConfigurationError, EmbeddingError, PitchError, SampleRateError: for what does not fit the voice.
@@ -209,31 +209,31 @@ class Conversion:
 
         Args:
             consume: takes all blocks; called a second time, from the start, when the engine fails and the
-                input is handed back.
+                unconverted input is the result.
 
         Raises:
             InferenceError: when the engine failed and `fallback` is not `"passthrough"`.
 
         Warns:
-            PassthroughWarning: when the unconverted input was handed back.
+            PassthroughWarning: when the unconverted input is the result.
         """
         try:
             made = consume(self.blocks())
         except InferenceError as error:
-            self.hand_back(error)
+            self.allow_passthrough(error)
             made = consume(self.passthrough_blocks())
         self.timer.finish()
         return made
 
-    def hand_back(self, error: InferenceError) -> None:
-        """Warn that the unconverted input is handed back.
+    def allow_passthrough(self, error: InferenceError) -> None:
+        """Warn that the unconverted input is the result.
 
         Raises:
             InferenceError: `error` itself, unless `fallback` is `"passthrough"`.
         """
         if self._config.fallback != "passthrough":
             raise error
-        logger.error("handing back the level-normalised input: %s", error)
+        logger.error("returning the level-normalised input: %s", error)
         warnings.warn(
             PassthroughWarning(f"the result is the level-normalised input, NOT converted: {error}"),
             stacklevel=5,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class VoiceConversionError(Exception):
-    """Base of everything AutoVoice raises on purpose.
+    """Base of all errors that AutoVoice raises.
 
     Attributes:
         exit_code: what a command line should exit with: 2 where the caller can mend it, 1 where the engine

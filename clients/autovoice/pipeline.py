@@ -350,7 +350,7 @@ class VoiceConversionPipeline:
                 results = convert_batch(self._engine, self._voice, conversions, timer)
             except InferenceError as error:
                 for conversion in conversions:
-                    conversion.hand_back(error)
+                    conversion.allow_passthrough(error)
                 results = [np.concatenate(list(each.passthrough_blocks())) for each in conversions]
             timer.finish()
         durations = [each.source.frames / each.source.sample_rate for each in conversions]

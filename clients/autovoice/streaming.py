@@ -65,7 +65,7 @@ class StreamSession:
     @property
     def latency_seconds(self) -> float:
         """How far the output trails the input at worst, computing time aside: what the voice gathers and
-        hears ahead, and resampling."""
+        looks ahead, and resampling."""
         voice = self._voice
         return (
             self._stream.latency_seconds
@@ -75,7 +75,7 @@ class StreamSession:
 
     @property
     def passthrough(self) -> bool:
-        """True once a failed engine made the stream hand on its source unconverted
+        """True once a failed engine made the stream return its source unconverted
         (`fallback="passthrough"`)."""
         return self._stream.passthrough
 

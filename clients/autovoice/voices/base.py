@@ -65,7 +65,7 @@ class BaseVoice(Voice):
         self.check_settings(request.voice_settings)
         if request.target_embedding is None:
             raise EmbeddingError(
-                f"target embedding is missing, and {self.name!r} speaks only as one tells it; pass one made "
+                f"target embedding is missing, and {self.name!r} has no speaker of its own; pass one made "
                 "by embed()"
             )
         median = check_median(request.target_median_f0)

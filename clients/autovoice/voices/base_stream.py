@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 OFFLINE_WITH_F0 = "voice_conversion_with_f0"
 STREAM = "voice_conversion_stream"
 STREAM_WITH_F0 = "voice_conversion_with_f0_stream"
-CLOSE_SECONDS = 2.0  # for the engine to take note that a stream was given up
+CLOSE_SECONDS = 2.0  # limit of the request that ends an unfinished stream
 
 
 class CausalStream(VoiceStream):
@@ -39,7 +39,7 @@ class CausalStream(VoiceStream):
         block: samples per request at most, a multiple of the frame.
         step: samples gathered before they are sent, a multiple of the frame. None for a source that is all
             there: full blocks are gathered, and one that fits a block is sent in one piece.
-        passthrough: hand on the source, delayed alike, from the first failed request on.
+        passthrough: return the source unconverted, with the same delay, from the first failed request on.
         replay: samples of a live source kept to be played again.
     """
 

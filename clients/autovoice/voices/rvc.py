@@ -140,7 +140,7 @@ class RvcVoice(Voice):
         return target.inputs(audio)
 
     def may_share(self, samples: int, longest: int) -> bool:
-        """See `Voice.may_share`: only the padding that the model itself would add goes unheard."""
+        """See `Voice.may_share`: only padding that the model itself would add changes nothing."""
         return -(-samples // self.windows.grid_samples) == -(-longest // self.windows.grid_samples)
 
     def _target(self, shift: float, settings: RvcSettings) -> Target:

@@ -1,4 +1,4 @@
-"""The seam between voices and all that uses them: what a family of voices fixes, and how one converts."""
+"""What every voice offers: its constants, the check of a request, and a stream that converts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Live:
 
     Attributes:
         core_seconds: audio gathered before it is converted; None for the voice's own.
-        passthrough: hand on the source from the first failed request on.
+        passthrough: return the source unconverted from the first failed request on.
         replay_seconds: latest audio kept, to be played again to an engine that lost the stream's state.
     """
 
@@ -109,11 +109,11 @@ class VoiceStream(ABC):
     `n * sample_rate / output_sample_rate` of the source does.
 
     Args:
-        passthrough: hand on the source from the first failed request on.
+        passthrough: return the source unconverted from the first failed request on.
 
     Attributes:
         received: samples pushed so far.
-        passthrough: True once a failed engine made the converter hand on its source unconverted.
+        passthrough: True once a failed engine made the stream return its source unconverted.
     """
 
     def __init__(self, *, passthrough: bool) -> None:
@@ -147,7 +147,7 @@ class VoiceStream(ABC):
         """Let the engine forget an unfinished source."""
 
     def _pass_through(self, error: InferenceError) -> None:
-        """Hand on the source from now on, loudly, or raise `error` when nobody asked for that."""
+        """Return the source unconverted from now on and warn, or raise `error` where that is not wanted."""
         if not self._may_pass_through:
             raise error
         logger.error("the stream passes its source through from here on: %s", error)
@@ -166,7 +166,7 @@ class Voice(ABC):
         output_sample_rate: of the audio it gives, Hz.
         frame_samples: samples per 10 ms frame at `sample_rate`.
         max_batch_size: of its ensembles.
-        takes_embedding: whether a target embedding says who is to be heard.
+        takes_embedding: whether a target embedding names the speaker.
     """
 
     takes_embedding: ClassVar[bool]
