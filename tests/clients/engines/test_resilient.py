@@ -62,6 +62,9 @@ class FailingEngine:
             raise self._error
         return self._inner.infer(model, inputs, sequence=sequence, timeout=timeout)
 
+    def end_sequence(self, model: str, inputs: Any, sequence_id: int) -> None:
+        self._inner.end_sequence(model, inputs, sequence_id)
+
     def close(self) -> None:
         self._inner.close()
 
