@@ -170,8 +170,8 @@ class PipelineConfig:
         kind = "folder" if name == "repository" else "PEM file"
         try:
             path = Path(value).expanduser()
-            fits = kind == "folder" or path.is_file()
-        except (TypeError, ValueError, RuntimeError):  # no path, a null byte, the home of nobody
+            fits = "\0" not in str(path) and (kind == "folder" or path.is_file())
+        except (TypeError, RuntimeError, OSError):  # no path, the home of nobody, not to be looked at
             fits = False
         if not fits:
             raise ConfigurationError(

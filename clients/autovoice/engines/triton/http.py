@@ -17,7 +17,7 @@ from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, TimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 
 from autovoice.address import API_KEY_HEADER, ServerAddress
@@ -158,10 +158,12 @@ class HttpTransport:
                 redirect=False,
                 timeout=urllib3.Timeout(total=timeout),
             )
-        except TimeoutError as error:
-            raise TransportError(FailureKind.TIMEOUT, "no answer in time") from error
         except HTTPError as error:
-            raise TransportError(FailureKind.UNREACHABLE, str(error) or type(error).__name__) from error
+            # urllib3 wraps what the connection said: as the cause, or as the last argument.
+            cause = error.__cause__ or error.args[-1]
+            if isinstance(error, ReadTimeoutError) or isinstance(cause, TimeoutError):
+                raise TransportError(FailureKind.TIMEOUT, "no answer in time") from error
+            raise TransportError(FailureKind.UNREACHABLE, str(cause) or type(cause).__name__) from error
         if answer.status != 200:
             reason = _reason(answer) or f"HTTP status {answer.status} {answer.reason}"
             raise TransportError(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
