@@ -146,6 +146,21 @@ def test_a_new_sequence_takes_the_place_of_an_abandoned_one(
         send(engine, 2, start=True)
 
 
+def test_a_sequence_is_live_while_a_long_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = SequenceStore(capacity=1, idle_seconds=60.0)
+    store.commit(Sequence(1, start=True), {})
+    now += 50.0
+    store.begin(Sequence(1))
+    now += 50.0
+    with pytest.raises(CapacityError):
+        store.begin(Sequence(2, start=True))
+    store.commit(Sequence(1), {})
+    now += 60.0
+    store.begin(Sequence(2, start=True))
+
+
 def test_a_sequence_that_is_given_up_leaves_nothing(engine: LocalEngine) -> None:
     send(engine, 1, start=True)
     send(engine, 2, start=True)

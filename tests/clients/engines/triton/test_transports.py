@@ -179,11 +179,11 @@ def test_a_refused_connection_says_so() -> None:
 
 
 def drip(handler: BaseHTTPRequestHandler, head: bytes, drop: bytes, left: threading.Event) -> None:
-    """Send `head`, then `drop` after `drop`, each in time, until the client leaves."""
+    """Send `head`, then `drop` after `drop`, each in time, for ten seconds or until the client leaves."""
     handler.close_connection = True
     try:
         handler.wfile.write(head)
-        while True:
+        for _ in range(500):
             handler.wfile.write(drop)
             time.sleep(0.02)
     except OSError:
@@ -334,7 +334,12 @@ def test_a_timeout_in_the_middle_of_a_sequence_loses_the_sequence() -> None:
     """The server may have moved its states on. The limit holds for every request of a sequence."""
     over = threading.Event()
     stats = StatsCounter()
-    with http_server(lambda handler: over.wait(60) and None) as engine:
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        over.wait(10)
+        hang_up(handler)
+
+    with http_server(hang) as engine:
         resilient = ResilientEngine(
             engine,
             None,
