@@ -52,7 +52,7 @@ class PipelineConfig:
         replay_seconds: how much of its latest input a live stream keeps, to be played again to an engine that
             lost the stream's state (a server that restarted).
         api_key: sent to the server with every request. None: `$AUTOVOICE_API_KEY`, else no key.
-        tls_root_certificates: PEM file of the authorities that may vouch for the server; None for the usual.
+        tls_root_certificates: PEM file of the authorities to trust; None for the system's.
         tls_client_certificate: PEM file that identifies this client, where the server asks for one.
         tls_client_key: PEM file of its key.
 
@@ -171,7 +171,7 @@ class PipelineConfig:
         try:
             path = Path(value).expanduser()
             fits = "\0" not in str(path) and (kind == "folder" or path.is_file())
-        except (TypeError, RuntimeError, OSError):  # no path, the home of nobody, not to be looked at
+        except (TypeError, RuntimeError, OSError):  # no path, an unknown user's home, no permission
             fits = False
         if not fits:
             raise ConfigurationError(

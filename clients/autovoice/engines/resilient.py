@@ -72,10 +72,15 @@ class ResilientEngine:
         self._breaker = breaker if breaker is not None else CircuitBreaker(math.inf, 0.0)
         self._sequences_move = sequences_move
         self._on_fallback: LRUCache[int, Engine] = LRUCache(MAX_SEQUENCES)  # by sequence id
-        self._retries = retries
-        half = retry_delay_seconds / 2
-        self._pauses = tenacity.wait_exponential(half, MAX_DELAY_SECONDS / 2) + (
-            tenacity.wait_random_exponential(half, MAX_DELAY_SECONDS / 2)
+        self._enough_attempts = tenacity.stop_after_attempt(retries + 1)
+        half, longest = retry_delay_seconds / 2, MAX_DELAY_SECONDS / 2
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, InferenceError) and error.transient
+            ),
+            wait=tenacity.wait_exponential(half, longest) + tenacity.wait_random_exponential(half, longest),
+            before_sleep=self._note_retry,
+            reraise=True,
         )
         self._timeout = timeout
         self._stats = stats
@@ -92,7 +97,7 @@ class ResilientEngine:
     def spec(self, model: str) -> ModelSpec:
         """The config of a model; see `Engine.spec`."""
         self._check_open()
-        return self._call(lambda engine, _: engine.spec(model), model, self._timeout)[0]
+        return self._call(lambda engine, _: engine.spec(model), self._timeout)[0]
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
@@ -110,7 +115,6 @@ class ResilientEngine:
             else:
                 outputs, engine = self._call(
                     lambda engine, left: engine.infer(model, inputs, sequence=sequence, timeout=left),
-                    model,
                     limit,
                 )
         except SequenceError:
@@ -139,18 +143,18 @@ class ResilientEngine:
             self._fallback.close()
 
     def _call(
-        self, call: Callable[[Engine, float | None], _Answer], model: str, limit: float | None
+        self, call: Callable[[Engine, float | None], _Answer], limit: float | None
     ) -> tuple[_Answer, Engine]:
         """Make a call where it works; returns the answer and who gave it."""
         cause: InferenceError
         if self._breaker.admit():
-            deadline = None if limit is None else time.monotonic() + limit
+            started = time.monotonic()
+            too_late = tenacity.stop_before_delay(math.inf if limit is None else limit)
             try:
-                for attempt in self._attempts(model, limit):
+                for attempt in self._retrying.copy(stop=self._enough_attempts | too_late):
                     with attempt:
-                        answer = call(
-                            self._primary, None if deadline is None else deadline - time.monotonic()
-                        )
+                        left = None if limit is None else started + limit - time.monotonic()
+                        answer = call(self._primary, left)
                 self._breaker.succeeded()
                 return answer, self._primary
             except VoiceConversionError as error:
@@ -159,7 +163,7 @@ class ResilientEngine:
                     raise
                 self._breaker.failed()
                 if self._make_fallback is not None:
-                    logger.warning("%s failed on %s, falling back: %s", model, self._primary.device, error)
+                    logger.warning("%s failed, falling back: %s", self._primary.device, error)
                 cause = error
         else:
             cause = UnavailableError(
@@ -169,30 +173,10 @@ class ResilientEngine:
         self._stats.fallback()
         return call(fallback, limit), fallback
 
-    def _attempts(self, model: str, limit: float | None) -> tenacity.Retrying:
-        """Attempts at a request: as many as are configured and as begin within `limit` seconds."""
-
-        def announce(state: tenacity.RetryCallState) -> None:
-            self._stats.retry()
-            logger.warning(
-                "%s failed, retry %d of %d in %.2f s: %s",
-                model,
-                state.attempt_number,
-                self._retries,
-                state.upcoming_sleep,
-                state.outcome and state.outcome.exception(),
-            )
-
-        stop = tenacity.stop_after_attempt(self._retries + 1)
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, InferenceError) and error.transient
-            ),
-            stop=stop if limit is None else stop | tenacity.stop_before_delay(limit),
-            wait=self._pauses,
-            before_sleep=announce,
-            reraise=True,
-        )
+    def _note_retry(self, state: tenacity.RetryCallState) -> None:
+        self._stats.retry()
+        error = state.outcome and state.outcome.exception()
+        logger.warning("retry %d in %.2f s: %s", state.attempt_number, state.upcoming_sleep, error)
 
     def _open_fallback(self, cause: InferenceError) -> Engine:
         if self._make_fallback is None:

@@ -137,7 +137,7 @@ def test_the_cpu_takes_over_in_the_middle_of_a_sequence(
     voice: np.ndarray,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """State moves along: there is no seam where the device changed."""
+    """State moves along: no sample tells where the device changed."""
     pipeline, (engine,) = pipeline_with(toy, monkeypatch, lambda number: number > 2, retries=0)
     assert pipeline.device == "cuda"
     made = pipeline.convert(source, voice, None, RATE, pitch_shift_semitones=2.0)

@@ -270,7 +270,7 @@ def answer(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(text + np.float32(0.5).tobytes())
 
 
-def test_https_is_spoken_to_servers_that_someone_vouches_for(certificate: Path) -> None:
+def test_https_wants_a_trusted_certificate(certificate: Path) -> None:
     options = tls_options(certificate)
     with http_server(answer, **options) as engine:
         for _ in range(3):
