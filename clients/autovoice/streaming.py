@@ -151,7 +151,7 @@ class StreamSession:
         try:
             yield
         except BaseException:
-            self._open = False
+            self.close()
             if self._on_finish is not None:
                 self._on_finish(self, False)
             raise

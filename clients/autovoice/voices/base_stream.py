@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
-from autovoice.errors import InferenceError, SequenceError, VoiceConversionError
+from autovoice.errors import InferenceError, SequenceError
 from autovoice.results import FloatArray
 from autovoice.voices.voice import FrameClock, Target, Voice, VoiceStream, fit_length, join
 
@@ -20,7 +19,6 @@ logger = logging.getLogger(__name__)
 OFFLINE_WITH_F0 = "voice_conversion_with_f0"
 STREAM = "voice_conversion_stream"
 STREAM_WITH_F0 = "voice_conversion_with_f0_stream"
-CLOSE_SECONDS = 2.0  # limit of the request that ends an unfinished stream
 
 
 class CausalStream(VoiceStream):
@@ -110,12 +108,9 @@ class CausalStream(VoiceStream):
         return converted[: converted.size - excess]
 
     def close(self) -> None:
-        """Let the engine forget the state of an unfinished source."""
-        if self._started and not self._ended and not self.passthrough:
-            self._ended = True
-            silence = np.zeros(self._clock.frame_samples, np.float32)
-            with suppress(VoiceConversionError):
-                self._send(self._with_f0(silence), start=False, end=True, timeout=CLOSE_SECONDS)
+        """Have the engine drop the state of an unfinished source."""
+        if not self.passthrough:
+            self._drop_state()
 
     def _convert_at_once(self, audio: FloatArray) -> FloatArray:
         """A source that fits one request needs no state: the offline ensemble, which servers can batch, does
@@ -147,6 +142,7 @@ class CausalStream(VoiceStream):
             return self._send_or_replay(self._with_f0(block), end=end)
         except InferenceError as error:
             self._pass_through(error)
+            self._drop_state()
             return block
 
     def _send_or_replay(self, inputs: dict[str, npt.NDArray[Any]], *, end: bool) -> FloatArray:
@@ -172,12 +168,19 @@ class CausalStream(VoiceStream):
         for start in range(0, recent.size, self._block):
             self._send(self._target.inputs(recent[start : start + self._block]), start=start == 0, end=False)
 
-    def _send(
-        self, inputs: dict[str, npt.NDArray[Any]], *, start: bool, end: bool, timeout: float | None = None
-    ) -> FloatArray:
-        model = STREAM if self._f0 is None else STREAM_WITH_F0
+    def _drop_state(self) -> None:
+        if self._started and not self._ended:
+            self._ended = True
+            silence = self._with_f0(np.zeros(self._clock.frame_samples, np.float32))
+            self._engine.end_sequence(self._model, silence, self._sequence)
+
+    @property
+    def _model(self) -> str:
+        return STREAM if self._f0 is None else STREAM_WITH_F0
+
+    def _send(self, inputs: dict[str, npt.NDArray[Any]], *, start: bool, end: bool) -> FloatArray:
         position = Sequence(self._sequence, start=start, end=end)
-        outputs = self._engine.infer(model, inputs, sequence=position, timeout=timeout)
+        outputs = self._engine.infer(self._model, inputs, sequence=position)
         converted: FloatArray = outputs["CONVERTED_AUDIO"][0]
         return converted
 

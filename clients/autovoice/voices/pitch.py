@@ -106,17 +106,23 @@ def track_f0(engine: Engine, clock: FrameClock, blocks: Iterable[FloatArray]) ->
         position = Sequence(sequence, start=not tracks, end=end)
         tracks.append(engine.infer(PITCH_STREAM, {"AUDIO": audio[np.newaxis]}, sequence=position)["F0"][0])
 
-    for block in blocks:
-        total += block.size
-        pending = np.concatenate((pending, block))
-        whole = pending.size // frame * frame
-        if whole:
-            send(pending[:whole], end=False)
-            pending = pending[whole:]
-    frames = -(-total // frame)
-    delay = clock.feature_delay_frames
-    tail = (-pending.size) % frame + delay * frame
-    send(np.concatenate((pending, np.zeros(tail, np.float32))), end=True)
+    try:
+        for block in blocks:
+            total += block.size
+            pending = np.concatenate((pending, block))
+            whole = pending.size // frame * frame
+            if whole:
+                send(pending[:whole], end=False)
+                pending = pending[whole:]
+        frames = -(-total // frame)
+        delay = clock.feature_delay_frames
+        tail = (-pending.size) % frame + delay * frame
+        send(np.concatenate((pending, np.zeros(tail, np.float32))), end=True)
+    except BaseException:
+        if tracks:
+            silence = np.zeros((1, frame), np.float32)
+            engine.end_sequence(PITCH_STREAM, {"AUDIO": silence}, sequence)
+        raise
     return np.concatenate(tracks)[delay : delay + frames]
 
 

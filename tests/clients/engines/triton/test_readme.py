@@ -17,6 +17,8 @@ from remote_calls import RATE, assert_same, hum
 from autovoice import VoiceConversionPipeline
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 ROOT = Path(__file__).resolve().parents[4]
 SOURCE, REFERENCE = hum(0.7, 140.0), hum(0.5, 210.0)
 
