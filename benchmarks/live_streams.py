@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 from speech import FloatArray, looped
-from triton_plan import STREAM
+from triton_workload import STREAM
 from tritonclient.grpc import service_pb2
 
 CONNECT_SECONDS = 10.0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.utils.shared_memory as system
 from speech import FloatArray
-from triton_plan import OFFLINE
+from triton_workload import OFFLINE
 from tritonclient.utils import InferenceServerException
 
 OUTPUT = "CONVERTED_AUDIO"

@@ -1,4 +1,4 @@
-"""What the runtime imports: nothing that belongs to building and training, and no engine before it is used."""
+"""What the runtime imports: nothing of building and training, and no engine before it is used."""
 
 from __future__ import annotations
 

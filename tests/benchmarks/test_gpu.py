@@ -143,7 +143,7 @@ def host_library(tmp_path_factory: pytest.TempPathFactory) -> kernels.KernelLibr
 
 def test_kernels_are_called_and_judged(host_library: kernels.KernelLibrary, tmp_path: Path) -> None:
     report = Report("gpu", Environment.here(["torch"]), {"quick": True})
-    gpu.check_kernels(report, host_library, gpu.Plan(check_s=1.5), device="cpu")
+    gpu.check_kernels(report, host_library, gpu.Workload(check_s=1.5), device="cpu")
     rows = report.sections["correctness"].rows
     assert [row["op"] for row in rows] == [op for op in gpu_ops.OPS for _ in range(3)]
     assert all(row["correct"] for row in rows), rows
