@@ -228,6 +228,7 @@ def test_resumed_run_equals_an_uninterrupted_one(corpus_folder: Path, tmp_path: 
         torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA GPU")
 def test_a_run_goes_on_from_cpu_to_gpu_and_back(corpus_folder: Path, tmp_path: Path) -> None:
     console = Console(quiet=True)
