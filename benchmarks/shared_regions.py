@@ -53,7 +53,7 @@ def both_ways(protocol: str, authority: str, inputs: Mapping[str, FloatArray]) -
 
 
 def _unregister(connection: Any) -> None:
-    """A server may answer a request a moment before it lets go of the regions that the request used."""
+    """A server may answer a request a moment before it releases the regions that the request used."""
     deadline = time.monotonic() + RELEASE_SECONDS
     while True:
         try:

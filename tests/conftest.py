@@ -9,7 +9,7 @@ from hypothesis import settings
 settings.register_profile("autovoice", deadline=None)
 settings.load_profile("autovoice")
 
-# Fixtures that need what a mark stands for: what asks for the folder of a Triton server's backends starts one.
+# Fixtures that need what a mark stands for; what asks for the folder of Triton's backends starts a server.
 MARK_OF_FIXTURE = {"cache": pytest.mark.server, "build_real_plan": pytest.mark.gpu}
 
 

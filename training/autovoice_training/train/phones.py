@@ -41,7 +41,7 @@ def train_classifier(
     """Trains the classifier, or reads it where it has been trained before.
 
     The speaker is drawn before the sentence, so that voices count alike. Mel frames are warped, filtered and
-    dirtied as in training: the classifier hears phones, not people.
+    made noisy as in training, so that the classifier depends on phones and not on speakers.
 
     Args:
         corpus: its training utterances with phone labels are used.
