@@ -187,7 +187,7 @@ class CausalStream(VoiceStream):
     def _remember(self, block: FloatArray) -> None:
         if not self._replay:
             return
-        self._recent.append(block)
+        self._recent.append(block.copy())  # a view would hold all of the push that it was cut from
         self._recent_samples += block.size
         while self._recent_samples - self._recent[0].size >= self._replay:
             self._recent_samples -= self._recent.popleft().size
