@@ -24,7 +24,9 @@ class BuildWithModels(build_py):
         if self.editable_mode:
             return
         if not (MODELS / "voice_conversion" / "config.pbtxt").is_file():
-            raise FileNotFoundError(f"{MODELS} holds no models; build from a whole checkout or a source archive")
+            raise FileNotFoundError(
+                f"{MODELS} holds no models; build from a whole checkout or a source archive"
+            )
         target = Path(self.build_lib) / "autovoice" / MODELS.name
         shutil.rmtree(target, ignore_errors=True)  # models that are gone from the checkout
         shutil.copytree(MODELS, target, ignore=NOT_PACKAGED)
