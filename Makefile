@@ -31,7 +31,7 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate examples export plugins bench bench-triton clean
+.PHONY: help demo test docs voices corpus train evaluate examples export plugins bench bench-triton clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,6 +45,9 @@ test: $(VENV)/.dev ## ruff, mypy and all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 voices: ## install the speech synthesisers that make the corpus (needs root)
 	@$(INSTALL_VOICES)
@@ -75,8 +78,8 @@ bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peer
 bench-triton: $(VENV)/.dev ## the server under load, with perf_analyzer and live streams
 	@$(BIN)/python benchmarks/triton.py $(ARGS)
 
-clean: ## remove the environment and the demo's output
-	rm -rf $(VENV) demo_output build
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) demo_output build dist site
 
 # The stamps below make a repeated call quick: pip runs again only when pyproject.toml changed.
 
@@ -102,6 +105,10 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/.created
 
 $(VENV)/.demo: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 $(VENV)/.compiler: | $(VENV)/.created
