@@ -25,7 +25,7 @@ from autovoice.cli.main import app
 from autovoice.server.options import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = ("bash", "sh", "console")
+SHELL = ("bash", "sh")
 RUN = (*SHELL, "python")
 PORTS = {8000: "--http-port", 8001: "--grpc-port", 8002: "--metrics-port"}
 SECONDS = 300  # until a block counts as hanging
@@ -99,6 +99,7 @@ class Runner:
         self._environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+            "XDG_CACHE_HOME": str(folder.parent / "cache"),
             "OMP_NUM_THREADS": "1",
             **environment,
         }
@@ -109,7 +110,7 @@ class Runner:
         for usual, free in self.ports.items():
             code = re.sub(rf"\b(localhost|127\.0\.0\.1):{usual}\b", rf"\1:{free}", code)
         if block.language == "python":
-            command = [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code]
+            command = [sys.executable, "-c", code]
         else:
             command = ["bash", "-euo", "pipefail", "-c", code]
         environment, folder = self._environment, self._folder
@@ -139,8 +140,11 @@ class Runner:
             yield
         finally:
             process.terminate()
-            process.stdout.close()
-            process.wait(60)
+            try:
+                assert process.wait(60) == 0, f"{block.where} does not stop in good order"
+            finally:
+                process.kill()
+                process.stdout.close()
 
 
 def run_all(blocks: list[Block], runner: Runner) -> dict[str, str]:
