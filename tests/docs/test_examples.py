@@ -11,9 +11,9 @@ import numpy as np
 import published
 import pytest
 import soundfile
+from printed_examples import RUN, SHELL, Block, Runner, blocks_of, check_commands, run_all
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, read_audio
-from examples import RUN, SHELL, Block, Runner, blocks_of, check_commands, run_all
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"

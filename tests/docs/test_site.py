@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from printed_examples import blocks_of
 
 import autovoice
 from autovoice import errors
-from examples import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MIN_WORDS = 12  # letters that a message must have in common with the code
