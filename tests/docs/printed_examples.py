@@ -115,7 +115,7 @@ class Runner:
             command = ["bash", "-euo", "pipefail", "-c", code]
         environment, folder = self._environment, self._folder
         if block.how == "dry run":
-            environment, folder = environment | {"MAKEFLAGS": "-n"}, ROOT
+            environment, folder = environment | {"MAKEFLAGS": "-n", "PYTHON": sys.executable}, ROOT
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
         )
