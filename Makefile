@@ -92,8 +92,12 @@ bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peer
 bench-triton: $(VENV)/.dev ## the server under load, with perf_analyzer and live streams
 	@$(BIN)/python benchmarks/triton.py $(ARGS)
 
-clean: ## remove the environment and the demo's output
-	rm -rf $(VENV) demo_output build
+.PHONY: docs
+docs: $(VENV)/.docs ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) demo_output build dist site
 
 # The stamps below make a repeated call quick: pip runs again only when pyproject.toml changed.
 
@@ -119,6 +123,10 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/.created
 
 $(VENV)/.demo: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 $(VENV)/.compiler: | $(VENV)/.created

@@ -15,6 +15,7 @@ from autovoice.settings import RvcSettings
 BASE_VOICE = "voice_conversion"  # the ensemble of the voice that `voice=None` names
 FALLBACKS = ("cpu", "passthrough", "raise")
 REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"
+MODELS = "model_repository"  # the folder's name in a checkout, in the installed package and elsewhere
 API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
 DEFAULT_MAX_THREADS = 4
 _HEADER_VALUE = re.compile(r"[!-~]+")
@@ -31,7 +32,8 @@ class PipelineConfig:
         backend: `"embedded"` runs the repository in this process; `"grpc://host:port"` and
             `"http://host:port"` name a Triton server, `"grpcs://..."` and `"https://..."` one behind TLS.
         repository: folder of the models. None: `$AUTOVOICE_REPOSITORY`, else the `model_repository` of the
-            checkout this package runs from, else `./model_repository`.
+            checkout this package runs from, else the one installed with this package, else
+            `./model_repository`.
         voice: the voice to convert with, one of `list_voices`; None for the base voice, which takes a target
             embedding with every conversion.
         voice_settings: of an imported voice, for every conversion that does not say otherwise.
@@ -153,14 +155,15 @@ class PipelineConfig:
         configured = os.environ.get(REPOSITORY_VARIABLE)
         if configured:
             return Path(configured).expanduser()
-        checkout = Path(__file__).resolve().parents[2] / "model_repository"
-        for candidate in (checkout, Path("model_repository")):
-            if candidate.is_dir():
-                return candidate
+        package = Path(__file__).resolve().parent
+        checkout = package.parents[1]
+        places = (checkout / MODELS, package / MODELS, Path(MODELS))
+        for place in places:
+            if place.is_dir():
+                return place
         raise RepositoryError(
-            f"no model repository found in {checkout} or ./model_repository; pass "
-            "PipelineConfig(repository=...) or set "
-            f"{REPOSITORY_VARIABLE}"
+            f"no model repository found in {', '.join(map(str, places))}; pass "
+            f"PipelineConfig(repository=...) or set {REPOSITORY_VARIABLE}"
         )
 
     def _require_path(self, name: str) -> None:
