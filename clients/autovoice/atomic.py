@@ -6,10 +6,28 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from autovoice.errors import OutputError
+from autovoice.errors import OutputError, VoiceConversionError
+
+
+def as_path(path: Any, name: str, error: type[VoiceConversionError]) -> Path:
+    """Return a path that the caller gave as str, bytes or `os.PathLike`.
+
+    Args:
+        path: what was given.
+        name: what to call it in the error.
+        error: raised for what no file system could name.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise error(f"{name} is {path!r}; give a path") from None
+    if "\0" in text:
+        raise error(f"{name} is {text!r}, and no path holds a NUL character; give another")
+    return Path(text)
 
 
 @contextmanager
@@ -29,26 +47,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise OutputError(f"output {path} is a directory; name a file in it")
-    if target.exists() and not target.is_file():
-        yield target
-        return
-    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+    target = Path(os.path.realpath(as_path(path, "output", OutputError)))
+    mode = 0
     try:
-        temporary.touch(exist_ok=False)
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        with suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise OutputError(f"output {path} is a directory; name a file in it")
+        temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+        if stat.S_ISREG(mode) or not mode:
+            temporary.touch(exist_ok=False)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
         ) from error
+    if mode and not stat.S_ISREG(mode):
+        yield target
+        return
     try:
         yield temporary
         try:
             sync(temporary)
+            if mode:
+                temporary.chmod(stat.S_IMODE(mode))
             os.replace(temporary, target)
             sync(target.parent)
         except OSError as error:

@@ -71,6 +71,8 @@ def test_pitch(repository: Path, tmp_path: Path) -> None:
         assert clean["fine_errors", material] < 20
 
 
+@pytest.mark.server
+@pytest.mark.slow
 def test_triton(repository: Path, tmp_path: Path) -> None:
     if shutil.which("tritonserver") is None and importlib.util.find_spec("pytriton") is None:
         pytest.skip("no tritonserver: pip install 'autovoice[server]'")
@@ -99,6 +101,7 @@ def test_triton(repository: Path, tmp_path: Path) -> None:
     assert (tmp_path / "triton-quick.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_rvc(tmp_path: Path) -> None:
     results = run_quickly("rvc.py", None, tmp_path)["results"]
     first, second = results["import"]["rows"]

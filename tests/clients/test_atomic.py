@@ -106,3 +106,6 @@ def test_folders_are_refused(tmp_path: Path) -> None:
         write(tmp_path)
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / "missing" / "file")
+    with pytest.raises(OutputError, match="File name too long"):
+        write(tmp_path / ("n" * 256))
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from autovoice.server.server import TritonServer
 
 VOICES = ("sung", "plain", "tracked")
 RATE = 16000
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
