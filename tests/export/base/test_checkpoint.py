@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from autovoice.errors import OutputError
 from autovoice_export.base import checkpoint as module
 from autovoice_export.base.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 
@@ -55,11 +57,11 @@ def test_interrupted_write_leaves_the_former_file(
     path = write(tmp_path / "voice.safetensors", checkpoint, steps=1)
     former = path.read_bytes()
 
-    def disk_full(self: Path, target: Path) -> None:
+    def disk_full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OutputError, match="No space"):
         write(path, checkpoint, steps=2)
     assert path.read_bytes() == former
     assert list(tmp_path.iterdir()) == [path]
