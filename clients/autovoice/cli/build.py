@@ -25,7 +25,7 @@ class BuildCommand(typer.core.TyperCommand):
         Raises:
             ConfigurationError: the tools are not installed.
         """
-        tools = build_tools("cli")
+        tools = build_tools("build_command")
         app = typer.Typer(add_completion=False)
         settings = {"help_option_names": ["-h", "--help"]}
         app.command(name="build", context_settings=settings)(_naming_what_is_missing(tools.build))

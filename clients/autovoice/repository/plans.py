@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autovoice.errors import ConfigurationError, RepositoryError
-from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, parse_config
+from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, read_config
 from autovoice.repository.reader import ModelRepository
 
 PLAN_BACKEND = "tensorrt"
@@ -207,7 +207,7 @@ def models_with_plans(repository: ModelRepository, config_name: str | None) -> d
     for name in repository.names() if config_name else ():
         path = repository.path / name / "configs" / f"{config_name}.pbtxt"
         if path.is_file():
-            config = parse_config(path.read_text(encoding="utf-8"), str(path))
+            config = read_config(path)
             if config.backend == PLAN_BACKEND:
                 found[name] = config
     return found

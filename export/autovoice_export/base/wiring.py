@@ -10,7 +10,7 @@ from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import LOOKAHEAD
 from autovoice_export.base.stages.voice import VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import VoiceEncoder
-from autovoice_export.model_config import (
+from autovoice_export.config_types import (
     VARIABLE,
     AnyModelConfig,
     EnsembleConfig,

@@ -9,14 +9,15 @@ from pathlib import Path
 import onnx
 from onnx import compose, helper
 
-from autovoice_export.model_config import (
+from autovoice_export.build_errors import ExportError
+from autovoice_export.config_types import (
     EnsembleStep,
     Instances,
     SequenceBatching,
     StageModelConfig,
     StateConfig,
 )
-from autovoice_export.onnx.export import OPSET, ExportError
+from autovoice_export.onnx.export import OPSET
 from autovoice_export.stage import StageTensor
 from autovoice_plugins.onnx_export import attach_functions
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autovoice_export.model_config import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
-from autovoice_export.model_config import (
+from autovoice_export.config_types import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
+from autovoice_export.config_types import (
     VARIABLE,
     AnyModelConfig,
     EnsembleConfig,

@@ -16,8 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from autovoice_export.tensorrt.network import load_model, nodes_of
-from autovoice_export.tensorrt.types import element_types
+from autovoice_export.onnx.graph import element_types, load_model, nodes_of
 from autovoice_plugins.function_builder import DOMAIN
 
 VERSIONS = ("10.13", "11.1")
