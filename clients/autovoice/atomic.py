@@ -95,7 +95,7 @@ def sync(path: Path) -> None:
 
 
 def full_disk(path: str | os.PathLike[str], error: object) -> str:
-    """The message for an output that the disk has no room for."""
+    """The message for an output that does not fit on the disk."""
     return f"output {path} could not be written in full ({reason_of(error)}); free some space and try again"
 
 

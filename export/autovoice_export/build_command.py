@@ -108,11 +108,13 @@ def _build_plans(repository: Path | None, options: PlanOptions) -> None:
 
     from autovoice.config import PipelineConfig
     from autovoice.errors import RepositoryError
+    from autovoice_export.repository_writer import finish_interrupted_change
     from autovoice_export.tensorrt.plans import build_plans
 
     console = Console(stderr=True)
     root = PipelineConfig(repository=repository).repository_path()
     try:
+        finish_interrupted_change(root)
         with _shown_progress(console) as progress:
             done = build_plans(root, options, progress)
     except OSError as error:

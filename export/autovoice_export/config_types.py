@@ -77,7 +77,7 @@ class DynamicBatching:
     """Requests of one shape are batched when they happen to wait together.
 
     Attributes:
-        max_queue_delay_us: how long a request may wait for company, microseconds.
+        max_queue_delay_us: how long a request may wait for others of its shape, microseconds.
     """
 
     max_queue_delay_us: int = 0

@@ -1,7 +1,7 @@
 """TensorRT plans of a repository: what a plan's manifest says, and whether this machine can serve the plans.
 
 A server that fails to load a plan says so in TensorRT's words and leaks GPU memory, so everything that can be
-known beforehand is looked at before it starts.
+known beforehand is checked before it starts.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def plan_arguments(repository: ModelRepository, config_name: str | None) -> list
 def check_plan(
     repository: ModelRepository, name: str, config: Any, gpu: Gpu, version: str | None
 ) -> PlanManifest:
-    """Hold one model's plan against a GPU, a TensorRT version and the ONNX file.
+    """Check one model's plan against a GPU, a TensorRT version and the ONNX file.
 
     Args:
         repository: the models.

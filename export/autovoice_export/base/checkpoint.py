@@ -50,7 +50,7 @@ class Checkpoint:
 
     @classmethod
     def untrained(cls, seed: int) -> Checkpoint:
-        """Seeded random weights in the default configuration: for tests and for trying the plumbing."""
+        """Seeded random weights in the default configuration: for tests and trials."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()

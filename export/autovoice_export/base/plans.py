@@ -17,7 +17,7 @@ AXIS_RATES = {
 
 
 def plan_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:
-    """Configs of all models that are worth a trip to the GPU; the others stay with ONNX Runtime."""
+    """Configs of all models that gain by a GPU; the others stay with ONNX Runtime."""
     stages = {stage.name: stage for stage in family}
     made = []
     for model in wiring.model_configs(family, instances):

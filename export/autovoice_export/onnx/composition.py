@@ -42,7 +42,7 @@ class State:
 
 @dataclass(frozen=True)
 class Composition:
-    """Stages in one graph: one run, and one trip to the server's backend, instead of one for each stage.
+    """Stages in one graph: one run, and one request to the server's backend, instead of one for each stage.
 
     Attributes:
         name: folder name.

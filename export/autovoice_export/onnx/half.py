@@ -23,7 +23,7 @@ from autovoice_export.onnx.graph import float_tensors
 from autovoice_plugins.function_builder import DOMAIN
 
 LARGEST_VALUE = 1024.0
-"""Nodes whose inputs or outputs were seen to exceed it stay FP32: sums of products need room below 65504."""
+"""Nodes whose inputs or outputs were seen to exceed it stay FP32: sums of products must stay below 65504."""
 
 SMALLEST_CONSTANT = 2.0**-14
 """Smallest normal number of FP16; nodes with a smaller constant, such as a division's floor, stay FP32."""
