@@ -272,7 +272,11 @@ def open_sink(
             encoder = soundfile.SoundFile(
                 disk, "w", samplerate=sample_rate, channels=1, subtype=subtype, format=file_format
             )
-        except (soundfile.LibsndfileError, ValueError) as error:
+        except (
+            soundfile.LibsndfileError,
+            ValueError,
+            TypeError,
+        ) as error:  # TypeError: RAW has no usual subtype
             disk.close()
             raise OutputError(
                 f"output {path} cannot be written as {file_format} at {sample_rate} Hz ({reason_of(error)}); "

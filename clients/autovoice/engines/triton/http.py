@@ -17,7 +17,10 @@ from typing import Any
 
 from autovoice.address import API_KEY_HEADER, ServerAddress
 from autovoice.engines.triton.wire import (
+    DURATIONS,
+    Duration,
     FailureKind,
+    ModelStatistics,
     TransportError,
     WireRequest,
     WireResponse,
@@ -191,6 +194,42 @@ class HttpTransport:
                 self._idle.append(connection)
         if not keep:
             connection.close()
+
+    def ready(self, timeout: float | None) -> bool:
+        """Whether the server is ready; see `Transport.ready`."""
+        try:
+            self._exchange("GET", "/v2/health/ready", [], {}, timeout)
+        except TransportError as error:
+            if error.kind is FailureKind.REFUSED:
+                return False
+            raise
+        return True
+
+    def server_version(self, timeout: float | None) -> tuple[str, str]:
+        """Name and version; see `Transport.server_version`."""
+        answer, _ = self._exchange("GET", "/v2", [], {}, timeout)
+        try:
+            metadata = json.loads(answer)
+            return str(metadata["name"]), str(metadata["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransportError(FailureKind.BROKEN, f"the version cannot be read ({error!r})") from error
+
+    def statistics(self, timeout: float | None) -> list[ModelStatistics]:
+        """What each model did; see `Transport.statistics`."""
+        answer, _ = self._exchange("GET", "/v2/models/stats", [], {}, timeout)
+        try:
+            return [
+                ModelStatistics(
+                    model["name"],
+                    int(model["version"]),
+                    model["inference_count"],
+                    model["execution_count"],
+                    {name: Duration(**model["inference_stats"][name]) for name in DURATIONS},
+                )
+                for model in json.loads(answer)["model_stats"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransportError(FailureKind.BROKEN, f"statistics cannot be read ({error!r})") from error
 
 
 def _parse(answer: bytes, header_length: int) -> WireResponse:
