@@ -65,7 +65,7 @@ def parameters() -> list[Any]:
         if rest:
             command = command.commands[rest]
         elif group == "build":
-            command = command.make_context("build", basis).command
+            command = command.make_context("build", list(basis)).command
         for parameter in command.params:
             if not getattr(parameter, "is_flag", False):
                 flag = parameter.opts[0] if parameter.param_type_name == "option" else None

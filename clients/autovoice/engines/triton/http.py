@@ -198,7 +198,7 @@ class HttpTransport:
     def ready(self, timeout: float | None) -> bool:
         """Whether the server is ready; see `Transport.ready`."""
         try:
-            self._exchange("GET", "/v2/health/ready", [], {}, timeout)
+            self._get("/v2/health/ready", timeout)
         except TransportError as error:
             if error.kind is FailureKind.REFUSED:
                 return False
@@ -207,16 +207,15 @@ class HttpTransport:
 
     def server_version(self, timeout: float | None) -> tuple[str, str]:
         """Name and version; see `Transport.server_version`."""
-        answer, _ = self._exchange("GET", "/v2", [], {}, timeout)
         try:
-            metadata = json.loads(answer)
+            metadata = json.loads(self._get("/v2", timeout))
             return str(metadata["name"]), str(metadata["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"the version cannot be read ({error!r})") from error
 
     def statistics(self, timeout: float | None) -> list[ModelStatistics]:
         """What each model did; see `Transport.statistics`."""
-        answer, _ = self._exchange("GET", "/v2/models/stats", [], {}, timeout)
+        answer = self._get("/v2/models/stats", timeout)
         try:
             return [
                 ModelStatistics(
@@ -230,6 +229,9 @@ class HttpTransport:
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"statistics cannot be read ({error!r})") from error
+
+    def _get(self, path: str, timeout: float | None) -> bytes:
+        return self._exchange("GET", path, [], {}, timeout)[0]
 
 
 def _parse(answer: bytes, header_length: int) -> WireResponse:
