@@ -54,7 +54,7 @@ class AudioSource:
         import soundfile
 
         try:
-            info = soundfile.info(str(self.path), verbose=True)
+            info = soundfile.info(os.fsencode(self.path), verbose=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioFileError(
                 f"{self.path} cannot be read as audio ({reason_of(error)}); {self._remedy()}"
@@ -83,7 +83,7 @@ class AudioSource:
 
         position = 0
         try:
-            with soundfile.SoundFile(str(self.path)) as file:
+            with soundfile.SoundFile(os.fsencode(self.path)) as file:
                 # soundfile seeks after every read, and a seek inside an MP3 loses the bits its frames share.
                 file.seekable = lambda: False
                 while True:
