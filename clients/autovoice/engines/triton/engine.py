@@ -99,6 +99,31 @@ class TritonEngine:
         """The config of a model if the server has been asked for it before."""
         return self._specs.get(model)
 
+    def check_ready(self) -> None:
+        """Make sure that the server and all its models are ready.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+            InferenceError: it does not answer, or is not ready.
+        """
+        if not self._ask("readiness", self._transport.ready):
+            raise UnavailableError(f"{self._address} is not ready; wait until its models are loaded")
+
+    def server_version(self) -> tuple[str, str]:
+        """The server's name and version; see `check_ready` for errors."""
+        return self._ask("version", self._transport.server_version)
+
+    def statistics(self) -> list[ModelStatistics]:
+        """What the server did with its models, sorted by name; see `check_ready` for errors."""
+        found = self._ask("statistics", self._transport.statistics)
+        return sorted(found, key=lambda model: (model.name, model.version))
+
+    def _ask(self, what: str, question: Callable[[float], Answer]) -> Answer:
+        try:
+            return question(self._spec_timeout)
+        except TransportError as error:
+            raise self._explain(what, "", error) from error
+
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
     ) -> dict[str, npt.NDArray[Any]]:
@@ -127,31 +152,6 @@ class TritonEngine:
     def close(self) -> None:
         """Close the connections; see `Engine.close`."""
         self._transport.close()
-
-    def check_ready(self) -> None:
-        """Make sure that the server and all its models are ready.
-
-        Raises:
-            ConfigurationError: the server wants another API key.
-            InferenceError: it does not answer, or is not ready.
-        """
-        if not self._ask("readiness", self._transport.ready):
-            raise UnavailableError(f"{self._address} is not ready; wait until its models are loaded")
-
-    def server_version(self) -> tuple[str, str]:
-        """The server's name and version; see `check_ready` for errors."""
-        return self._ask("version", self._transport.server_version)
-
-    def statistics(self) -> list[ModelStatistics]:
-        """What the server did with its models, sorted by name; see `check_ready` for errors."""
-        found = self._ask("statistics", self._transport.statistics)
-        return sorted(found, key=lambda model: (model.name, model.version))
-
-    def _ask(self, what: str, question: Callable[[float], Answer]) -> Answer:
-        try:
-            return question(self._spec_timeout)
-        except TransportError as error:
-            raise self._explain(what, "", error) from error
 
     def _explain(self, model: str, request_id: str, error: TransportError) -> VoiceConversionError:
         where = f"{self._address}, {model}"
