@@ -34,6 +34,7 @@ class Tensor:
 
 
 class TritonError(Exception):
+    INTERNAL = 1
     INVALID_ARG = 3
 
     def __init__(self, message: str, code: int = 0) -> None:

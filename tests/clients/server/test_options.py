@@ -20,7 +20,7 @@ KEY = "0123456789abcdef"
 
 def arguments(**changes: Any) -> list[str]:
     options = ServeOptions(Path("models"), **changes).closed()
-    return options.arguments(Path("models"), Path("backends"))
+    return options.arguments(Path("models"), Path("backends"), ["a", "b"])
 
 
 def rules(**changes: Any) -> dict[str, str]:
