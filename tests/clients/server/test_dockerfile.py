@@ -189,6 +189,8 @@ def test_images_are_pinned_and_hold_no_secret() -> None:
                 assert not re.search(r"(?i)(key|secret|token|password)\s*=", step), step
 
 
+@pytest.mark.server
+@pytest.mark.slow
 def test_cpu_image_replayed(installed: None, repository: Path, cache: Path, tmp_path: Path) -> None:
     """Its steps from an exported context, in a new environment: build, install, start, check, stop.
 

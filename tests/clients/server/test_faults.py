@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from triton_calls import (
     PATIENCE,
     Array,
     Client,
+    backend_processes,
     cut,
     grpc_client,
     hum,
@@ -50,13 +50,6 @@ def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fragile(installed: None, copy: Path, cache: Path) -> Iterator[TritonServer]:
     with TritonServer(local_options(copy), cache=cache) as running:
         yield running
-
-
-def backend_processes(server: TritonServer, model: str) -> list[psutil.Process]:
-    assert server.process is not None
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
 
 
 def feeds_of(caller: int) -> dict[str, Array]:
@@ -114,11 +107,12 @@ class Callers:
 
 
 def test_killed_backend_process_comes_back(fragile: TritonServer) -> None:
+    assert fragile.process is not None
     with grpc_client(fragile.options) as client:
         expected = conversions(client, 4)
         with Callers(fragile, 4) as callers:
             callers.wait_for_answers(4)
-            (victim,) = backend_processes(fragile, "synthesizer")
+            (victim,) = backend_processes(fragile.process.pid, "synthesizer")
             victim.kill()
             callers.wait_for_answers(8)
         for number, answer in callers.answers:
@@ -127,12 +121,13 @@ def test_killed_backend_process_comes_back(fragile: TritonServer) -> None:
 
 
 def test_stream_whose_backend_died_is_told_so(fragile: TritonServer) -> None:
+    assert fragile.process is not None
     audio = hum(4800)
     chunks = cut(audio, [480])
     with grpc_client(fragile.options) as client:
         (expected,) = client.infer("voice_conversion", FEEDS).values()
         client.infer(STREAM, {**FEEDS, "SOURCE_AUDIO": chunks[0]}, sequence_id=7, sequence_start=True)
-        (victim,) = backend_processes(fragile, "converter_stream")
+        (victim,) = backend_processes(fragile.process.pid, "converter_stream")
         victim.kill()
 
         def go_on() -> None:

@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 from triton_calls import (
-    CONTROL_KEY,
     KEY,
     PATIENCE,
     STRAYS,
     Array,
     Connect,
+    backend_processes,
     grpc_client,
     http_client,
     hum,
@@ -34,7 +34,6 @@ from triton_calls import (
 )
 from tritonclient.utils import InferenceServerException
 
-from autovoice.address import API_KEY_HEADER
 from autovoice.cli import serve as command
 from autovoice.errors import ConfigurationError, RepositoryError, VoiceConversionError
 from autovoice.server import control, installation
@@ -457,15 +456,22 @@ def test_port_in_use_is_named(small_server: TritonServer, small: Path) -> None:
         TritonServer(local_options(small, http_port=port))
 
 
-def test_proxies_of_the_environment_are_not_asked(
-    small_server: TritonServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxies_of_the_environment_are_not_asked(small: Path, environment: dict[str, str]) -> None:
+    """Neither for the server's health nor for loading a model again."""
     for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, url in PROXIES.items():
-        monkeypatch.setenv(name, url)
-    assert small_server.is_ready()
-    control.reload_model(small_server.options.http_url, "roots", {API_KEY_HEADER: CONTROL_KEY})
+        environment.pop(name, None)
+    process = serve(small, environment | PROXIES)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("ready:")
+        (victim,) = backend_processes(process.pid, "roots")
+        victim.kill()
+        until(lambda: any(child != victim for child in backend_processes(process.pid, "roots")))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, log
+    assert "a process of model roots died; the model is loaded again" in log
 
 
 def test_refused_control_is_an_error(small_server: TritonServer) -> None:

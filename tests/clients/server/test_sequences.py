@@ -13,6 +13,8 @@ from tritonclient.utils import InferenceServerException
 
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 SAMPLES = 7200
 STREAM = "voice_conversion_stream"
 _ids = itertools.count(1_000)

@@ -162,7 +162,7 @@ _ROOTS = """
 name: "roots" backend: "onnxruntime" max_batch_size: 8
 input { name: "X" data_type: TYPE_FP32 dims: [-1] }
 output { name: "Y" data_type: TYPE_FP32 dims: [-1] }
-instance_group { kind: KIND_CPU }
+instance_group { count: 1 kind: KIND_CPU }
 """
 
 
@@ -202,3 +202,10 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def backend_processes(pid: int, model: str) -> list[psutil.Process]:
+    """Processes below `pid` that serve a model."""
+    children = psutil.Process(pid).children(recursive=True)
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
