@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,20 @@ def test_only_what_the_client_sent_is_its_mistake(backend: Any, sums: Any) -> No
     assert codes(sums, ask([3e38, 0], 1)) == [internal]
     assert codes(sums, ask([float("inf"), 0], 2, START), ask([1, 2, 3], 3, START)) == [invalid, invalid]
     assert codes(sums, ask([0, 0], 4)) == [invalid]
+
+
+def test_refused_arrays_are_freed_at_once(sums: Any) -> None:
+    """They can be hundreds of megabytes; Python's garbage collector comes late."""
+    array = np.full((1, 2), np.nan, np.float32)
+    freed = weakref.ref(array)
+    gc.disable()
+    try:
+        (response,) = sums.execute([Request({"X": array}, 1, START)])
+        assert "not finite" in str(response.error)
+        del array, response
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_interpreter_without_the_package_is_told_so_in_one_line() -> None:

@@ -309,9 +309,6 @@ def time_to_ready(small: Path, cache: Path, installed: None) -> float:
 
 def test_server_outlives_the_thread_that_started_it(small: Path, cache: Path) -> None:
     server = TritonServer(local_options(small), cache=cache)
-    with server:
-        pass  # the cache is filled and the machine warm
-    server = TritonServer(local_options(small), cache=cache)
     starter = threading.Thread(target=server.start)
     starter.start()
     starter.join(PATIENCE)

@@ -274,7 +274,7 @@ class TritonPythonModel:
         self._sequences.put(sequence, {name: value.copy() for name, value in states.items()})
 
     def _fail(self, work: Work, error: InferenceError) -> None:
-        work.error = error
+        work.error = error.with_traceback(None)  # its frames would keep the request's arrays in memory
         if self._states:
             # The stages before or beside this one may have moved on: nothing after a gap may pass for audio.
             self._sequences.drop(work.request.correlation_id())
