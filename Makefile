@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pytest processes; each imports torch, so memory rather than cores sets the sensible number.
 WORKERS ?= 2
-# Passed on to the command behind corpus, train, evaluate, export, plugins, bench and bench-triton.
+# Passed on to the command behind check, test, test-slow, corpus, train, evaluate, export, plugins, bench and bench-triton.
 ARGS ?=
 # Folders of TensorRT's headers, one for each major version, with semicolons between; empty: the system's.
 TENSORRT_INCLUDE ?=
@@ -31,7 +31,15 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-.PHONY: help demo test voices corpus train evaluate examples export plugins bench bench-triton clean
+# ruff, mypy, and the contracts of pyproject.toml on which package may import which.
+define LINT
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/mypy
+$(BIN)/lint-imports
+endef
+
+.PHONY: help demo check test test-slow voices corpus train evaluate examples export plugins bench bench-triton clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -39,12 +47,21 @@ help: ## list the targets
 demo: $(VENV)/.demo ## convert the shipped sample into two voices; writes demo_output/
 	@$(BIN)/python demo/demo.py
 
-test: $(VENV)/.dev ## ruff, mypy and all tests
+# One thread in each process: torch and ONNX Runtime would otherwise compete for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+check: $(VENV)/.dev ## what to run before a commit: linters and the quick tests
+	$(LINT)
+	$(PYTEST) -m "not (server or slow or gpu)" $(ARGS)
+
+test: $(VENV)/.dev ## linters and all tests but the slow ones
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(LINT)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## the slow tests
+	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	$(PYTEST) -m slow $(ARGS)
 
 voices: ## install the speech synthesisers that make the corpus (needs root)
 	@$(INSTALL_VOICES)
@@ -75,8 +92,12 @@ bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peer
 bench-triton: $(VENV)/.dev ## the server under load, with perf_analyzer and live streams
 	@$(BIN)/python benchmarks/triton.py $(ARGS)
 
-clean: ## remove the environment and the demo's output
-	rm -rf $(VENV) demo_output build
+.PHONY: docs
+docs: $(VENV)/.docs ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) demo_output build dist site
 
 # The stamps below make a repeated call quick: pip runs again only when pyproject.toml changed.
 
@@ -102,6 +123,10 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/.created
 
 $(VENV)/.demo: $(VENV)/.runtime
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 $(VENV)/.compiler: | $(VENV)/.created

@@ -45,7 +45,7 @@ def memory(repository: str, source: str, embedding: str) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """The most memory this process has held, in bytes; psutil tells that on Windows alone."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:

@@ -44,7 +44,7 @@ class GpuError(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """How much is measured.
 
     Attributes:
@@ -60,7 +60,7 @@ class Plan:
     check_s: float = 60.0
 
 
-QUICK = Plan(batches=(1, 16), lengths_s=(1.0,), repeats=3, check_s=2.0)
+QUICK = Workload(batches=(1, 16), lengths_s=(1.0,), repeats=3, check_s=2.0)
 
 
 def require_cuda() -> None:
@@ -128,11 +128,11 @@ def measure_device(repeats: int) -> Device:
     return Device(2 * source.nbytes / copy, 2 * size**3 / multiply)
 
 
-def check_kernels(report: Report, library: KernelLibrary, plan: Plan, device: str = "cuda") -> None:
+def check_kernels(report: Report, library: KernelLibrary, workload: Workload, device: str = "cuda") -> None:
     """Holds every kernel to the float64 reference, up to a minute of audio."""
     rows = []
     for op in gpu_ops.OPS:
-        for batch, seconds in ((3, 0.01), (3, 1.0), (2, plan.check_s)):
+        for batch, seconds in ((3, 0.01), (3, 1.0), (2, workload.check_s)):
             frames = max(1, round(seconds * SAMPLE_RATE / HOP))
             case = gpu_ops.make_case(library, op, batch, frames, device)
             gpu_ops.launch(library, case, _stream(device))
@@ -163,16 +163,18 @@ def check_kernels(report: Report, library: KernelLibrary, plan: Plan, device: st
     )
 
 
-def measure_kernels(report: Report, library: KernelLibrary, device: Device, plan: Plan) -> None:
+def measure_kernels(report: Report, library: KernelLibrary, device: Device, workload: Workload) -> None:
     """Time of every kernel beside PyTorch and the roofline."""
     compiled = gpu_ops.compiled()
     rows: list[dict[str, Any]] = []
     for op in gpu_ops.OPS:
-        for batch in plan.batches:
-            for seconds in plan.lengths_s:
+        for batch in workload.batches:
+            for seconds in workload.lengths_s:
                 frames = round(seconds * SAMPLE_RATE / HOP)
                 try:
-                    rows.append(_kernel_row(library, compiled[op], op, batch, frames, device, plan.repeats))
+                    rows.append(
+                        _kernel_row(library, compiled[op], op, batch, frames, device, workload.repeats)
+                    )
                 except torch.cuda.OutOfMemoryError:
                     skipped(report.console, f"{op}, batch {batch}, {seconds:g} s", "too little GPU memory")
                 torch.cuda.empty_cache()
@@ -237,7 +239,7 @@ def _kernel_row(
     return row
 
 
-def measure_pipeline(report: Report, repository: Path | None, plan: Plan) -> None:
+def measure_pipeline(report: Report, repository: Path | None, workload: Workload) -> None:
     """RTF of whole conversions in ONNX Runtime on the GPU, where its CUDA provider is installed."""
     if "cuda" not in available_devices():
         skipped(
@@ -250,10 +252,10 @@ def measure_pipeline(report: Report, repository: Path | None, plan: Plan) -> Non
         rate = pipeline.sample_rate
         speech = load(find_recordings(None, 1)[0], rate)
         voice = pipeline.embed(speech, rate)
-        for seconds in plan.lengths_s:
+        for seconds in workload.lengths_s:
             source = looped(speech, round(seconds * rate))
             calls = {"ours": lambda source=source: pipeline.convert(source, voice, source_sample_rate=rate)}
-            timing = time_together(calls, plan.repeats)["ours"]  # type: ignore[arg-type]
+            timing = time_together(calls, workload.repeats)["ours"]  # type: ignore[arg-type]
             rows.append({"audio_s": seconds, "rtf": significant(timing.median / seconds)})
     report.add("pipeline", Section("whole conversions, ONNX Runtime on CUDA", rows, "Median of the runs."))
 
@@ -280,29 +282,29 @@ def main(
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Measures the CUDA kernels of the custom ops, and conversions on the GPU."""
-    plan = QUICK if quick else Plan()
+    workload = QUICK if quick else Workload()
     try:
         require_cuda()
         kernels = KernelLibrary(library or build_library())
     except (GpuError, OSError) as error:
         raise typer.Exit(fail(f"benchmark: {error}")) from error
     environment = Environment.here(PACKAGES)
-    device = measure_device(plan.repeats)
+    device = measure_device(workload.repeats)
     settings = {
         "quick": quick,
         "device": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
         "copy_gb_per_s": significant(device.bandwidth / 1e9, 4),
         "fp32_tflops": significant(device.rate / 1e12, 4),
-        "batches": plan.batches,
-        "lengths_s": plan.lengths_s,
-        "repeats": plan.repeats,
+        "batches": workload.batches,
+        "lengths_s": workload.lengths_s,
+        "repeats": workload.repeats,
     }
     report = Report("gpu", environment, settings)
     report.print_head()
-    check_kernels(report, kernels, plan)
-    measure_kernels(report, kernels, device, plan)
-    measure_pipeline(report, repository, plan)
+    check_kernels(report, kernels, workload)
+    measure_kernels(report, kernels, device, workload)
+    measure_pipeline(report, repository, workload)
     report.print_aims()
     report.save(results)
 

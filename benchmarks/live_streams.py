@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 from speech import FloatArray, looped
-from triton_plan import STREAM
+from triton_workload import STREAM
 from tritonclient.grpc import service_pb2
 
 CONNECT_SECONDS = 10.0
@@ -91,7 +91,7 @@ async def _play(
         ready = asyncio.gather(*(channel.channel_ready() for channel in channels))
         await asyncio.wait_for(ready, CONNECT_SECONDS)
         first_id = 1 + dice.randrange(2**30)
-        # Written before and read by nobody: clients are elsewhere, and their work is not the server's.
+        # Serialised before the clock starts and never parsed: that work is the clients', which run elsewhere.
         messages = []
         for number in range(load.streams):
             audio = looped(np.roll(source, -dice.randrange(source.size)), round(load.seconds * sample_rate))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import typer
 from options import Quick, Repository, Results, Speech
-from plan import QUICK, Bench, Plan, load_material
 from processes import measure_cold_start, measure_memory, measure_stream
 from report import DEFAULT_RESULTS, Aim, Environment, Report, Section, fail, significant, skipped
 from speech import SpeechError, find_recordings, load, looped
 from timing import cores, time_together
+from workload import QUICK, Bench, Workload, load_material
 from world import analyse_and_resynthesise, world_missing
 
 from autovoice import (
@@ -24,6 +24,7 @@ from autovoice import (
     save_embedding,
 )
 from autovoice.config import usable_cores
+from autovoice.engines.onnx_session import make_session
 
 PACKAGES = ("autovoice", "onnxruntime", "numpy", "soxr", "soundfile", "pyworld")
 STAGES = ("content_encoder", "pitch_extractor", "synthesizer", "converter")
@@ -32,20 +33,20 @@ STAGES = ("content_encoder", "pitch_extractor", "synthesizer", "converter")
 MAX_RTF = 0.04
 
 
-def measure_conversion(bench: Bench[Plan]) -> None:
+def measure_conversion(bench: Bench[Workload]) -> None:
     """RTF of every stage and in total beside WORLD's."""
-    plan, report = bench.plan, bench.report
+    workload, report = bench.workload, bench.report
     peer = world_missing()
     if peer:
         skipped(report.console, "comparison with WORLD", peer)
     rows = []
-    for threads in plan.threads:
+    for threads in workload.threads:
         if threads > usable_cores():
             skipped(report.console, f"{threads} threads", f"this process may use {usable_cores()} cores")
             continue
         config = PipelineConfig(repository=bench.repository, device="cpu", threads=threads)
         with cores(threads), VoiceConversionPipeline(config) as pipeline:
-            for seconds in plan.lengths_s:
+            for seconds in workload.lengths_s:
                 rows.append(_conversion_row(bench, pipeline, seconds, threads, with_peer=not peer))
     report.add(
         "conversion",
@@ -66,7 +67,12 @@ def measure_conversion(bench: Bench[Plan]) -> None:
 
 
 def _conversion_row(
-    bench: Bench[Plan], pipeline: VoiceConversionPipeline, seconds: float, threads: int, *, with_peer: bool
+    bench: Bench[Workload],
+    pipeline: VoiceConversionPipeline,
+    seconds: float,
+    threads: int,
+    *,
+    with_peer: bool,
 ) -> dict[str, float | int]:
     source = bench.source(seconds)
     profiles: list[ConversionProfile] = []
@@ -79,7 +85,7 @@ def _conversion_row(
     calls = {"ours": ours}
     if with_peer and threads == 1:
         calls["world"] = lambda: analyse_and_resynthesise(source, bench.sample_rate)
-    times = time_together(calls, bench.plan.repeats)
+    times = time_together(calls, bench.workload.repeats)
     stages = stage_medians(profiles[1:])
     row: dict[str, float | int] = {
         "audio_s": seconds,
@@ -109,9 +115,9 @@ def stage_medians(profiles: Sequence[ConversionProfile]) -> dict[str, float]:
     return {name: float(np.median([stages[name] for stages in merged])) for name in merged[0]}
 
 
-def measure_other_calls(bench: Bench[Plan]) -> None:
+def measure_other_calls(bench: Bench[Workload]) -> None:
     """What else a service calls, on one thread."""
-    seconds, batch = bench.plan.calls_s, 8
+    seconds, batch = bench.workload.calls_s, 8
     source = bench.source(seconds)
     resampled = looped(load(find_recordings(None, 1)[0], 44100), round(seconds * 44100))
     rate, voice = bench.sample_rate, bench.embedding
@@ -130,7 +136,7 @@ def measure_other_calls(bench: Bench[Plan]) -> None:
             "extract_f0": lambda: pipeline.extract_f0(source, rate),
             "embed": lambda: pipeline.embed(source, rate),
         }
-        times = time_together(calls, bench.plan.repeats)
+        times = time_together(calls, bench.workload.repeats)
     rows = []
     for name, timing in times.items():
         audio = seconds * (batch if name.startswith("batch") else 1)
@@ -147,10 +153,7 @@ def measure_other_calls(bench: Bench[Plan]) -> None:
 
 def weights_of(repository: Path) -> str:
     """The checkpoint that the models were made from, as their files say it."""
-    import onnxruntime
-
-    file = repository / "synthesizer" / "1" / "model.onnx"
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = make_session(repository / "synthesizer" / "1" / "model.onnx")
     checkpoint = session.get_modelmeta().custom_metadata_map.get("checkpoint_sha256", "unknown")
     return checkpoint if len(checkpoint) < 16 else f"checkpoint sha256 {checkpoint[:12]}"
 
@@ -163,7 +166,7 @@ def main(
 ) -> None:
     """Measures conversions: RTF per stage, cold start, memory, streaming latency."""
     environment = Environment.here(PACKAGES)
-    plan = QUICK if quick else Plan()
+    workload = QUICK if quick else Workload()
     try:
         material = load_material(repository, speech)
     except (VoiceConversionError, SpeechError) as error:
@@ -173,14 +176,14 @@ def main(
         "family": material.family,
         "weights": weights_of(material.repository),
         "speech": material.origin,
-        "lengths_s": plan.lengths_s,
-        "threads": plan.threads,
-        "repeats": plan.repeats,
+        "lengths_s": workload.lengths_s,
+        "threads": workload.threads,
+        "repeats": workload.repeats,
     }
     report = Report("pipeline", environment, settings)
     report.print_head()
     with tempfile.TemporaryDirectory(prefix="autovoice-bench-") as folder:
-        bench = Bench.over(material, Path(folder), plan, report)
+        bench = Bench.over(material, Path(folder), workload, report)
         save_embedding(bench.embedding_file, bench.embedding)
         measure_cold_start(bench)
         measure_conversion(bench)

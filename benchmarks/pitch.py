@@ -50,7 +50,7 @@ FINE_NOTE = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """How much is measured.
 
     Attributes:
@@ -72,23 +72,23 @@ class Plan:
     peers: tuple[str, ...] = tuple(PEERS)
 
 
-QUICK = Plan(5, 0.2, 1, 2.0, 3.0, 2, ("dio", "swift-f0"))
+QUICK = Workload(5, 0.2, 1, 2.0, 3.0, 2, ("dio", "swift-f0"))
 
 
-def make_signals(plan: Plan, recordings: Sequence[Path]) -> list[KnownPitch]:
+def make_signals(workload: Workload, recordings: Sequence[Path]) -> list[KnownPitch]:
     """Tones, harmonic sounds, and speech rebuilt by WORLD where that is installed."""
-    pitches = np.geomspace(60.0, 1000.0, plan.pitches).tolist()
+    pitches = np.geomspace(60.0, 1000.0, workload.pitches).tolist()
     voices = [hz for hz in pitches if hz < 500.0]
     signals = [
-        tones(pitches, plan.note_s),
-        complexes(pitches, plan.note_s),
-        telephone(voices, plan.note_s),
-        glides(80.0, 640.0, plan.note_s * plan.pitches / 2),
+        tones(pitches, workload.note_s),
+        complexes(pitches, workload.note_s),
+        telephone(voices, workload.note_s),
+        glides(80.0, 640.0, workload.note_s * workload.pitches / 2),
     ]
     if world_missing():
         return signals
     for number, file in enumerate(recordings):
-        audio = load(file, SAMPLE_RATE)[: round(plan.speech_s * SAMPLE_RATE)]
+        audio = load(file, SAMPLE_RATE)[: round(workload.speech_s * SAMPLE_RATE)]
         signals.append(resynthesised(file.stem, audio, TRANSPOSITIONS[number % len(TRANSPOSITIONS)]))
     return signals
 
@@ -202,33 +202,37 @@ def main(
 ) -> None:
     """Measures accuracy and speed of pitch tracking beside WORLD, librosa, swift-f0 and CREPE."""
     environment = Environment.here(PACKAGES)
-    plan = QUICK if quick else Plan()
+    workload = QUICK if quick else Workload()
     if peers:
-        plan = replace(plan, peers=tuple(name.strip() for name in peers.split(",")))
-    unknown = set(plan.peers) - set(PEERS)
+        workload = replace(workload, peers=tuple(name.strip() for name in peers.split(",")))
+    unknown = set(workload.peers) - set(PEERS)
     if unknown:
         known = ", ".join(PEERS)
         raise typer.Exit(
             fail(f"benchmark: no peer is called {', '.join(sorted(unknown))}; there are {known}")
         )
     try:
-        recordings = find_recordings(speech, plan.recordings)
+        recordings = find_recordings(speech, workload.recordings)
         models = PipelineConfig(repository=repository, device="cpu", threads=1)
         with cores(1), VoiceConversionPipeline(models) as pipeline:
-            report = Report("pitch", environment, _settings(plan, speech, recordings, quick))
-            run(report, plan, pipeline, recordings, results)
+            report = Report("pitch", environment, _settings(workload, speech, recordings, quick))
+            run(report, workload, pipeline, recordings, results)
     except (VoiceConversionError, SpeechError) as error:
         raise typer.Exit(fail(f"benchmark: {error}")) from error
 
 
 def run(
-    report: Report, plan: Plan, pipeline: VoiceConversionPipeline, recordings: Sequence[Path], results: Path
+    report: Report,
+    workload: Workload,
+    pipeline: VoiceConversionPipeline,
+    recordings: Sequence[Path],
+    results: Path,
 ) -> None:
     """Measures and writes the report."""
     report.print_head()
     trackers = [autovoice(pipeline)]
     for name in PEERS:
-        if name not in plan.peers:
+        if name not in workload.peers:
             skipped(report.console, name, "not asked for")
             continue
         try:
@@ -237,14 +241,16 @@ def run(
             skipped(report.console, name, str(error))
     if world_missing():
         skipped(report.console, "speech of known F0", world_missing())
-    signals = make_signals(plan, recordings)
-    spoken = looped(load(recordings[0], SAMPLE_RATE), round(plan.speed_s * SAMPLE_RATE))
-    rtf = measure_speed(report, trackers, spoken, plan.repeats)
+    signals = make_signals(workload, recordings)
+    spoken = looped(load(recordings[0], SAMPLE_RATE), round(workload.speed_s * SAMPLE_RATE))
+    rtf = measure_speed(report, trackers, spoken, workload.repeats)
     measure_accuracy(report, trackers, signals, rtf)
     report.save(results)
 
 
-def _settings(plan: Plan, speech: Path | None, recordings: Sequence[Path], quick: bool) -> dict[str, Any]:
+def _settings(
+    workload: Workload, speech: Path | None, recordings: Sequence[Path], quick: bool
+) -> dict[str, Any]:
     return {
         "quick": quick,
         "f0_range_hz": (F0_MIN, F0_MAX),
@@ -252,11 +258,11 @@ def _settings(plan: Plan, speech: Path | None, recordings: Sequence[Path], quick
         "tones": "sines, 60 to 1000 Hz, with pauses",
         "harmonics": "all harmonics; 300 to 3400 Hz only; glides from 80 to 640 Hz with vibrato",
         "speech": f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings of at most "
-        f"{plan.speech_s:g} s rebuilt by WORLD, F0 times {_listed(TRANSPOSITIONS)} in turns",
+        f"{workload.speech_s:g} s rebuilt by WORLD, F0 times {_listed(TRANSPOSITIONS)} in turns",
         "noise": f"{' and '.join(NOISES)}, {_listed(SNRS_DB)} dB below the voiced parts",
         "not_judged": f"{1e3 * UNSETTLED_S:g} ms around changes of voicing",
-        "speed_s": plan.speed_s,
-        "repeats": plan.repeats,
+        "speed_s": workload.speed_s,
+        "repeats": workload.repeats,
     }
 
 

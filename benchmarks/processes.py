@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from plan import Bench, Plan
 from report import Aim, Section, significant
+from workload import Bench, Workload
 
 from autovoice import write_audio
 
@@ -21,7 +21,7 @@ MAX_MEMORY_MB = 500
 MAX_MEMORY_GROWTH = 1.05
 
 
-def measure_cold_start(bench: Bench[Plan]) -> None:
+def measure_cold_start(bench: Bench[Workload]) -> None:
     """From starting a process to one converted second, through the API and through the command line."""
     source = bench.source_file(1)
     output = bench.folder / "cold.wav"
@@ -31,7 +31,7 @@ def measure_cold_start(bench: Bench[Plan]) -> None:
     command += ["--output", str(output), "--overwrite", "--device", "cpu", "--repository", models]
     totals: dict[str, list[float]] = {"api": [], "cli": []}
     steps: list[dict[str, float]] = []
-    for _ in range(bench.plan.cold_starts):
+    for _ in range(bench.workload.cold_starts):
         started = time.perf_counter()
         with subprocess.Popen(api, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -56,8 +56,8 @@ def measure_cold_start(bench: Bench[Plan]) -> None:
         Section(
             "cold start: process start to one converted second",
             rows,
-            f"{bench.plan.cold_starts} processes in turns, default threads, files in the page cache, voice "
-            "from a .npy file. The command line is timed to its exit, with the result on disk.",
+            f"{bench.workload.cold_starts} processes in turns, default threads, files in the page cache, "
+            "voice from a .npy file. The command line is timed to its exit, with the result on disk.",
         ),
     )
     worst = max(row["median_s"] for row in rows)
@@ -71,10 +71,10 @@ def measure_cold_start(bench: Bench[Plan]) -> None:
     )
 
 
-def measure_memory(bench: Bench[Plan]) -> None:
+def measure_memory(bench: Bench[Workload]) -> None:
     """Peak memory of converting files, each in its own process."""
     rows = []
-    for seconds in bench.plan.memory_lengths_s:
+    for seconds in bench.workload.memory_lengths_s:
         file = bench.source_file(seconds)
         with bench.report.console.status(f"converting a file of {seconds:g} s"):
             command = [sys.executable, str(CHILD), "memory", str(bench.repository), str(file)]
@@ -113,13 +113,15 @@ def measure_memory(bench: Bench[Plan]) -> None:
     ]
 
 
-def measure_stream(bench: Bench[Plan]) -> None:
+def measure_stream(bench: Bench[Workload]) -> None:
     """Latency of live chunks, played at the pace of real time by the command line's simulation."""
     source = bench.folder / "stream.wav"
-    write_audio(source, bench.source(bench.plan.stream_s), bench.sample_rate)
+    write_audio(source, bench.source(bench.workload.stream_s), bench.sample_rate)
     rows = []
-    for chunk_ms in bench.plan.chunks_ms:
-        with bench.report.console.status(f"streaming {bench.plan.stream_s:g} s in chunks of {chunk_ms:g} ms"):
+    for chunk_ms in bench.workload.chunks_ms:
+        with bench.report.console.status(
+            f"streaming {bench.workload.stream_s:g} s in chunks of {chunk_ms:g} ms"
+        ):
             command = [sys.executable, "-m", "autovoice", "stream", "--simulate", str(source)]
             command += ["--target", str(bench.embedding_file), "--chunk-ms", str(chunk_ms), "--json"]
             command += ["--threads", "1", "--device", "cpu", "--repository", str(bench.repository)]

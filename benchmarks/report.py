@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pynvml
 from rich.console import Console
 from rich.table import Table
+
+from autovoice.atomic import atomic_path
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +44,7 @@ class Environment:
         gpus: one name for each.
         system: operating system and kernel.
         load: runnable processes per core before the benchmark began, one-minute average; near 0 on an idle
-            machine, None where the system does not tell.
+            machine.
         python: version.
         packages: versions of the packages asked for; None where one is not installed.
         commit: of the checkout, with "+" when it holds uncommitted changes; None outside of one.
@@ -54,7 +57,7 @@ class Environment:
     memory_gb: float
     gpus: tuple[str, ...]
     system: str
-    load: float | None
+    load: float
     python: str
     packages: Mapping[str, str | None]
     commit: str | None
@@ -66,23 +69,22 @@ class Environment:
         Args:
             packages: distributions whose versions matter to the figures.
         """
-        processor = _proc_table("/proc/cpuinfo")
+        processor = _processor()
         numbers = [
             f"{key} {processor[key]}" for key in ("cpu family", "model", "stepping") if key in processor
         ]
         name = processor.get("model name", platform.processor() or platform.machine())
         flags = set(processor.get("flags", processor.get("Features", "")).split())
-        cores = os.cpu_count() or 1
-        memory_kb = int(_proc_table("/proc/meminfo").get("MemTotal", "0 kB").split()[0])
+        cores = psutil.cpu_count() or 1
         return cls(
             cpu=f"{name} ({', '.join(numbers)})" if numbers else name,
             cores=cores,
             usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
             instruction_sets=tuple(flag for flag in INSTRUCTION_SETS if flag in flags),
-            memory_gb=round(memory_kb * 1024 / 1e9, 1),
+            memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
             gpus=_gpus(),
             system=f"{_distribution()}, {platform.system()} {platform.release()}",
-            load=round(os.getloadavg()[0] / cores, 2) if hasattr(os, "getloadavg") else None,
+            load=round(psutil.getloadavg()[0] / cores, 2),
             python=platform.python_version(),
             packages={name: _version(name) for name in packages},
             commit=_commit(),
@@ -142,14 +144,13 @@ class Report:
     def print_head(self) -> None:
         """Prints machine, versions and settings."""
         here = self.environment
-        load = "unknown" if here.load is None else f"{here.load:.2f} per core before the start"
         lines = {
             "cpu": here.cpu,
             "cores": f"{here.usable_cores} of {here.cores}; {' '.join(here.instruction_sets)}",
             "memory": f"{here.memory_gb} GB",
             "gpu": ", ".join(here.gpus) or "none",
             "system": f"{here.system}, Python {here.python}",
-            "load": load,
+            "load": f"{here.load:.2f} per core before the start",
             "packages": ", ".join(f"{name} {version or 'none'}" for name, version in here.packages.items()),
             "commit": here.commit or "unknown",
             **{name: _plain(value) for name, value in self.settings.items()},
@@ -158,7 +159,7 @@ class Report:
         for name, value in lines.items():
             table.add_row(name.replace("_", " "), value)
         self.console.print(table, highlight=False, markup=False)
-        if here.load is not None and here.load > 0.25:
+        if here.load > 0.25:
             self.console.print(
                 "[yellow]the machine is not idle: wall-clock figures will be worse than it can do"
             )
@@ -211,15 +212,15 @@ class Report:
         """Writes `<benchmark>.json` (`<benchmark>-quick.json` of a quick run) into `folder`.
 
         Raises:
-            OSError: the folder cannot be written.
+            OutputError: the file cannot be written.
             ValueError: a figure is NaN or infinite, which JSON cannot hold.
         """
         folder.mkdir(parents=True, exist_ok=True)
         suffix = "-quick" if self.settings.get("quick") else ""
         file = folder / f"{self.benchmark}{suffix}.json"
-        partial = file.with_suffix(".json.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(file)
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        with atomic_path(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         self.console.print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
         return file
 
@@ -262,10 +263,10 @@ def _plain(value: Any) -> str:
     return _cell(value)
 
 
-def _proc_table(path: str) -> dict[str, str]:
-    """The first block of a "key : value" file of /proc; empty where there is none."""
+def _processor() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core, which psutil does not tell; empty where there is none."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
@@ -287,11 +288,20 @@ def _version(package: str) -> str | None:
 
 
 def _gpus() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver
         return ()
-    return tuple(
-        _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    )
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        names = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory_gb = pynvml.nvmlDeviceGetMemoryInfo(device).total / 1e9
+            names.append(f"{pynvml.nvmlDeviceGetName(device)}, {memory_gb:.0f} GB, driver {driver}")
+        return tuple(names)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _commit() -> str | None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime
 import torch
 import typer
 from options import Quick, Results
@@ -26,6 +25,7 @@ from timing import cores, time_together
 from torch import nn
 
 from autovoice.engines.local import LocalEngine
+from autovoice.engines.onnx_session import make_session
 from autovoice.repository.reader import ModelRepository
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.half import half_precision
@@ -49,12 +49,11 @@ STATED = CONTEXT_LEFT_SAMPLES / SOURCE_RATE, CONTEXT_RIGHT_SAMPLES / SOURCE_RATE
 MIN_SPEEDUP = 1.5
 MAX_IMPORT_S = 60.0
 CHILD = """
-import sys, onnxruntime, psutil
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
+import sys, psutil
+from autovoice.engines.onnx_session import make_session
 kept, before = [], psutil.Process().memory_info().rss
 for path in sys.argv[1:]:
-    kept.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+    kept.append(make_session(path))
     now = psutil.Process().memory_info().rss
     print((now - before) / 1e6)
     before = now
@@ -62,7 +61,7 @@ for path in sys.argv[1:]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """How much is measured.
 
     Attributes:
@@ -88,14 +87,14 @@ class Plan:
     recording_s: float = 10.0
 
 
-QUICK = Plan(False, (1,), 1, ((0.2, 0.2), STATED), 8.0)
+QUICK = Workload(False, (1,), 1, ((0.2, 0.2), STATED), 8.0)
 
 
-def prepare(folder: Path, plan: Plan) -> tuple[Path, Path]:
+def prepare(folder: Path, workload: Workload) -> tuple[Path, Path]:
     """A voice and a content encoder of random weights."""
-    widths = published.FULL if plan.full else published.NARROW
+    widths = published.FULL if workload.full else published.NARROW
     voice = published.save_voice(folder / "voice.pth", widths=widths, speakers=109)
-    sizes = published.HUBERT_BASE if plan.full else published.HubertSizes()
+    sizes = published.HUBERT_BASE if workload.full else published.HubertSizes()
     return voice, published.save_hubert(folder / "contentvec", sizes)
 
 
@@ -120,7 +119,9 @@ def measure_import(report: Report, voice: Path, contentvec: Path, repository: Pa
     report.aims.append(Aim("import", f"under {MAX_IMPORT_S:g} s", f"{second:.1f} s", second < MAX_IMPORT_S))
 
 
-def measure_speed(report: Report, plan: Plan, voice: Path, contentvec: Path, repository: Path) -> None:
+def measure_speed(
+    report: Report, workload: Workload, voice: Path, contentvec: Path, repository: Path
+) -> None:
     """RTF of the two networks in ONNX Runtime and in PyTorch, one thread each, in turns."""
     torch.set_num_threads(1)
     checkpoint = load_voice(voice)
@@ -130,10 +131,10 @@ def measure_speed(report: Report, plan: Plan, voice: Path, contentvec: Path, rep
     }
     published_form = _published_form(voice, contentvec)
     rows = []
-    totals: dict[float, list[float]] = {seconds: [0.0, 0.0] for seconds in plan.lengths_s}
+    totals: dict[float, list[float]] = {seconds: [0.0, 0.0] for seconds in workload.lengths_s}
     for model, module in modules.items():
-        session = _session(repository / model / "1" / "model.onnx")
-        for seconds in plan.lengths_s:
+        session = make_session(repository / model / "1" / "model.onnx")
+        for seconds in workload.lengths_s:
             inputs = _inputs(
                 model, round(seconds * SOURCE_RATE) // GRID, checkpoint.synthesizer.config.content
             )
@@ -153,7 +154,7 @@ def measure_speed(report: Report, plan: Plan, voice: Path, contentvec: Path, rep
 
             with cores(1):
                 calls = {"plain": plainly, "modules": in_pytorch, "onnxruntime": in_onnxruntime}
-                times = time_together(calls, plan.repeats)
+                times = time_together(calls, workload.repeats)
             mine, theirs = times["onnxruntime"].median, times["plain"].median
             totals[seconds][0] += mine
             totals[seconds][1] += theirs
@@ -176,7 +177,7 @@ def measure_speed(report: Report, plan: Plan, voice: Path, contentvec: Path, rep
             "weight normalisation undone on the way. In the last column it runs the exported modules.",
         ),
     )
-    mine, theirs = totals[plan.lengths_s[-1]]
+    mine, theirs = totals[workload.lengths_s[-1]]
     ratio = theirs / mine
     report.aims.append(
         Aim("speed over PyTorch", f"at least {MIN_SPEEDUP:g}", f"{ratio:.2f}", ratio >= MIN_SPEEDUP)
@@ -227,10 +228,10 @@ def measure_half(report: Report, voice: Path, contentvec: Path) -> None:
     report.add("half", Section("float16 against float32, 1 s", rows))
 
 
-def measure_context(report: Report, plan: Plan, repository: Path) -> None:
+def measure_context(report: Report, workload: Workload, repository: Path) -> None:
     """How far the core of a window is from the uncut recording, by the context around it."""
     engine = LocalEngine(ModelRepository(repository), threads=1)
-    audio = voice_like(1, round(plan.recording_s * SOURCE_RATE) // GRID * GRID).numpy()
+    audio = voice_like(1, round(workload.recording_s * SOURCE_RATE) // GRID * GRID).numpy()
     settings: dict[str, Any] = {
         "SPEAKER_ID": np.int64([[0]]),
         "PITCH_SHIFT": np.float32([[0]]),
@@ -247,7 +248,7 @@ def measure_context(report: Report, plan: Plan, repository: Path) -> None:
     steps = np.round(whole["F0"][0, :first].astype(np.float64) * 0.01 * 2**24)
     phase = float((steps.sum() / 2**24) % 1.0)
     rows = []
-    for left_s, right_s in plan.contexts_s:
+    for left_s, right_s in workload.contexts_s:
         left, right = (round(context * 50) * 2 for context in (left_s, right_s))
         start, stop = max(0, first - left), min(last + right, frames)
         piece = audio[:, start * 160 : stop * 160]
@@ -258,7 +259,7 @@ def measure_context(report: Report, plan: Plan, repository: Path) -> None:
     report.add(
         "context",
         Section(
-            f"core of a window beside the recording of {plan.recording_s:g} s it is cut from",
+            f"core of a window beside the recording of {workload.recording_s:g} s it is cut from",
             rows,
             f"RMS of the difference over RMS; clients take {STATED[0]:g} s and {STATED[1]:g} s. Attention "
             "and the normalisation over time see all that they are given, so the difference falls but "
@@ -322,13 +323,6 @@ def _inputs(model: str, steps: int, content: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def main(
     quick: Quick = False,
     results: Results = DEFAULT_RESULTS,
@@ -338,26 +332,30 @@ def main(
     contentvec: Annotated[Path | None, typer.Option(help="Its encoder, a transformers folder.")] = None,
 ) -> None:
     """Measures an imported voice and writes rvc.json."""
-    plan = QUICK if quick else Plan()
+    workload = QUICK if quick else Workload()
     settings = {
         "quick": quick,
-        "weights": "given" if voice else "random, of the published sizes" if plan.full else "random, small",
+        "weights": "given"
+        if voice
+        else "random, of the published sizes"
+        if workload.full
+        else "random, small",
         "threads": 1,
-        "lengths_s": plan.lengths_s,
-        "repeats": plan.repeats,
+        "lengths_s": workload.lengths_s,
+        "repeats": workload.repeats,
     }
     report = Report("rvc", Environment.here(PACKAGES), settings)
     report.print_head()
     folder = Path(tempfile.mkdtemp(prefix="autovoice-rvc-"))
     try:
-        made_voice, made_contentvec = prepare(folder, plan)
+        made_voice, made_contentvec = prepare(folder, workload)
         voice, contentvec = voice or made_voice, contentvec or made_contentvec
         repository = folder / "repository"
         measure_import(report, voice, contentvec, repository)
-        measure_speed(report, plan, voice, contentvec, repository)
+        measure_speed(report, workload, voice, contentvec, repository)
         measure_memory(report, repository)
         measure_half(report, voice, contentvec)
-        measure_context(report, plan, repository)
+        measure_context(report, workload, repository)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report.print_aims()

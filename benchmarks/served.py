@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
+import urllib3
 
 from autovoice.server.options import ServeOptions
 from autovoice.server.server import TritonServer
@@ -22,8 +23,8 @@ Statistics = Mapping[str, Mapping[str, Any]]
 
 def statistics(http_url: str) -> Statistics:
     """Triton's statistics since it loaded its models, by model."""
-    with urllib.request.urlopen(f"{http_url}/v2/models/stats", timeout=10) as response:
-        return {entry["name"]: entry for entry in json.load(response)["model_stats"]}
+    response = urllib3.request("GET", f"{http_url}/v2/models/stats", timeout=10.0, retries=False)
+    return {entry["name"]: entry for entry in response.json()["model_stats"]}
 
 
 @contextmanager
@@ -71,13 +72,12 @@ class Occupation:
     """How busy a machine was.
 
     Attributes:
-        others: share of all its processor time that went to neither this process nor the server, 0 to 1; None
-            where the system does not tell.
-        server_s: processor time of the server, seconds; likewise.
+        others: share of all its processor time that went to neither this process nor the server, 0 to 1.
+        server_s: processor time of the server, seconds.
     """
 
-    others: float | None = None
-    server_s: float | None = None
+    others: float = 0.0
+    server_s: float = 0.0
 
 
 @contextmanager
@@ -86,38 +86,31 @@ def occupied(server: TritonServer) -> Iterator[Occupation]:
     measured = Occupation()
     assert server.process is not None
     group = server.process.pid
-    begun, before = time.perf_counter(), foreign_seconds(group)
-    served = 0.0 if before is None else group_seconds(group)
+    begun, before, served = time.perf_counter(), foreign_seconds(group), group_seconds(group)
     yield measured
-    after = foreign_seconds(group)
-    if before is not None and after is not None:
-        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
-        measured.others = max(after - before, 0.0) / spent
-        measured.server_s = group_seconds(group) - served
+    spent = (time.perf_counter() - begun) * (psutil.cpu_count() or 1)
+    measured.others = max(foreign_seconds(group) - before, 0.0) / spent
+    measured.server_s = group_seconds(group) - served
 
 
-def foreign_seconds(group: int) -> float | None:
+def foreign_seconds(group: int) -> float:
     """Processor time that went to anything but this process and the process group of a server."""
-    try:
-        user, nice, system, _, _, interrupts, soft, stolen = map(
-            int, Path("/proc/stat").read_text().split()[1:9]
-        )
-    except (OSError, ValueError):
-        return None
-    total = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
-    return total - group_seconds(group) - time.process_time()
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # Linux counts the time of guests in that of the user as well.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return sum(times) - idle - guests - group_seconds(group) - time.process_time()
 
 
 def group_seconds(group: int) -> float:
-    """Processor time of the living processes of a group, on Linux."""
-    ticks = 0
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with suppress(OSError):  # it ended while it was looked at
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group:
-                    ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Processor time of the living processes of a group."""
+    seconds = 0.0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it ended while it was looked at
+            if os.getpgid(process.pid) == group:
+                times = process.cpu_times()
+                seconds += times.user + times.system
+    return seconds
 
 
 def _grown(before: Mapping[str, Any], after: Mapping[str, Any], what: str, unit: str) -> int:

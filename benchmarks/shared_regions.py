@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.utils.shared_memory as system
 from speech import FloatArray
-from triton_plan import OFFLINE
+from triton_workload import OFFLINE
 from tritonclient.utils import InferenceServerException
 
 OUTPUT = "CONVERTED_AUDIO"
@@ -53,7 +53,7 @@ def both_ways(protocol: str, authority: str, inputs: Mapping[str, FloatArray]) -
 
 
 def _unregister(connection: Any) -> None:
-    """A server may answer a request a moment before it lets go of the regions that the request used."""
+    """A server may answer a request a moment before it releases the regions that the request used."""
     deadline = time.monotonic() + RELEASE_SECONDS
     while True:
         try:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import psutil
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ def cores(count: int, *, first: bool = False) -> Iterator[None]:
 
 def _bind(chosen: set[int]) -> None:
     # The mask belongs to a thread, so pools that exist already need theirs set too.
-    for task in Path("/proc/self/task").iterdir():
+    for thread in psutil.Process().threads():
         with suppress(ProcessLookupError):  # it ended meanwhile
-            os.sched_setaffinity(int(task.name), chosen)
+            os.sched_setaffinity(thread.id, chosen)

@@ -28,15 +28,15 @@ from perf_analyzer import (
     write_sequences,
 )
 from pipeline import weights_of
-from plan import load_material
 from report import DEFAULT_RESULTS, Aim, Environment, Report, Section, fail, significant, skipped
 from served import observed, serving
 from shared_regions import both_ways
 from speech import SpeechError
 from timing import time_together
 from triton_live import MIN_STREAMS, measure_live
-from triton_plan import CHUNK_S, OFFLINE, QUICK, STREAM, TritonBench, TritonPlan
 from triton_plots import save_plots
+from triton_workload import CHUNK_S, OFFLINE, QUICK, STREAM, TritonBench, TritonWorkload
+from workload import load_material
 
 from autovoice import PipelineConfig, VoiceConversionError, VoiceConversionPipeline
 from autovoice.server.server import TritonServer
@@ -57,14 +57,14 @@ def measure_ratio(bench: TritonBench, server: TritonServer) -> None:
         )
         for name, backend in backends.items()
     }
-    for seconds in bench.plan.ratio_lengths_s:
+    for seconds in bench.workload.ratio_lengths_s:
         source = bench.source(seconds)
 
         def convert(pipeline: VoiceConversionPipeline, source: Any = source) -> Callable[[], object]:
             return lambda: pipeline.convert(source, bench.embedding, source_sample_rate=bench.sample_rate)
 
         times = time_together(
-            {name: convert(pipeline) for name, pipeline in pipelines.items()}, bench.plan.ratio_repeats
+            {name: convert(pipeline) for name, pipeline in pipelines.items()}, bench.workload.ratio_repeats
         )
         row: dict[str, Any] = {"audio_s": seconds}
         row |= {f"{name}_ms": significant(timing.median * 1e3) for name, timing in times.items()}
@@ -98,12 +98,12 @@ def measure_shared_memory(bench: TritonBench, server: TritonServer) -> None:
     """What a request would gain if its audio went through shared memory."""
     rows = []
     for protocol, url in (("grpc", server.options.grpc_url), ("http", server.options.http_url)):
-        for seconds in bench.plan.shared_lengths_s:
+        for seconds in bench.workload.shared_lengths_s:
             inputs = {"SOURCE_AUDIO": bench.source(seconds), **bench.voice}
             batch = {name: value[np.newaxis] for name, value in inputs.items()}
             with both_ways(protocol, url.partition("://")[2], batch) as (plain, shared):
                 np.testing.assert_allclose(shared(), plain(), atol=1e-5)
-                times = time_together({"plain": plain, "shared": shared}, bench.plan.ratio_repeats)
+                times = time_together({"plain": plain, "shared": shared}, bench.workload.ratio_repeats)
             gain = times["plain"].median - times["shared"].median
             rows.append(
                 {
@@ -141,8 +141,8 @@ def measure_load(bench: TritonBench, server: TritonServer, analyzer: PerfAnalyze
         stages.extend(parts)
         return row
 
-    best = max(measure(Load("concurrency", count))["requests_per_s"] for count in bench.plan.concurrency)
-    for share in bench.plan.rates:
+    best = max(measure(Load("concurrency", count))["requests_per_s"] for count in bench.workload.concurrency)
+    for share in bench.workload.rates:
         measure(Load("rate", significant(share * best, 2)))
     lengths = sorted(request["SOURCE_AUDIO"].size / bench.sample_rate for request in requests)
     bench.report.add(
@@ -162,9 +162,9 @@ def measure_load(bench: TritonBench, server: TritonServer, analyzer: PerfAnalyze
 def measure_sequences(bench: TritonBench, server: TritonServer, analyzer: PerfAnalyzer) -> None:
     """Streams as fast as the server takes them, and in perf_analyzer's own time."""
     inputs = bench.folder / "sequences.json"
-    write_sequences(inputs, bench.sequences(2 * max(bench.plan.sequences)))
+    write_sequences(inputs, bench.sequences(2 * max(bench.workload.sequences)))
     rows, stages = [], []
-    loads = [Load("concurrency", count) for count in bench.plan.sequences]
+    loads = [Load("concurrency", count) for count in bench.workload.sequences]
     loads.append(Load("rate", MIN_STREAMS / CHUNK_S, MIN_STREAMS))
     for load in loads:
         row, parts = _measured(bench, server, analyzer, STREAM, inputs, load)
@@ -192,7 +192,7 @@ def _measured(
     options = server.options
     steps = bench.steps(model)
     with bench.report.console.status(f"{model}: {label}"), observed(options.http_url, steps) as stages:
-        made = analyzer.measure(model, options.grpc_url, inputs, load, window_s=bench.plan.window_s)
+        made = analyzer.measure(model, options.grpc_url, inputs, load, window_s=bench.workload.window_s)
     row = {
         "load": load.kind,
         "value": load.value,
@@ -219,7 +219,7 @@ def main(
 ) -> None:
     """Measures the server: overhead, throughput, latency under load, live streams."""
     environment = Environment.here(PACKAGES)
-    plan = QUICK if quick else TritonPlan()
+    workload = QUICK if quick else TritonWorkload()
     try:
         material = load_material(repository, speech)
     except (VoiceConversionError, SpeechError) as error:
@@ -236,15 +236,15 @@ def main(
         "weights": weights_of(material.repository),
         "speech": material.origin,
         "perf_analyzer": None if analyzer is None else analyzer.version(),
-        "repeats": plan.ratio_repeats,
-        "windows_s": plan.window_s,
-        "live_s": plan.live_s,
+        "repeats": workload.ratio_repeats,
+        "windows_s": workload.window_s,
+        "live_s": workload.live_s,
     }
     report = Report("triton", environment, settings)
     report.print_head()
     try:
         with tempfile.TemporaryDirectory(prefix="autovoice-bench-") as folder:
-            bench = TritonBench.over(material, Path(folder), plan, report)
+            bench = TritonBench.over(material, Path(folder), workload, report)
             with serving(bench.repository) as server:
                 measure_ratio(bench, server)
                 measure_shared_memory(bench, server)

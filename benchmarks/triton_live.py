@@ -11,7 +11,7 @@ from live_streams import LiveLoad, play
 from report import Aim, Section, significant, skipped
 from served import observed, occupied, serving
 from timing import cores
-from triton_plan import CHUNK_S, STREAM, STREAM_WITH_F0, TritonBench
+from triton_workload import CHUNK_S, STREAM, STREAM_WITH_F0, TritonBench
 
 from autovoice.config import usable_cores
 from autovoice.repository.reader import ModelRepository
@@ -89,8 +89,8 @@ def _rows(bench: TritonBench, server: TritonServer, model: str = STREAM) -> list
         voice["SOURCE_F0"] = np.full((1, round(CHUNK_S * bench.sample_rate) // frame), 120.0, np.float32)
     steps = bench.steps(model)
     rows: list[dict[str, Any]] = []
-    for streams in bench.plan.live:
-        load = LiveLoad(streams, CHUNK_S, bench.plan.live_s, model=model)
+    for streams in bench.workload.live:
+        load = LiveLoad(streams, CHUNK_S, bench.workload.live_s, model=model)
         with (
             bench.report.console.status(f"{streams} live streams"),
             observed(server.options.http_url, steps) as stages,
@@ -98,9 +98,8 @@ def _rows(bench: TritonBench, server: TritonServer, model: str = STREAM) -> list
         ):
             result = play(authority, load, bench.speech, bench.sample_rate, voice)
         row = live_row(streams, result.latencies_s, result.lateness_s, result.failures, stages)
-        if occupation.others is not None:
-            row["others_percent"] = round(100 * occupation.others, 1)
-        if occupation.server_s is not None:
+        row["others_percent"] = round(100 * occupation.others, 1)
+        if stages:
             row["server_cpu_ms"] = significant(1e3 * occupation.server_s / stages[0]["requests"])
         rows.append(row)
         if not any(row["holds"] for row in rows[-_GIVE_UP_AFTER:]) and len(rows) >= _GIVE_UP_AFTER:

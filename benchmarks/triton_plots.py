@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from report import Report, skipped
-from triton_plan import CHUNK_S
+from triton_workload import CHUNK_S
 
 PERCENTILES = ("p50", "p95", "p99")
 PARTS = {

@@ -7,8 +7,26 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from autovoice.errors import OutputError
+from autovoice.errors import OutputError, VoiceConversionError
+
+
+def as_path(path: Any, name: str, error: type[VoiceConversionError]) -> Path:
+    """Return a path that the caller gave as str, bytes or `os.PathLike`.
+
+    Args:
+        path: what was given.
+        name: what to call it in the error.
+        error: raised for what no file system could name.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise error(f"{name} is {path!r}; give a path") from None
+    if "\0" in text:
+        raise error(f"{name} is {text!r}, and no path holds a NUL character; give another")
+    return Path(text)
 
 
 @contextmanager
@@ -18,8 +36,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OutputError: when the folder is missing or not writable, `path` is a directory, or the disk is full.
     """
-    target = Path(os.path.realpath(path))  # write through a link instead of replacing it
-    if target.is_dir():
+    # Written through a link instead of replacing it.
+    target = Path(os.path.realpath(as_path(path, "output", OutputError)))
+    if os.path.isdir(target):
         raise OutputError(f"output {path} is a directory; name a file in it")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:

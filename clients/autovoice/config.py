@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autovoice.address import parse_address
 from autovoice.errors import ConfigurationError, RepositoryError
 from autovoice.settings import RvcSettings
 
 BASE_VOICE = "voice_conversion"  # the ensemble of the voice that `voice=None` names
-DEVICES = ("auto", "cuda", "cpu")
 FALLBACKS = ("cpu", "passthrough", "raise")
 REPOSITORY_VARIABLE = "AUTOVOICE_REPOSITORY"
+MODELS = "model_repository"  # the folder's name in a checkout, in the installed package and elsewhere
 API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
 DEFAULT_MAX_THREADS = 4
 _HEADER_VALUE = re.compile(r"[!-~]+")
 _VOICE_NAME = re.compile(r"[a-z0-9_-]+")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_PATH_FIELDS = ("repository", "tls_root_certificates", "tls_client_certificate", "tls_client_key")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class PipelineConfig:
         backend: `"embedded"` runs the repository in this process; `"grpc://host:port"` and
             `"http://host:port"` name a Triton server, `"grpcs://..."` and `"https://..."` one behind TLS.
         repository: folder of the models. None: `$AUTOVOICE_REPOSITORY`, else the `model_repository` of the
-            checkout this package runs from, else `./model_repository`.
+            checkout this package runs from, else the one installed with this package, else
+            `./model_repository`.
         voice: the voice to convert with, one of `list_voices`; None for the base voice, which takes a target
             embedding with every conversion.
         voice_settings: of an imported voice, for every conversion that does not say otherwise.
-        device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cpu"` never touches
-            it.
+        device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cuda:N"` for the GPU
+            of that number, from 0 on, and `"cpu"` never touches it.
         threads: ONNX Runtime threads per model. None: the usable cores, at most four.
         retries: how often a transient failure is tried again before the fallback, 0 or more.
         retry_delay_seconds: pause before the first retry, somewhat random; doubles with each one.
@@ -52,9 +54,13 @@ class PipelineConfig:
         replay_seconds: how much of its latest input a live stream keeps, to be played again to an engine that
             lost the stream's state (a server that restarted).
         api_key: sent to the server with every request. None: `$AUTOVOICE_API_KEY`, else no key.
-        tls_root_certificates: PEM file of the authorities that may vouch for the server; None for the usual.
+        tls_root_certificates: PEM file of the authorities to trust; None for the system's.
         tls_client_certificate: PEM file that identifies this client, where the server asks for one.
         tls_client_key: PEM file of its key.
+
+    Args:
+        use_cuda: another way to set `device`: True means `"cuda"`, with the CPU taking over where there is no
+            GPU unless `fallback` says otherwise; False means `"cpu"`.
 
     Raises:
         ConfigurationError: naming the first field that makes no sense.
@@ -64,7 +70,7 @@ class PipelineConfig:
     repository: str | Path | None = None
     voice: str | None = None
     voice_settings: RvcSettings | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: str = "auto"
     threads: int | None = None
     retries: int = 2
     retry_delay_seconds: float = 0.1
@@ -79,14 +85,20 @@ class PipelineConfig:
     tls_root_certificates: str | Path | None = None
     tls_client_certificate: str | Path | None = None
     tls_client_key: str | Path | None = None
+    use_cuda: InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
-        if self.backend != "embedded":
+    def __post_init__(self, use_cuda: bool | None) -> None:
+        if not (isinstance(self.backend, str) and self.backend == "embedded"):
             parse_address(self.backend)
-        self._require_choice("device", DEVICES)
-        self._require_choice("fallback", FALLBACKS)
-        if self.repository is not None and not isinstance(self.repository, (str, os.PathLike)):
-            raise ConfigurationError(f"repository is {self.repository!r}; give a folder path or None")
+        check_device(self.device)
+        if use_cuda is not None:
+            object.__setattr__(self, "device", _device_for(use_cuda, self.device))
+        if not (isinstance(self.fallback, str) and self.fallback in FALLBACKS):
+            raise ConfigurationError(
+                f"fallback is {self.fallback!r}; use one of {', '.join(map(repr, FALLBACKS))}"
+            )
+        for name in _PATH_FIELDS:
+            self._require_path(name)
         if self.voice is not None and not (isinstance(self.voice, str) and _VOICE_NAME.fullmatch(self.voice)):
             raise ConfigurationError(
                 f"voice is {self.voice!r}; give a voice's name (a-z, 0-9, _ and -) or None for the base voice"
@@ -110,12 +122,8 @@ class PipelineConfig:
         self._require_number("block_seconds", 0.1, 600.0)
         self._require_number("embedding_cache_size", 0, 1_000_000, integer=True)
         self._require_number("replay_seconds", 0.0, 3600.0)
-        if self.api_key is not None and not _HEADER_VALUE.fullmatch(self.api_key):
-            raise ConfigurationError("api_key is empty or no header could hold it; give the server's key")
-        for name in ("tls_root_certificates", "tls_client_certificate", "tls_client_key"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
-                raise ConfigurationError(f"{name} is {str(path)!r}, which is no file; give a PEM file")
+        if self.api_key is not None:
+            _check_key(self.api_key, "api_key")
         if (self.tls_client_certificate is None) != (self.tls_client_key is None):
             raise ConfigurationError(
                 "tls_client_certificate and tls_client_key go together; give both or neither"
@@ -128,8 +136,13 @@ class PipelineConfig:
 
     @property
     def server_key(self) -> str | None:
-        """The API key, with None resolved."""
-        return self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
+        """The API key, with None resolved.
+
+        Raises:
+            ConfigurationError: when `$AUTOVOICE_API_KEY` is no key.
+        """
+        key = self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
+        return key if key is None else _check_key(key, f"${API_KEY_VARIABLE}")
 
     def repository_path(self) -> Path:
         """Return the folder of the models, with None resolved.
@@ -142,32 +155,80 @@ class PipelineConfig:
         configured = os.environ.get(REPOSITORY_VARIABLE)
         if configured:
             return Path(configured).expanduser()
-        checkout = Path(__file__).resolve().parents[2] / "model_repository"
-        for candidate in (checkout, Path("model_repository")):
-            if candidate.is_dir():
-                return candidate
+        package = Path(__file__).resolve().parent
+        checkout = package.parents[1]
+        places = (checkout / MODELS, package / MODELS, Path(MODELS))
+        for place in places:
+            if place.is_dir():
+                return place
         raise RepositoryError(
-            f"no model repository found in {checkout} or ./model_repository; pass "
-            "PipelineConfig(repository=...) or set "
-            f"{REPOSITORY_VARIABLE}"
+            f"no model repository found in {', '.join(map(str, places))}; pass "
+            f"PipelineConfig(repository=...) or set {REPOSITORY_VARIABLE}"
         )
 
-    def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
+    def _require_path(self, name: str) -> None:
         value = getattr(self, name)
-        if value not in choices:
-            raise ConfigurationError(f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}")
+        if value is None:
+            return
+        kind = "folder" if name == "repository" else "PEM file"
+        try:
+            path = Path(value).expanduser()
+            fits = "\0" not in str(path) and (kind == "folder" or path.is_file())
+        except (TypeError, RuntimeError, OSError):  # no path, an unknown user's home, no permission
+            fits = False
+        if not fits:
+            raise ConfigurationError(
+                f"{name} is {value!r}, which is no {kind}; give the path of one, or None"
+            )
 
     def _require_number(self, name: str, low: float, high: float, *, integer: bool = False) -> None:
         value = getattr(self, name)
         kinds = (int,) if integer else (int, float)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, kinds)
-            or not math.isfinite(value)
-            or not low <= value <= high
-        ):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             noun = "an integer" if integer else "a number"
             raise ConfigurationError(f"{name} is {value!r}; give {noun} from {low} to {high}")
+
+
+def as_config(config: PipelineConfig | None) -> PipelineConfig:
+    """Return `config`, or the defaults for None.
+
+    Raises:
+        ConfigurationError: when it is something else.
+    """
+    if config is None:
+        return PipelineConfig()
+    if not isinstance(config, PipelineConfig):
+        raise ConfigurationError(f"config is {config!r}; give a PipelineConfig or None")
+    return config
+
+
+def check_device(device: Any) -> None:
+    """Refuse what is no device.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
+        raise ConfigurationError(
+            f"device is {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N' with a GPU's number from 0 on"
+        )
+
+
+def _check_key(key: Any, name: str) -> str:
+    """Refuse what no header can hold, without showing it."""
+    if not (isinstance(key, str) and _HEADER_VALUE.fullmatch(key)):
+        raise ConfigurationError(f"{name} is empty or no header could hold it; give the server's key")
+    return key
+
+
+def _device_for(use_cuda: Any, device: str) -> str:
+    """The device that `use_cuda` and `device` together name."""
+    if not isinstance(use_cuda, bool):
+        raise ConfigurationError(f"use_cuda is {use_cuda!r}; give True, False or None")
+    usual = "cuda" if use_cuda else "cpu"
+    if device != "auto" and not device.startswith(usual):
+        raise ConfigurationError(f"use_cuda is {use_cuda} but device is {device!r}; leave one of them out")
+    return usual if device == "auto" else device
 
 
 def usable_cores() -> int:

@@ -1,27 +1,71 @@
-"""One offline conversion: a source read in blocks, converted in bounded memory."""
+"""Conversion of one whole source, block by block in bounded memory, and of a batch of sources."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from autovoice.audio.samples import Resampler, output_length, passthrough_gain, resample
-from autovoice.audio.source import ArraySource, Source, check_duration
+from autovoice.audio.samples import (
+    Resampler,
+    check_duration,
+    check_sample_rate,
+    output_length,
+    passthrough_gain,
+    resample,
+)
+from autovoice.audio.source import Source
+from autovoice.config import PipelineConfig
 from autovoice.engines.engine import MAX_RESTARTS, Engine, StepTiming, observe_steps
-from autovoice.errors import SequenceError
+from autovoice.errors import InferenceError, PassthroughWarning, SequenceError
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
+from autovoice.settings import RvcSettings
 from autovoice.streaming import StreamSession, samples_needed
-from autovoice.voices.voice import Target, Voice, fit_length
+from autovoice.voices.voice import Voice, VoiceRequest, fit_length
 
 logger = logging.getLogger(__name__)
 
+MAX_BATCH_SECONDS = 60.0  # audio in one request; bounds its memory
+PitchShift: TypeAlias = "float | Literal['auto']"
+_Made = TypeVar("_Made")
 
-class StageClock:
+
+class BatchOptions(TypedDict, total=False):
+    """How sources are converted, for one and for many.
+
+    Attributes:
+        output_sample_rate: Hz; None for the source's.
+        pitch_shift_semitones: -24 to 24, 0 unless given; `"auto"` brings the source's median pitch to the
+            target's, which only the base voice can tell.
+        target_median_f0: Hz, for `"auto"`; None to judge it by the embedding.
+        progress_callback: called after every stage of every block; what it raises ends the conversion.
+    """
+
+    output_sample_rate: int | None
+    pitch_shift_semitones: PitchShift
+    target_median_f0: float | None
+    progress_callback: ProgressCallback | None
+
+
+class ConversionOptions(BatchOptions, total=False):
+    """How one source is converted.
+
+    Attributes:
+        voice_settings: of an imported voice; None, and every None in it, for `PipelineConfig.voice_settings`,
+            then for the voice's default.
+    """
+
+    voice_settings: RvcSettings | None
+
+
+class StageTimer:
     """Adds up the time of stages and passes progress on.
 
     Args:
@@ -53,11 +97,11 @@ class StageClock:
         self._add(name, time.perf_counter() - started - inside / 1e3)
 
     def advance(self, fraction: float) -> None:
-        """Say how much of the source is dealt with, 0 to 1."""
+        """Say which share of the source is converted, 0 to 1."""
         self._fraction = max(self._fraction, min(fraction, 1.0))
 
     def finish(self) -> None:
-        """Tell the callback that everything is done."""
+        """Tell the callback that the conversion has ended."""
         self._fraction = 1.0
         if self._callback is not None:
             self._callback(Progress("finish", self.chunks, self.chunks, 1.0))
@@ -80,60 +124,124 @@ class StageClock:
             self._callback(Progress(name, min(self.chunk, self.chunks), self.chunks, self._fraction))
 
 
-@dataclass(frozen=True)
-class ConversionPlan:
-    """What one conversion is to do, checked.
-
-    Attributes:
-        target: what to convert to.
-        output_sample_rate: Hz.
-        block_seconds: audio per request.
-    """
-
-    target: Target
-    output_sample_rate: int
-    block_seconds: float
-
-
 class Conversion:
-    """Runs a `ConversionPlan` on a source.
+    """One source on its way to one voice; the request is checked here.
 
     Args:
         engine: runs the models.
-        voice: their constants.
+        voice: what to convert with.
+        config: block length, pitch range and fallback.
         source: what to convert.
-        plan: how.
-        clock: times the stages.
         name: what to call the source in errors.
+        target_embedding: speaker to convert to [E].
+        source_f0: pitch to use instead of the source's own.
+        timer: times the stages of a batch; None for a timer of this conversion's own.
+        voice_settings, output_sample_rate, pitch_shift_semitones, target_median_f0, progress_callback: see
+            `ConversionOptions`.
 
     Attributes:
-        clock: times the stages.
-        samples: of the source read so far.
+        source: what is converted.
+        name: what it is called in errors.
+        output_sample_rate: Hz.
         target: what it is converted to.
+        samples: of the source read so far.
+        timer: times the stages.
+        passthrough: True once the unconverted source is the result.
+
+    Raises:
+        ConfigurationError, EmbeddingError, PitchError, SampleRateError: for what does not fit the voice.
     """
 
     def __init__(
         self,
         engine: Engine,
         voice: Voice,
+        config: PipelineConfig,
         source: Source,
-        plan: ConversionPlan,
-        clock: StageClock,
         name: str,
+        target_embedding: npt.ArrayLike | None = None,
+        source_f0: npt.ArrayLike | None = None,
+        timer: StageTimer | None = None,
+        *,
+        voice_settings: RvcSettings | None = None,
+        output_sample_rate: int | None = None,
+        pitch_shift_semitones: PitchShift = 0.0,
+        target_median_f0: float | None = None,
+        progress_callback: ProgressCallback | None = None,
     ) -> None:
+        request = VoiceRequest(
+            target_embedding, source_f0, pitch_shift_semitones, target_median_f0, voice_settings
+        )
+        self.target = voice.target(request, source, config)
+        self.output_sample_rate = (
+            source.sample_rate
+            if output_sample_rate is None
+            else check_sample_rate(output_sample_rate, "output sample rate")
+        )
+        self.source = source
+        self.name = name
+        self.samples = 0
+        self.passthrough = False
+        self.timer = timer if timer is not None else StageTimer(engine.device, progress_callback)
         self._engine = engine
         self._voice = voice
-        self._source = source
-        self._plan = plan
-        self._name = name
-        self._block = max(1, round(plan.block_seconds * source.sample_rate))
-        self.clock = clock
-        self.samples = 0
-        self.target = plan.target
-        clock.chunks = max(1, -(-source.frames // self._block))
+        self._config = config
+        self._block = max(1, round(config.block_seconds * source.sample_rate))
+        self.timer.chunks = max(1, -(-source.frames // self._block))
+
+    @property
+    def output_samples(self) -> int:
+        """Length of the result, as far as the length of the source is known."""
+        return output_length(self.source.frames, self.source.sample_rate, self.output_sample_rate)
+
+    @property
+    def shift_semitones(self) -> float:
+        """The pitch shift applied, 0 as long as it has not been found."""
+        return self.target.shift_semitones or 0.0
+
+    @property
+    def fits_a_block(self) -> bool:
+        """Whether the whole source goes to the engine in one request."""
+        return self.source.frames <= self._config.block_seconds * self.source.sample_rate
+
+    def run(self, consume: Callable[[Iterator[FloatArray]], _Made]) -> _Made:
+        """Convert the source and return what `consume` makes of its blocks.
+
+        Args:
+            consume: takes all blocks; called a second time, from the start, when the engine fails and the
+                unconverted input is the result.
+
+        Raises:
+            InferenceError: when the engine failed and `fallback` is not `"passthrough"`.
+
+        Warns:
+            PassthroughWarning: when the unconverted input is the result.
+        """
+        try:
+            made = consume(self.blocks())
+        except InferenceError as error:
+            self.allow_passthrough(error)
+            made = consume(self.passthrough_blocks())
+        self.timer.finish()
+        return made
+
+    def allow_passthrough(self, error: InferenceError) -> None:
+        """Warn that the unconverted input is the result.
+
+        Raises:
+            InferenceError: `error` itself, unless `fallback` is `"passthrough"`.
+        """
+        if self._config.fallback != "passthrough":
+            raise error
+        logger.error("returning the level-normalised input: %s", error)
+        warnings.warn(
+            PassthroughWarning(f"the result is the level-normalised input, NOT converted: {error}"),
+            stacklevel=5,
+        )
+        self.passthrough = True
 
     def blocks(self) -> Iterator[FloatArray]:
-        """Yield converted audio at the plan's rate; in all exactly as long as the source.
+        """Yield converted audio at the output's rate; in all exactly as long as the source.
 
         When the engine loses its state, the source is converted from its start again, and what was yielded
         before is left out: the samples are the same as without the loss.
@@ -157,130 +265,114 @@ class Conversion:
             except SequenceError as error:
                 if not left:
                     raise
-                logger.warning("converting %s from its start again: %s", self._name, error)
+                logger.warning("converting %s from its start again: %s", self.name, error)
 
     def _blocks_from_start(self) -> Iterator[FloatArray]:
-        converter = self._voice.open_stream(self._engine, self.target, block_seconds=self._plan.block_seconds)
+        stream = self._voice.open_stream(self._engine, self.target, block_seconds=self._config.block_seconds)
         self.samples = 0
-        with StreamSession(
-            converter, self._voice, self._source.sample_rate, self._plan.output_sample_rate
-        ) as session:
-            for number, chunk in enumerate(self._source.blocks(self._block), start=1):
-                self.clock.chunk = number
+        with StreamSession(stream, self._voice, self.source.sample_rate, self.output_sample_rate) as session:
+            for number, chunk in enumerate(self.source.blocks(self._block), start=1):
+                self.timer.chunk = number
                 self.samples += chunk.size
-                self.clock.advance(0.99 * self.samples / max(self._source.frames, self.samples))
-                with observe_steps(self.clock.on_step), self.clock.stage("resample"):
+                self.timer.advance(0.99 * self.samples / max(self.source.frames, self.samples))
+                with observe_steps(self.timer.on_step), self.timer.stage("resample"):
                     converted = session.push(chunk)
                 if converted.size:
                     yield converted
             self._check_length()
-            with observe_steps(self.clock.on_step), self.clock.stage("resample"):
+            with observe_steps(self.timer.on_step), self.timer.stage("resample"):
                 converted = session.flush()
         yield converted
 
-    @property
-    def shift_semitones(self) -> float:
-        """The pitch shift applied, 0 as long as it has not been found."""
-        return self.target.shift_semitones or 0.0
-
-    def resolve(self) -> Target:
-        """Find the target's pitch shift where the plan leaves it open."""
-        with observe_steps(self.clock.on_step):
-            self.target = self._voice.resolve(self._engine, self.target, self._source, self._block)
-        return self.target
+    def resolve(self) -> None:
+        """Find the target's pitch shift where the request leaves it open."""
+        with observe_steps(self.timer.on_step):
+            self.target = self._voice.resolve(self._engine, self.target, self.source, self._block)
 
     def passthrough_blocks(self) -> Iterator[FloatArray]:
-        """Yield the unconverted source at -20 dB RMS and the plan's rate (`fallback="passthrough"`)."""
+        """Yield the unconverted source at -20 dB RMS and the output's rate."""
         peak = square_sum = 0.0
         self.samples = 0
-        for chunk in self._source.blocks(self._block):
+        for chunk in self.source.blocks(self._block):
             self.samples += chunk.size
             peak = max(peak, float(np.abs(chunk).max()))
             square_sum += float(np.square(chunk, dtype=np.float64).sum())
         self._check_length()
         gain = np.float32(passthrough_gain(peak, square_sum / self.samples))
-        total = output_length(self.samples, self._source.sample_rate, self._plan.output_sample_rate)
-        resampler = Resampler(self._source.sample_rate, self._plan.output_sample_rate)
+        total = output_length(self.samples, self.source.sample_rate, self.output_sample_rate)
+        resampler = Resampler(self.source.sample_rate, self.output_sample_rate)
         made = 0
-        for chunk in self._source.blocks(self._block):
+        for chunk in self.source.blocks(self._block):
             ready = resampler.push(chunk * gain)[: total - made]
             made += ready.size
             yield ready
-        if self._source.sample_rate != self._plan.output_sample_rate:
+        if self.source.sample_rate != self.output_sample_rate:
             yield fit_length(resampler.push(np.zeros(0, np.float32), last=True), total - made)
 
     def profile(self) -> ConversionProfile:
         """Timings so far."""
-        return self.clock.profile(self.samples / self._source.sample_rate, self.samples)
+        return self.timer.profile(self.samples / self.source.sample_rate, self.samples)
 
     def _check_length(self) -> None:
-        check_duration(self.samples, self._source.sample_rate, self._voice.frames_per_second, self._name)
-
-
-MAX_BATCH_SECONDS = 60.0  # audio in one request; bounds its memory
-
-
-@dataclass(frozen=True)
-class BatchItem:
-    """One source and what to do with it."""
-
-    source: ArraySource
-    plan: ConversionPlan
-    name: str
+        check_duration(self.samples, self.source.sample_rate, self._voice.frames_per_second, self.name)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """An item at the voice's rate, ready to be batched."""
+    """A source at the voice's rate, ready to share a request.
 
-    index: int
+    Attributes:
+        position: of its conversion in the batch.
+        conversion: how it is converted.
+        audio: samples [T] at the voice's rate.
+    """
+
+    position: int
+    conversion: Conversion
     audio: FloatArray
-    target: Target
-    output_samples: int
 
 
 def convert_batch(
-    engine: Engine, voice: Voice, items: Sequence[BatchItem], clock: StageClock
+    engine: Engine, voice: Voice, conversions: Sequence[Conversion], timer: StageTimer
 ) -> list[FloatArray]:
-    """Convert items together; each result equals that of its own conversion.
+    """Convert sources together; each result equals that of its own conversion.
 
-    Items longer than a block of their plan are streamed one by one, so that memory stays bounded.
+    Sources longer than a block are streamed one by one, so that memory stays bounded.
 
     Args:
         engine: runs the models.
-        voice: their constants.
-        items: what to convert.
-        clock: times the stages.
+        voice: what all are converted with.
+        conversions: of sources in memory.
+        timer: times the stages.
 
     Returns:
-        Converted audio per item, each exactly as long as its source at its output rate.
+        Converted audio per source, each exactly as long as its source at its output rate.
     """
-    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(items)
+    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(conversions)
     rows: list[_Row] = []
-    done = 0
-    for index, item in enumerate(items):
-        conversion = Conversion(engine, voice, item.source, item.plan, clock, item.name)
-        if item.source.frames > item.plan.block_seconds * item.source.sample_rate:
-            results[index] = np.concatenate(list(conversion.blocks()))
-            done += 1
-            continue
-        rows.append(_prepare(index, item, conversion.resolve(), voice, clock))
+    streamed = 0
+    for position, conversion in enumerate(conversions):
+        if conversion.fits_a_block:
+            conversion.resolve()
+            rows.append(_Row(position, conversion, _at_voice_rate(conversion, voice, timer)))
+        else:
+            results[position] = np.concatenate(list(conversion.blocks()))
+            streamed += 1
     buckets = make_buckets(
-        [row.audio.size for row in rows], voice, [voice.offline_model(row.target) for row in rows]
+        [row.audio.size for row in rows], voice, [voice.offline_model(row.conversion.target) for row in rows]
     )
-    clock.chunks = done + len(buckets)
-    for number, bucket in enumerate(buckets, start=done + 1):
-        clock.chunk = number
-        clock.advance(number / clock.chunks)
-        members = [rows[position] for position in bucket]
-        with observe_steps(clock.on_step):
+    timer.chunks = streamed + len(buckets)
+    for number, bucket in enumerate(buckets, start=streamed + 1):
+        timer.chunk = number
+        timer.advance(number / timer.chunks)
+        members = [rows[index] for index in bucket]
+        with observe_steps(timer.on_step):
             converted = _infer(engine, voice, members)
-        with clock.stage("resample"):
+        with timer.stage("resample"):
             for row, audio in zip(members, converted, strict=True):
-                rate = items[row.index].plan.output_sample_rate
                 trimmed = audio[: voice.converted_samples(row.audio.size)]
-                trimmed = resample(trimmed, voice.output_sample_rate, rate)
-                results[row.index] = fit_length(trimmed, row.output_samples)
+                trimmed = resample(trimmed, voice.output_sample_rate, row.conversion.output_sample_rate)
+                results[row.position] = fit_length(trimmed, row.conversion.output_samples)
     return results
 
 
@@ -314,20 +406,18 @@ def make_buckets(lengths: Sequence[int], voice: Voice, models: Sequence[str]) ->
     return buckets
 
 
-def _prepare(index: int, item: BatchItem, target: Target, voice: Voice, clock: StageClock) -> _Row:
-    source = item.source
-    rate = item.plan.output_sample_rate
-    with clock.stage("resample"):
-        audio = resample(source.audio, source.sample_rate, voice.sample_rate)
-    output_samples = output_length(source.frames, source.sample_rate, rate)
-    needed = samples_needed(output_samples, voice, rate)
-    return _Row(index, fit_length(audio, max(needed, audio.size)), target, output_samples)
+def _at_voice_rate(conversion: Conversion, voice: Voice, timer: StageTimer) -> FloatArray:
+    """The whole source at the voice's rate, with what silence the last output samples need."""
+    source = conversion.source
+    with timer.stage("resample"):
+        (whole,) = source.blocks(source.frames)
+        audio = resample(whole, source.sample_rate, voice.sample_rate)
+    needed = samples_needed(conversion.output_samples, voice, conversion.output_sample_rate)
+    return fit_length(audio, max(needed, audio.size))
 
 
-def _infer(engine: Engine, voice: Voice, rows: Sequence[_Row]) -> Iterable[FloatArray]:
+def _infer(engine: Engine, voice: Voice, rows: Sequence[_Row]) -> npt.NDArray[Any]:
     longest = max(row.audio.size for row in rows)
-    requests = [voice.offline_inputs(row.target, fit_length(row.audio, longest)) for row in rows]
+    requests = [voice.offline_inputs(row.conversion.target, fit_length(row.audio, longest)) for row in rows]
     inputs = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
-    model = voice.offline_model(rows[0].target)
-    converted: FloatArray = engine.infer(model, inputs)["CONVERTED_AUDIO"]
-    return converted
+    return engine.infer(voice.offline_model(rows[0].conversion.target), inputs)["CONVERTED_AUDIO"]

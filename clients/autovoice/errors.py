@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class VoiceConversionError(Exception):
-    """Base of everything AutoVoice raises on purpose.
+    """Base of all errors that AutoVoice raises.
 
     Attributes:
         exit_code: what a command line should exit with: 2 where the caller can mend it, 1 where the engine
@@ -49,7 +49,7 @@ class RepositoryError(VoiceConversionError):
 
 
 class StreamClosedError(VoiceConversionError):
-    """Audio pushed into a stream, or a call made on a pipeline, that has been closed."""
+    """Audio pushed into a stream, or a call made on a pipeline or an engine, that has been closed."""
 
 
 class InferenceError(VoiceConversionError):
@@ -69,6 +69,10 @@ class InferenceTimeoutError(InferenceError):
 
 class UnavailableError(InferenceError):
     """A server that cannot be reached, is overloaded, or failed so often that it is left alone a while."""
+
+
+class CapacityError(UnavailableError):
+    """A new sequence for an engine that already holds as many live ones as it can."""
 
 
 class DeviceError(InferenceError):

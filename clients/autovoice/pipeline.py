@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from numbers import Integral
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
+from typing_extensions import Unpack
 
-from autovoice.analysis import DEFAULT_SAMPLE_RATE, PathLike, VoiceAnalysis
+from autovoice.atomic import as_path
 from autovoice.audio.files import AudioSource, open_sink
-from autovoice.audio.samples import output_length
-from autovoice.conversion import BatchItem
-from autovoice.results import ConversionProfile, ConversionResult, FileResult, FloatArray, ProgressCallback
-from autovoice.runner import is_one_vector, per_item
-from autovoice.settings import RvcSettings
+from autovoice.audio.samples import as_mono, check_duration, check_sample_rate
+from autovoice.audio.source import ArraySource, Source
+from autovoice.config import PipelineConfig, as_config
+from autovoice.conversion import BatchOptions, Conversion, ConversionOptions, StageTimer, convert_batch
+from autovoice.engines.engine import Engine
+from autovoice.engines.opening import open_engine
+from autovoice.engines.resilient import ResilientEngine
+from autovoice.errors import (
+    AudioInputError,
+    ConfigurationError,
+    InferenceError,
+    OutputError,
+    StreamClosedError,
+)
+from autovoice.repository.reader import ModelRepository
+from autovoice.results import (
+    ConversionProfile,
+    ConversionResult,
+    FileResult,
+    FloatArray,
+    PipelineStats,
+    StatsCounter,
+)
+from autovoice.settings import RvcSettings, is_number
 from autovoice.streaming import StreamSession
-from autovoice.voices.voice import VoiceRequest
+from autovoice.voices.base import BaseVoice, read_base_voice
+from autovoice.voices.catalogue import open_voice
+from autovoice.voices.embedding import embed_source
+from autovoice.voices.pitch import median_voiced, track_source_f0
+from autovoice.voices.voice import Live, Voice, VoiceRequest
 
-PitchShift: TypeAlias = "float | Literal['auto']"
+DEFAULT_SAMPLE_RATE = 22_050
+RESAMPLING_QUALITIES = ("HQ", "LQ")
+CORE_SECONDS_RANGE = (0.01, 60.0)
+WARMUP_SECONDS_RANGE = (0.01, 60.0)
+PathLike: TypeAlias = "str | os.PathLike[str]"
+_Self = TypeVar("_Self", bound="VoiceConversionPipeline")
 
 
-class VoiceConversionPipeline(VoiceAnalysis):
+class VoiceConversionPipeline:
     """Converts recordings into one voice: the base voice, of any speaker that an embedding names, or an
     imported one.
 
@@ -38,8 +76,78 @@ class VoiceConversionPipeline(VoiceAnalysis):
         ConfigurationError: TLS files that cannot be used, or an API key that the server refuses.
         InferenceError: when the server does not answer and there is no fallback.
         RepositoryError: when the model repository is missing or incomplete, or lacks the voice.
-        DeviceError: when `device="cuda"` is not to be had and `fallback` is not `"cpu"`.
+        DeviceError: when the device is not to be had and `fallback` is not `"cpu"`.
     """
+
+    def __init__(
+        self,
+        config: PipelineConfig | None = None,
+        *,
+        voice: str | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        config = as_config(config)
+        self._config = config if voice is None else replace(config, voice=voice)
+        self._counter = StatsCounter()
+        self._repository: ModelRepository | None = None
+        if engine is None:
+            self._engine, self._repository = open_engine(self._config, self._counter)
+        else:
+            self._engine = ResilientEngine(
+                engine,
+                None,
+                breaker=None,
+                sequences_move=True,
+                retries=self._config.retries,
+                retry_delay_seconds=self._config.retry_delay_seconds,
+                timeout=self._config.timeout_seconds,
+                stats=self._counter,
+            )
+        self._voice = open_voice(self._engine, self._config.voice)
+        self._voice.check_settings(self._config.voice_settings)
+        self._embed_array = cached(
+            LRUCache(self._config.embedding_cache_size), key=_content_key, lock=threading.Lock()
+        )(self._embed)
+        self._closed = False
+
+    @property
+    def config(self) -> PipelineConfig:
+        """What this pipeline was told."""
+        return self._config
+
+    @property
+    def repository(self) -> ModelRepository | None:
+        """The models on disk; None when they run in a server or an engine was passed in."""
+        return self._repository
+
+    @property
+    def voice(self) -> Voice:
+        """The voice that conversions are made with."""
+        return self._voice
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the audio that the models take, Hz."""
+        return self._voice.sample_rate
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of a voice embedding.
+
+        Raises:
+            RepositoryError: when the repository lacks the base voice.
+        """
+        return self._base.embedding_size
+
+    @property
+    def device(self) -> str:
+        """Where the next request will run."""
+        return self._engine.device
+
+    @property
+    def stats(self) -> PipelineStats:
+        """Counters since the pipeline was made."""
+        return self._counter.snapshot()
 
     def convert(
         self,
@@ -47,12 +155,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
         target_embedding: npt.ArrayLike | None = None,
         source_f0: npt.ArrayLike | None = None,
         source_sample_rate: int = DEFAULT_SAMPLE_RATE,
-        output_sample_rate: int | None = None,
-        pitch_shift_semitones: PitchShift = 0.0,
-        progress_callback: ProgressCallback | None = None,
-        *,
-        target_median_f0: float | None = None,
-        voice_settings: RvcSettings | None = None,
+        **options: Unpack[ConversionOptions],
     ) -> FloatArray:
         """Convert one recording.
 
@@ -64,13 +167,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
             source_f0: pitch to use instead of the source's own: Hz per 10 ms frame [ceil(100 T / rate)], 0
                 where unvoiced. Only the base voice takes it.
             source_sample_rate: 8000 to 192000 Hz.
-            output_sample_rate: None for the source's.
-            pitch_shift_semitones: -24 to 24, or `"auto"` to bring the source's median pitch to the target's,
-                which only the base voice can tell.
-            progress_callback: called after every stage of every chunk; what it raises ends the conversion.
-            target_median_f0: Hz, for `"auto"`; None to judge it by the embedding.
-            voice_settings: of an imported voice; None, and every None in it, for `config.voice_settings`,
-                then for the voice's default.
+            options: see `autovoice.conversion.ConversionOptions`.
 
         Returns:
             Mono float32 [T], or [round(T * output rate / source rate)] with `output_sample_rate`.
@@ -87,15 +184,7 @@ class VoiceConversionPipeline(VoiceAnalysis):
                 level-normalised.
         """
         return self.convert_detailed(
-            source_audio,
-            target_embedding,
-            source_f0,
-            source_sample_rate,
-            output_sample_rate,
-            pitch_shift_semitones,
-            progress_callback,
-            target_median_f0=target_median_f0,
-            voice_settings=voice_settings,
+            source_audio, target_embedding, source_f0, source_sample_rate, **options
         ).audio
 
     def convert_detailed(
@@ -104,24 +193,22 @@ class VoiceConversionPipeline(VoiceAnalysis):
         target_embedding: npt.ArrayLike | None = None,
         source_f0: npt.ArrayLike | None = None,
         source_sample_rate: int = DEFAULT_SAMPLE_RATE,
-        output_sample_rate: int | None = None,
-        pitch_shift_semitones: PitchShift = 0.0,
-        progress_callback: ProgressCallback | None = None,
-        *,
-        target_median_f0: float | None = None,
-        voice_settings: RvcSettings | None = None,
+        **options: Unpack[ConversionOptions],
     ) -> ConversionResult:
         """Convert one recording like `convert`, and tell how it went."""
-        self._check_open()
-        request = VoiceRequest(
-            target_embedding, source_f0, pitch_shift_semitones, target_median_f0, voice_settings
-        )
-        with self._runner.counting_failures():
-            source = self._runner.array_source(source_audio, source_sample_rate, "source audio")
-            plan = self._runner.plan(source, request, output_sample_rate)
-            audio = np.empty(
-                output_length(source.frames, source.sample_rate, plan.output_sample_rate), np.float32
+        with self._counting_failures():
+            source = self._array_source(source_audio, source_sample_rate, "source audio")
+            conversion = Conversion(
+                self._engine,
+                self._voice,
+                self._config,
+                source,
+                "source audio",
+                target_embedding,
+                source_f0,
+                **options,
             )
+            audio = np.empty(conversion.output_samples, np.float32)
 
             def collect(blocks: Iterator[FloatArray]) -> None:
                 position = 0
@@ -129,9 +216,13 @@ class VoiceConversionPipeline(VoiceAnalysis):
                     audio[position : position + block.size] = block
                     position += block.size
 
-            _, outcome = self._runner.run(source, plan, "source audio", progress_callback, collect)
+            conversion.run(collect)
         return ConversionResult(
-            audio, outcome.sample_rate, outcome.pitch_shift_semitones, outcome.passthrough, outcome.profile
+            audio,
+            conversion.output_sample_rate,
+            conversion.shift_semitones,
+            conversion.passthrough,
+            self._count_success(conversion),
         )
 
     def convert_file(
@@ -141,13 +232,9 @@ class VoiceConversionPipeline(VoiceAnalysis):
         target_embedding: npt.ArrayLike | None = None,
         *,
         source_f0: npt.ArrayLike | None = None,
-        output_sample_rate: int | None = None,
-        pitch_shift_semitones: PitchShift = 0.0,
-        target_median_f0: float | None = None,
-        voice_settings: RvcSettings | None = None,
         subtype: str | None = None,
         tags: Mapping[str, str] | None = None,
-        progress_callback: ProgressCallback | None = None,
+        **options: Unpack[ConversionOptions],
     ) -> FileResult:
         """Convert one audio file into another in bounded memory; the output appears whole or not at all.
 
@@ -156,58 +243,59 @@ class VoiceConversionPipeline(VoiceAnalysis):
             output: the suffix chooses the format.
             target_embedding: see `convert`.
             source_f0: see `convert`.
-            output_sample_rate: None for the source's.
-            pitch_shift_semitones: see `convert`.
-            target_median_f0: see `convert`.
-            voice_settings: see `convert`.
             subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
             tags: metadata of the output, such as `provenance_tags()`.
-            progress_callback: see `convert`.
+            options: see `autovoice.conversion.ConversionOptions`.
 
         Raises:
             AudioFileError: when the source cannot be read.
             OutputError: when the output cannot be written.
             AudioInputError, ConfigurationError, EmbeddingError, PitchError, InferenceError: see `convert`.
         """
-        self._check_open()
-        request = VoiceRequest(
-            target_embedding, source_f0, pitch_shift_semitones, target_median_f0, voice_settings
-        )
-        with self._runner.counting_failures():
+        with self._counting_failures():
             opened = AudioSource(source)
-            plan = self._runner.plan(opened, request, output_sample_rate)
-            expected = output_length(opened.frames, opened.sample_rate, plan.output_sample_rate)
+            conversion = Conversion(
+                self._engine,
+                self._voice,
+                self._config,
+                opened,
+                str(opened.path),
+                target_embedding,
+                source_f0,
+                **options,
+            )
 
             def write(blocks: Iterator[FloatArray]) -> int:
                 with open_sink(
-                    output, plan.output_sample_rate, subtype=subtype, expected_samples=expected, tags=tags
+                    output,
+                    conversion.output_sample_rate,
+                    subtype=subtype,
+                    expected_samples=conversion.output_samples,
+                    tags=tags,
                 ) as sink:
                     for block in blocks:
                         sink.write(block)
                 return sink.samples
 
-            samples, outcome = self._runner.run(opened, plan, str(opened.path), progress_callback, write)
+            samples = conversion.run(write)
         return FileResult(
-            Path(output),
-            outcome.sample_rate,
+            as_path(output, "output", OutputError),
+            conversion.output_sample_rate,
             samples,
-            outcome.pitch_shift_semitones,
-            outcome.passthrough,
-            outcome.profile,
+            conversion.shift_semitones,
+            conversion.passthrough,
+            self._count_success(conversion),
         )
 
     def batch_convert(
         self,
-        source_audios: Sequence[npt.ArrayLike],
-        target_embeddings: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
-        source_f0s: Sequence[npt.ArrayLike | None] | None = None,
-        source_sample_rates: int | Sequence[int] = DEFAULT_SAMPLE_RATE,
-        output_sample_rate: int | None = None,
-        pitch_shift_semitones: PitchShift = 0.0,
-        progress_callback: ProgressCallback | None = None,
+        source_audios: Iterable[npt.ArrayLike],
+        target_embeddings: npt.ArrayLike | Iterable[npt.ArrayLike] | None = None,
+        source_f0s: Iterable[npt.ArrayLike | None] | None = None,
+        source_sample_rates: int | Iterable[int] = DEFAULT_SAMPLE_RATE,
         *,
-        target_median_f0: float | None = None,
-        voice_settings: RvcSettings | Sequence[RvcSettings | None] | None = None,
+        voice_settings: RvcSettings | Iterable[RvcSettings | None] | None = None,
+        **options: Unpack[BatchOptions],
     ) -> list[FloatArray]:
         """Convert many recordings together: those of like length share requests, padded on the right.
 
@@ -216,11 +304,8 @@ class VoiceConversionPipeline(VoiceAnalysis):
             target_embeddings: one [E] for all, or one per source [N, E]; None for an imported voice.
             source_f0s: one track or None per source.
             source_sample_rates: one for all or one per source.
-            output_sample_rate: None for each source's own.
-            pitch_shift_semitones: for all; `"auto"` is resolved per source.
-            progress_callback: see `convert`.
-            target_median_f0: see `convert`.
             voice_settings: one for all, or one or None per source.
+            options: for all; see `autovoice.conversion.BatchOptions`. `"auto"` is resolved per source.
 
         Returns:
             One result per source, in order, as `convert` would return it (to 1e-4 of full scale).
@@ -230,26 +315,51 @@ class VoiceConversionPipeline(VoiceAnalysis):
                 refused.
         """
         self._check_open()
-        count = len(source_audios)
-        rates = per_item(
-            source_sample_rates, count, "source_sample_rates", shared=np.ndim(source_sample_rates) == 0
+        sources = _listed(source_audios, "source_audios")
+        count = len(sources)
+        if isinstance(target_embeddings, Iterator):
+            target_embeddings = list(target_embeddings)
+        rates = _per_item(source_sample_rates, count, "source_sample_rates")
+        tracks = _per_item(source_f0s, count, "source_f0s")
+        embeddings = _per_item(
+            target_embeddings, count, "target_embeddings", shared=_is_one_vector(target_embeddings)
         )
-        tracks = per_item(source_f0s, count, "source_f0s", shared=source_f0s is None)
-        one_voice = is_one_vector(target_embeddings)
-        voices = per_item(target_embeddings, count, "target_embeddings", shared=one_voice)
-        one_setting = voice_settings is None or isinstance(voice_settings, RvcSettings)
-        settings = per_item(voice_settings, count, "voice_settings", shared=one_setting)
-        with self._runner.counting_failures(count):
-            items: list[BatchItem] = []
-            for index, audio in enumerate(source_audios):
+        settings = _per_item(voice_settings, count, "voice_settings")
+        with self._counting_failures(count):
+            timer = StageTimer(self._engine.device, options.get("progress_callback"))
+            conversions = []
+            for index, audio in enumerate(sources):
                 name = f"source audio {index}"
-                source = self._runner.array_source(audio, rates[index], name)
-                request = VoiceRequest(
-                    voices[index], tracks[index], pitch_shift_semitones, target_median_f0, settings[index]
+                conversions.append(
+                    Conversion(
+                        self._engine,
+                        self._voice,
+                        self._config,
+                        self._array_source(audio, rates[index], name),
+                        name,
+                        embeddings[index],
+                        tracks[index],
+                        timer,
+                        voice_settings=settings[index],
+                        **options,
+                    )
                 )
-                plan = self._runner.plan(source, request, output_sample_rate)
-                items.append(BatchItem(source, plan, name))
-            return self._runner.run_batch(items, progress_callback) if items else []
+            if not conversions:
+                return []
+            try:
+                results = convert_batch(self._engine, self._voice, conversions, timer)
+            except InferenceError as error:
+                for conversion in conversions:
+                    conversion.allow_passthrough(error)
+                results = [np.concatenate(list(each.passthrough_blocks())) for each in conversions]
+            timer.finish()
+        durations = [each.source.frames / each.source.sample_rate for each in conversions]
+        profile = timer.profile(sum(durations), sum(each.source.frames for each in conversions))
+        for conversion, duration in zip(conversions, durations, strict=True):
+            self._counter.success(
+                profile.total_ms / count, duration, profile.device, passthrough=conversion.passthrough
+            )
+        return results
 
     def profile_conversion(
         self,
@@ -257,24 +367,11 @@ class VoiceConversionPipeline(VoiceAnalysis):
         target_embedding: npt.ArrayLike | None = None,
         source_f0: npt.ArrayLike | None = None,
         source_sample_rate: int = DEFAULT_SAMPLE_RATE,
-        output_sample_rate: int | None = None,
-        pitch_shift_semitones: PitchShift = 0.0,
-        progress_callback: ProgressCallback | None = None,
-        *,
-        target_median_f0: float | None = None,
-        voice_settings: RvcSettings | None = None,
+        **options: Unpack[ConversionOptions],
     ) -> ConversionProfile:
         """Convert like `convert` and return where the time went; call `warmup` first to leave loading out."""
         return self.convert_detailed(
-            source_audio,
-            target_embedding,
-            source_f0,
-            source_sample_rate,
-            output_sample_rate,
-            pitch_shift_semitones,
-            progress_callback,
-            target_median_f0=target_median_f0,
-            voice_settings=voice_settings,
+            source_audio, target_embedding, source_f0, source_sample_rate, **options
         ).profile
 
     def stream(
@@ -312,20 +409,209 @@ class VoiceConversionPipeline(VoiceAnalysis):
             pitch_shift_semitones=pitch_shift_semitones,
             voice_settings=voice_settings,
         )
-        return self._runner.open_stream(
-            request, sample_rate, output_sample_rate, resampling_quality, core_seconds
+        target = self._voice.target(request, None, self._config)
+        if not (isinstance(resampling_quality, str) and resampling_quality in RESAMPLING_QUALITIES):
+            raise ConfigurationError(f"resampling_quality is {resampling_quality!r}; use 'HQ' or 'LQ'")
+        if core_seconds is not None:
+            _check_seconds("core_seconds", core_seconds, CORE_SECONDS_RANGE, "or None")
+        if sample_rate is None:
+            rate, output_rate = self._voice.sample_rate, self._voice.output_sample_rate
+        else:
+            rate = output_rate = check_sample_rate(sample_rate, "stream sample rate")
+        if output_sample_rate is not None:
+            output_rate = check_sample_rate(output_sample_rate, "output sample rate")
+        stream = self._voice.open_stream(
+            self._engine,
+            target,
+            block_seconds=self._config.block_seconds,
+            live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
+        )
+        return StreamSession(
+            stream,
+            self._voice,
+            rate,
+            output_rate,
+            quality=resampling_quality,
+            on_finish=self._count_stream,
         )
 
-    def warmup(self, seconds: float = 1.0) -> float:
-        """Load the models of conversions and streams and run each once on quiet noise.
+    def embed(self, reference_audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
+        """Embed a reference recording of the target's voice, from 10 ms to hours; a few seconds are best.
 
         Args:
-            seconds: of audio, at least one frame.
+            reference_audio: as `source_audio` of `convert`.
+            sample_rate: 8000 to 192000 Hz.
+
+        Returns:
+            Unit vector [E], the same for the same input.
+
+        Raises:
+            AudioInputError: no audio, or silence.
+            RepositoryError: when the repository lacks the base voice, for which embeddings are.
+        """
+        self._check_open()
+        source = self._array_source(reference_audio, sample_rate, "reference audio")
+        return np.array(self._embed_array(source, "reference audio"))
+
+    def embed_file(self, path: PathLike) -> FloatArray:
+        """Embed an audio file like `embed`, in bounded memory.
+
+        Raises:
+            AudioFileError: when it cannot be read.
+            AudioInputError: less than one frame, or silence.
+        """
+        self._check_open()
+        source = AudioSource(path)
+        return self._embed(source, str(source.path))
+
+    def extract_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
+        """Follow the pitch of a recording.
+
+        Returns:
+            Hz per 10 ms frame [about 100 T / rate], 0 where unvoiced; frame g is centred at (g + 0.5) * 10
+            ms.
+        """
+        self._check_open()
+        return self._track_f0(self._array_source(audio, sample_rate, "audio"))
+
+    def median_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> float:
+        """Median pitch of a recording's voiced frames in Hz, 0.0 when it has none."""
+        return median_voiced(self.extract_f0(audio, sample_rate))
+
+    def median_f0_file(self, path: PathLike) -> float:
+        """Median pitch of an audio file's voiced frames in Hz, 0.0 when it has none."""
+        self._check_open()
+        return median_voiced(self._track_f0(AudioSource(path)))
+
+    def warmup(self, num_iterations: int = 1, *, seconds: float = 1.0) -> float:
+        """Load the models of conversions and streams and run each on quiet noise.
+
+        Args:
+            num_iterations: how often each is run, 1 to 1000.
+            seconds: of audio, 0.01 to 60.
 
         Returns:
             Seconds it took. Not counted in `stats`.
+
+        Raises:
+            ConfigurationError: numbers out of range.
+            InferenceError: when the engine failed.
         """
         self._check_open()
+        if not is_number(num_iterations, Integral) or not 1 <= num_iterations <= 1000:
+            raise ConfigurationError(f"num_iterations is {num_iterations!r}; give an integer from 1 to 1000")
+        _check_seconds("seconds", seconds, WARMUP_SECONDS_RANGE)
         started = time.perf_counter()
-        self._runner.warm_up(seconds)
+        noise = np.random.default_rng(0).standard_normal(round(seconds * self._voice.sample_rate))
+        quiet = (0.01 * noise).astype(np.float32)
+        target = self._voice.neutral_target()
+        for live in (None, Live()) * num_iterations:
+            stream = self._voice.open_stream(
+                self._engine, target, block_seconds=self._config.block_seconds, live=live
+            )
+            stream.push(quiet)
+            stream.flush()
         return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Free the models or connections; conversions after this are refused."""
+        self._closed = True
+        self._engine.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def _base(self) -> BaseVoice:
+        """The base voice, whose models analyse recordings whatever the voice that converts."""
+        return self._voice if isinstance(self._voice, BaseVoice) else read_base_voice(self._engine)
+
+    def _array_source(self, audio: npt.ArrayLike, sample_rate: Any, name: str) -> ArraySource:
+        rate = check_sample_rate(sample_rate, f"the sample rate of {name}")
+        samples = as_mono(audio, name)
+        check_duration(samples.size, rate, self._voice.frames_per_second, name)
+        return ArraySource(samples, rate)
+
+    def _embed(self, source: Source, name: str) -> FloatArray:
+        return embed_source(self._engine, self._base.clock, source, name)
+
+    def _track_f0(self, source: Source) -> FloatArray:
+        block = max(1, round(self._config.block_seconds * source.sample_rate))
+        return track_source_f0(self._engine, self._base.clock, source, block)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("this pipeline has been closed; make another")
+
+    @contextmanager
+    def _counting_failures(self, count: int = 1) -> Iterator[None]:
+        """Refuse a closed pipeline; count `count` failed conversions when the block raises."""
+        self._check_open()
+        try:
+            yield
+        except BaseException:
+            self._counter.failure(count)
+            raise
+
+    def _count_success(self, conversion: Conversion) -> ConversionProfile:
+        profile = conversion.profile()
+        self._counter.success(
+            profile.total_ms, profile.audio_duration_s, profile.device, passthrough=conversion.passthrough
+        )
+        return profile
+
+    def _count_stream(self, session: StreamSession, succeeded: bool) -> None:
+        if not succeeded:
+            self._counter.failure()
+            return
+        seconds = session.samples_in / session.sample_rate
+        self._counter.success(
+            session.compute_seconds * 1e3, seconds, self._engine.device, passthrough=session.passthrough
+        )
+
+
+def _content_key(source: ArraySource, name: str) -> tuple[int, bytes]:
+    return source.sample_rate, hashlib.sha256(source.audio.tobytes()).digest()
+
+
+def _check_seconds(name: str, value: Any, bounds: tuple[float, float], otherwise: str = "") -> None:
+    low, high = bounds
+    if not (is_number(value) and math.isfinite(value) and low <= value <= high):
+        remedy = f"give seconds from {low:g} to {high:g}{', ' if otherwise else ''}{otherwise}"
+        raise ConfigurationError(f"{name} is {value!r}; {remedy}")
+
+
+def _per_item(values: Any, count: int, name: str, *, shared: bool = False) -> list[Any]:
+    """One entry per source; a value that is no iterable, or that is `shared`, is that of every source.
+
+    Raises:
+        AudioInputError: when there is not one entry per source.
+    """
+    if shared or not isinstance(values, Iterable):
+        return [values] * count
+    entries = _listed(values, name)
+    if len(entries) != count:
+        raise AudioInputError(
+            f"{name} has {len(entries)} entries for {count} sources; give one for all or one per source"
+        )
+    return entries
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:  # no iterable, or an array without axes
+        raise AudioInputError(f"{name} is {values!r}; give a list with one entry per source") from None
+
+
+def _is_one_vector(values: Any) -> bool:
+    """Whether `values` is a single flat vector, or none, rather than one vector per source."""
+    try:
+        return np.ndim(values[0]) == 0
+    except (TypeError, LookupError, ValueError):
+        return True  # no vector at all, which the voice asks for or says better

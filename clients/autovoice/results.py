@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ class Progress:
         stage: what ended: a model's name, `"resample"`, and at the very end `"finish"`.
         chunk: 1-based number of the chunk it belongs to.
         chunks: how many chunks there will be.
-        fraction: share of the source dealt with, 0 to 1, never decreasing.
+        fraction: share of the source converted, 0 to 1, never decreasing.
     """
 
     stage: str
@@ -34,15 +34,32 @@ class Progress:
 ProgressCallback = Callable[[Progress], None]
 
 
+class _Figures(Mapping[str, Any]):
+    """A dataclass of figures that is also a mapping from the names of its fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
-class ConversionProfile:
-    """Where the time of one conversion went.
+class ConversionProfile(_Figures):
+    """Where the time of one conversion went; also a mapping, so that `profile["rtf"]` is `profile.rtf`.
 
     Attributes:
         total_ms: wall time of the whole call.
         audio_duration_s: length of the source.
         rtf: compute time over audio time; below 1 is faster than real time.
-        throughput_samples_per_sec: source samples dealt with per second.
+        throughput_samples_per_sec: source samples converted per second.
         stages: wall time per stage in milliseconds, summed over chunks.
         device: where the models ran, `"cpu"` or `"cuda"` (or the server's address).
     """
@@ -100,8 +117,8 @@ class FileResult:
 
 
 @dataclass(frozen=True)
-class PipelineStats:
-    """Counters of one pipeline since it was made.
+class PipelineStats(_Figures):
+    """Counters of one pipeline since it was made; also a mapping, so that `stats["total"]` is `stats.total`.
 
     Attributes:
         total: conversions asked for (each item of a batch, each file, each finished stream counts as one).

@@ -32,11 +32,11 @@ class RvcSettings:
 
     def __post_init__(self) -> None:
         speaker: Any = self.speaker
-        if speaker is not None and not (_is_a(speaker, Integral) and speaker >= 0):
+        if speaker is not None and not (is_number(speaker, Integral) and speaker >= 0):
             raise ConfigurationError(f"speaker is {speaker!r}; give a speaker's number, 0 or more")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (_is_a(value, Real) and low <= value <= high):  # NaN neither
+            if value is not None and not (is_number(value) and low <= value <= high):  # NaN neither
                 raise ConfigurationError(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
 
     def over(self, others: RvcSettings) -> RvcSettings:
@@ -47,5 +47,6 @@ class RvcSettings:
         return RvcSettings(**merged)
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def is_number(value: Any, kind: type = Real) -> bool:
+    """Whether `value` is a number of `kind` from `numbers`; truth values are none."""
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from autovoice.audio.samples import (
     RESAMPLING_QUALITY,
     Resampler,
+    as_array,
     as_mono,
+    channel_axis,
     output_length,
     resampling_delay_seconds,
 )
@@ -38,7 +40,7 @@ class StreamSession:
 
     def __init__(
         self,
-        converter: VoiceStream,
+        stream: VoiceStream,
         voice: Voice,
         sample_rate: int,
         output_sample_rate: int,
@@ -52,29 +54,30 @@ class StreamSession:
         self.samples_out = 0
         self.compute_seconds = 0.0
         self._voice = voice
-        self._converter = converter
+        self._stream = stream
         self._quality = quality
         self._resampler_in = Resampler(sample_rate, voice.sample_rate, quality)
         self._resampler_out = Resampler(voice.output_sample_rate, output_sample_rate, quality)
         self._on_finish = on_finish
+        self._channels: int | None = None  # the axis that counts them
         self._open = True
 
     @property
     def latency_seconds(self) -> float:
         """How far the output trails the input at worst, computing time aside: what the voice gathers and
-        hears ahead, and resampling."""
+        looks ahead, and resampling."""
         voice = self._voice
         return (
-            self._converter.latency_seconds
+            self._stream.latency_seconds
             + resampling_delay_seconds(self.sample_rate, voice.sample_rate, self._quality)
             + resampling_delay_seconds(voice.output_sample_rate, self.output_sample_rate, self._quality)
         )
 
     @property
     def passthrough(self) -> bool:
-        """True once a failed engine made the stream hand on its source unconverted
+        """True once a failed engine made the stream return its source unconverted
         (`fallback="passthrough"`)."""
-        return self._converter.passthrough
+        return self._stream.passthrough
 
     def push(self, chunk: npt.ArrayLike) -> FloatArray:
         """Take the next samples and return what is ready.
@@ -91,13 +94,16 @@ class StreamSession:
             StreamClosedError: after `flush` or `close`.
         """
         self._check_open()
-        samples = np.asarray(chunk)
+        samples = as_array(chunk, "stream chunk")
         if samples.size == 0:
             return np.zeros(0, np.float32)
-        mono = as_mono(samples, "stream chunk")
+        if samples.ndim == 2:  # chunks of a few samples are laid out as the longer ones before them
+            known = channel_axis(samples.shape)
+            self._channels = self._channels if known is None else known
+        mono = as_mono(samples, "stream chunk", channels=self._channels)
         self.samples_in += mono.size
         with self._working():
-            converted = self._converter.push(self._resampler_in.push(mono))
+            converted = self._stream.push(self._resampler_in.push(mono))
             return self._emit(self._resampler_out.push(converted))
 
     def flush(self) -> FloatArray:
@@ -115,9 +121,9 @@ class StreamSession:
             # Rounding may leave the resampled source a sample short of what the output needs: silence
             # follows it.
             needed = samples_needed(total, self._voice, self.output_sample_rate)
-            missing = needed - self._converter.received - rest.size
-            converted = self._converter.push(np.concatenate((rest, np.zeros(max(missing, 0), np.float32))))
-            converted = np.concatenate((converted, self._converter.flush()))
+            missing = needed - self._stream.received - rest.size
+            converted = self._stream.push(np.concatenate((rest, np.zeros(max(missing, 0), np.float32))))
+            converted = np.concatenate((converted, self._stream.flush()))
             resampled = self._emit(self._resampler_out.push(converted, last=True), total)
         self._open = False
         if self._on_finish is not None:
@@ -128,7 +134,7 @@ class StreamSession:
         """End the stream without its rest; does nothing after `flush` or a second time."""
         if self._open:
             self._open = False
-            self._converter.close()
+            self._stream.close()
 
     def __enter__(self) -> StreamSession:
         return self
@@ -145,7 +151,7 @@ class StreamSession:
         try:
             yield
         except BaseException:
-            self._open = False
+            self.close()
             if self._on_finish is not None:
                 self._on_finish(self, False)
             raise

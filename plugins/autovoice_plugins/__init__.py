@@ -1,1 +1,1 @@
-"""The custom ops of AutoVoice, one room each: NumPy reference, torch op, ONNX function."""
+"""The custom ops of AutoVoice, one folder each: NumPy reference, torch op, ONNX function."""

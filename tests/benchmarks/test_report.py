@@ -6,10 +6,13 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 import timing
 from report import Aim, Environment, Report, Section, significant
@@ -85,20 +88,18 @@ def test_calls_are_timed_in_turns_after_one_call_each(monkeypatch: pytest.Monkey
     assert times["b"].cpu_median == 0.25
 
 
-def test_cores_are_limited_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(os, "sched_getaffinity"):
-        pytest.skip("the system does not bind processes to cores")
-    np.ones((300, 300)) @ np.ones((300, 300))  # starts the threads of BLAS
-    with timing.cores(1):
-        bound = {len(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()}
-    assert bound == {1}
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process to cores")
+@pytest.mark.parametrize(("first", "chosen"), [(False, max), (True, min)])
+def test_every_thread_is_bound_to_cores_inside_the_block_only(
+    first: bool, chosen: Callable[[set[int]], int]
+) -> None:
+    def cores_of_threads() -> set[frozenset[int]]:
+        return {frozenset(os.sched_getaffinity(thread.id)) for thread in psutil.Process().threads()}
 
-    chosen: list[set[int]] = []
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: chosen.append(cores))
-    with timing.cores(2):
-        assert chosen
-        assert all(cores == {1, 2} for cores in chosen)
-        chosen.clear()
-    assert chosen
-    assert all(cores == {0, 1, 2} for cores in chosen)
+    allowed = os.sched_getaffinity(0)
+    np.ones((300, 300)) @ np.ones((300, 300))  # starts the threads of BLAS
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(time.sleep, [0.01, 0.01]))
+        with timing.cores(1, first=first):
+            assert cores_of_threads() == {frozenset({chosen(allowed)})}
+        assert cores_of_threads() == {frozenset(allowed)}

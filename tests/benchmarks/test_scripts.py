@@ -71,6 +71,7 @@ def test_pitch(repository: Path, tmp_path: Path) -> None:
         assert clean["fine_errors", material] < 20
 
 
+@pytest.mark.server
 def test_triton(repository: Path, tmp_path: Path) -> None:
     if shutil.which("tritonserver") is None and importlib.util.find_spec("pytriton") is None:
         pytest.skip("no tritonserver: pip install 'autovoice[server]'")

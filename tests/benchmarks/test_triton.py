@@ -202,7 +202,5 @@ def test_the_servers_own_work_is_not_that_of_others() -> None:
         with_it = foreign_seconds(-1)
         its_own = group_seconds(child.pid)
         child.kill()
-    assert without_it is not None
-    assert with_it is not None
     assert with_it - without_it >= 0.45
     assert 0.45 <= its_own < 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from autovoice import (
     VoiceConversionPipeline,
 )
 from autovoice.engines.local import LocalEngine
+from autovoice.errors import ConfigurationError, StreamClosedError
 from autovoice.repository.reader import ModelRepository
 
 RATE = 24_000
@@ -110,3 +112,49 @@ def test_a_cancelled_push_is_not_overtaken(
     made = asyncio.run(main())
     assert engine.most == 1
     np.testing.assert_allclose(made, 0.5 * SOURCE[2400 - 600 :], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_opening_asks_nobody_in_the_constructor_and_leaves_the_loop_running(scheme: str) -> None:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        config = PipelineConfig(
+            backend=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}",
+            fallback="raise",
+            retries=0,
+            timeout_seconds=1.0,
+        )
+
+        async def main() -> int:
+            pipeline = AsyncVoiceConversionPipeline(config)
+            stream = pipeline.stream(np.full(4, 0.5, np.float32))
+            await asyncio.sleep(0.1)
+            with pytest.raises(BlockingIOError):  # nobody has connected
+                listener.accept()
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    await asyncio.sleep(0.01)
+                    ticks += 1
+
+            ticking = asyncio.create_task(tick())
+            for opening in (pipeline.__aenter__(), stream.__aenter__()):
+                with pytest.raises(VoiceConversionError):
+                    await opening
+            ticking.cancel()
+            await pipeline.close()
+            return ticks
+
+        assert asyncio.run(main()) > 10  # the first attempt alone takes a hundred of them
+
+
+def test_properties_of_a_pipeline_that_is_not_open_yet() -> None:
+    pipeline = AsyncVoiceConversionPipeline()
+    assert pipeline.stats.total == 0
+    with pytest.raises(StreamClosedError, match="not open yet"):
+        _ = pipeline.pipeline
+    with pytest.raises(ConfigurationError, match="concurrency is 0"):
+        AsyncVoiceConversionPipeline(concurrency=0)

@@ -60,8 +60,8 @@ def whole(repository: Path, minute: np.ndarray, speaker: np.ndarray) -> np.ndarr
             speaker,
             None,
             RATE,
-            None,
-            3.0,
+            output_sample_rate=None,
+            pitch_shift_semitones=3.0,
             progress_callback=lambda progress: seen.append(progress.stage),
         )
     assert "content_encoder" in seen
@@ -77,7 +77,7 @@ def test_a_minute_in_blocks_equals_the_whole(
     pipeline: VoiceConversionPipeline, minute: np.ndarray, speaker: np.ndarray, whole: np.ndarray
 ) -> None:
     assert np.sqrt(np.mean(whole**2)) > 1e-3  # something was said
-    made = pipeline.convert(minute, speaker, None, RATE, None, 3.0)
+    made = pipeline.convert(minute, speaker, None, RATE, pitch_shift_semitones=3.0)
     np.testing.assert_allclose(made, whole, atol=TOLERANCE)
 
 
@@ -120,7 +120,7 @@ def test_any_chunking_equals_offline(
             position += step
             turn += 1
         parts.append(stream.flush())
-    offline = pipeline.convert(source, speaker, None, RATE, None, shift)
+    offline = pipeline.convert(source, speaker, None, RATE, pitch_shift_semitones=shift)
     np.testing.assert_allclose(np.concatenate(parts), offline, atol=TOLERANCE)
 
 
@@ -136,7 +136,7 @@ def test_a_padded_batch_equals_its_single_conversions(
     f0s = [None, None, None, None, None, np.full(31, 150.0)]
     made = pipeline.batch_convert(sources, voices, f0s, rates, pitch_shift_semitones=-2.0)
     for index, source in enumerate(sources):
-        alone = pipeline.convert(source, voices[index], f0s[index], rates[index], None, -2.0)
+        alone = pipeline.convert(source, voices[index], f0s[index], rates[index], pitch_shift_semitones=-2.0)
         np.testing.assert_allclose(made[index], alone, atol=TOLERANCE)
 
 

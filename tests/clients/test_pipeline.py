@@ -79,7 +79,7 @@ def test_exactly_as_long_as_the_source(
 ) -> None:
     size = math.ceil(rate / 100) + round(share * rate)
     source = np.full(size, 0.1, np.float32)
-    made = pipeline.convert(source, voice, None, rate, output)
+    made = pipeline.convert(source, voice, None, rate, output_sample_rate=output)
     expected = size if output is None else math.floor(size * output / rate + 0.5)
     assert made.size == expected
     middle = made[made.size // 3 : -made.size // 3]
@@ -94,7 +94,7 @@ def test_resampled_output_lies_over_its_input(
     made = pipeline.convert(source, voice, None, rate)
     inner = slice(rate // 20, -rate // 20)
     np.testing.assert_allclose(made[inner], 0.5 * source[inner], atol=1e-4)
-    doubled = pipeline.convert(source, voice, None, rate, RATE)
+    doubled = pipeline.convert(source, voice, None, rate, output_sample_rate=RATE)
     at_model_rate = speech_like(2.2, RATE)
     assert doubled.size == at_model_rate.size
 
@@ -117,7 +117,9 @@ def test_a_file_gives_the_samples_of_the_array(
         subtype="FLOAT",
     )
     made, made_rate = soundfile.read(out, dtype="float32")
-    expected = pipeline.convert(stored, voice, None, rate, 16_000, "auto")
+    expected = pipeline.convert(
+        stored, voice, None, rate, output_sample_rate=16_000, pitch_shift_semitones="auto"
+    )
     np.testing.assert_array_equal(made, expected)
     assert (made_rate, result.samples, result.sample_rate) == (16_000, expected.size, 16_000)
     assert result.profile.audio_duration_s == pytest.approx(3.3)
@@ -157,13 +159,17 @@ def test_auto_pitch_matches_the_medians(pipeline: VoiceConversionPipeline, voice
     frames = 1000 * np.abs(source).reshape(-1, 240).mean(axis=1)
     assert pipeline.median_f0(source, RATE) == pytest.approx(np.median(frames), rel=1e-5)
     np.testing.assert_allclose(pipeline.extract_f0(source, RATE), frames, rtol=1e-4)
-    to_given = pipeline.convert_detailed(source, voice, None, RATE, None, "auto", target_median_f0=60.0)
+    to_given = pipeline.convert_detailed(
+        source, voice, None, RATE, pitch_shift_semitones="auto", target_median_f0=60.0
+    )
     assert to_given.pitch_shift_semitones == pytest.approx(12 * math.log2(60 / np.median(frames)), abs=1e-4)
-    by_embedding = pipeline.convert_detailed(source, voice, None, RATE, None, "auto")
+    by_embedding = pipeline.convert_detailed(source, voice, None, RATE, pitch_shift_semitones="auto")
     expected = min(12 * math.log2(500 / np.median(frames)), 24.0)  # the toy's target_pitch is 1000 * 0.5 Hz
     assert by_embedding.pitch_shift_semitones == pytest.approx(expected, abs=1e-4)
     own = np.full(200, 120.0, np.float32)
-    with_f0 = pipeline.convert_detailed(source, voice, own, RATE, None, "auto", target_median_f0=240.0)
+    with_f0 = pipeline.convert_detailed(
+        source, voice, own, RATE, pitch_shift_semitones="auto", target_median_f0=240.0
+    )
     assert with_f0.pitch_shift_semitones == pytest.approx(12.0)
 
 
@@ -190,10 +196,19 @@ def test_a_batch_equals_its_single_conversions(
         return infer(model, inputs, **rest)
 
     monkeypatch.setattr(pipeline._engine, "infer", count)
-    made = pipeline.batch_convert(sources, voices, f0s, rates, 24_000, shift)
+    made = pipeline.batch_convert(
+        sources, voices, f0s, rates, output_sample_rate=24_000, pitch_shift_semitones=shift
+    )
     assert max(sizes) > 1  # really together
     for index, source in enumerate(sources):
-        alone = pipeline.convert(source, voices[index], f0s[index], rates[index], 24_000, shift)
+        alone = pipeline.convert(
+            source,
+            voices[index],
+            f0s[index],
+            rates[index],
+            output_sample_rate=24_000,
+            pitch_shift_semitones=shift,
+        )
         assert made[index].size == alone.size
         np.testing.assert_allclose(made[index], alone, atol=1e-4)
     one_voice = pipeline.batch_convert(sources[:2], voice, source_sample_rates=RATE)

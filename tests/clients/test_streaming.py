@@ -1,4 +1,4 @@
-"""Live streams: any chunking gives the samples of the whole, at any rates, and states are let go."""
+"""Live streams: any chunking gives the samples of the whole at any rates; ended streams leave no state."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_any_rates_are_those_of_convert(
     made = stream_through(pipeline, source, chunks, voice, **how)
     # What lies beyond the end of the source must not ring back into the last samples through the resampler.
     for offline in (pipeline, at_once):
-        expected = offline.convert(source, voice, None, rate, output, 4.0)
+        expected = offline.convert(
+            source, voice, None, rate, output_sample_rate=output, pitch_shift_semitones=4.0
+        )
         np.testing.assert_allclose(made, expected, atol=1e-4)
 
 
@@ -172,3 +174,29 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error):
         pipeline.stream(**{"target_embedding": voice, **how})
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+@settings(max_examples=40, suppress_health_check=FIXTURES)
+@given(data=st.data())
+def test_chunks_of_any_layout_and_length_are_the_same_source(
+    toy: Path, channels: int, data: st.DataObject
+) -> None:
+    """A chunk of one frame of several channels is one sample, not several: nothing before it says so."""
+    layout = data.draw(st.sampled_from(["frames first", "channels first"]))
+    sizes = data.draw(st.lists(st.sampled_from([1, 2, 3, 7, 240, 481]), min_size=1, max_size=12))
+    if layout == "channels first":  # a few samples that come first are taken for [frames, channels]
+        sizes = [480, *sizes]
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (sum(sizes), channels)).astype(np.float32)
+    voice = np.full(4, 0.5, np.float32)
+    with VoiceConversionPipeline(PipelineConfig(repository=toy)) as pipeline:
+        plain, layered = pipeline.stream(voice), pipeline.stream(voice)
+        expected = np.concatenate([plain.push(samples.mean(axis=1, dtype=np.float64)), plain.flush()])
+        made, start = [], 0
+        for size in sizes:
+            chunk = samples[start : start + size]
+            made.append(layered.push(chunk if layout == "frames first" else chunk.T))
+            start += size
+        made.append(layered.flush())
+    assert layered.samples_in == sum(sizes)
+    np.testing.assert_allclose(np.concatenate(made), expected, atol=1e-6)

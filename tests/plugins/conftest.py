@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -120,15 +120,20 @@ def run_tensorrt_plugin(name: str, *arrays: NDArray[Any], **options: Any) -> tup
 
 NATIVE: dict[str, Run] = {"host": run_host, "cuda": run_cuda, "plugin": run_tensorrt_plugin}
 IMPLEMENTATIONS: dict[str, Run] = {"torch": run_torch, "onnx": run_onnx, **NATIVE}
+ON_GPU = {"cuda", "plugin"}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+def _parameters(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.gpu] if name in ON_GPU else []) for name in names]
+
+
+@pytest.fixture(params=_parameters(IMPLEMENTATIONS))
 def run(request: pytest.FixtureRequest) -> Run:
     """A function (name, *arrays, **attributes) -> arrays that runs an op in float32."""
     return IMPLEMENTATIONS[request.param]
 
 
-@pytest.fixture(params=NATIVE)
+@pytest.fixture(params=_parameters(NATIVE))
 def run_native(request: pytest.FixtureRequest) -> Run:
     """The same for what is compiled, where `dtype=np.float16` makes the samples float16."""
     return NATIVE[request.param]

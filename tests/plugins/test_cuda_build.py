@@ -80,6 +80,7 @@ def test_missing_headers_are_said_and_may_be_an_error(tmp_path: Path) -> None:
         assert "plugins cannot be built: TensorRT's headers" in re.sub(r"\s+", " ", needed.stderr)
 
 
+@pytest.mark.gpu
 def test_compute_sanitizer_finds_nothing() -> None:
     require_gpu()
     sanitizer = shutil.which("compute-sanitizer")

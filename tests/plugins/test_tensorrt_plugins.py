@@ -234,6 +234,7 @@ def test_enqueue_without_a_device_is_one_readable_error(harness: Harness) -> Non
     assert line.startswith("1 HarmonicSource: the kernel could not be launched: ")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", OPS)
 def test_is_captured_in_a_graph_and_replayed(harness: Harness, name: str) -> None:
     """Enqueue allocates nothing and waits for nothing; a replay computes from what the inputs then hold."""

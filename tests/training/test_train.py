@@ -1,4 +1,4 @@
-"""The trainer on a corpus of tones: its data line up, its losses hear what they should, and it resumes."""
+"""The trainer on a corpus of tones: its data line up, its losses measure what they should, and it resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_features_are_those_of_the_stages_that_serve_the_voice(corpus_folder: Path, tmp_path: Path) -> None:
-    """Above all the embeddings: an encoder without its weights hears one and the same voice everywhere."""
+    """Above all the embeddings: an encoder without its weights gives every voice the same embedding."""
     corpus = Corpus(corpus_folder)
     torch.manual_seed(0)
     encoder = VoiceEncoder(PhoneClassifier())
@@ -129,7 +129,7 @@ def test_approximated_sounds_weigh_little_and_are_not_labels(corpus_folder: Path
     assert PHONES.index("aa") in batch.phones.unique().tolist()
 
 
-def test_loss_is_deaf_above_the_native_nyquist() -> None:
+def test_loss_ignores_what_is_above_the_native_nyquist() -> None:
     loss = MelLoss()
     generator = torch.Generator().manual_seed(0)
     low = (
@@ -160,7 +160,7 @@ def test_loss_follows_the_weight_of_frames() -> None:
     assert relative.item() == pytest.approx(2.0, abs=0.1)
 
 
-def test_envelope_loss_hears_the_envelope_alone() -> None:
+def test_envelope_loss_depends_on_the_envelope_alone() -> None:
     """A known tilt costs its depth; level, pauses, what lies above 7 kHz and fine structure cost nothing."""
     analysis = MelAnalysis()
     loss = EnvelopeLoss(analysis)
@@ -228,6 +228,7 @@ def test_resumed_run_equals_an_uninterrupted_one(corpus_folder: Path, tmp_path: 
         torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA GPU")
 def test_a_run_goes_on_from_cpu_to_gpu_and_back(corpus_folder: Path, tmp_path: Path) -> None:
     console = Console(quiet=True)

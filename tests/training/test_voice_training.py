@@ -200,7 +200,7 @@ def test_classifier_learns_and_is_kept(corpus_folder: Path, tmp_path: Path) -> N
     with torch.no_grad():
         heard = trained(trained.mel(audio))[0].softmax(dim=1).mean(dim=2)[0]
     assert heard[:3].sum() > 0.9, "the corpus has these phones only"
-    again = train_classifier(corpus, path, 12, 1, torch.device("cpu"), console)
+    again = train_classifier(corpus, path, 12, 0, torch.device("cpu"), console)
     for one, other in zip(trained.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.atomic import atomic_path, full_disk, reason_of
+from autovoice.atomic import as_path, atomic_path, full_disk, reason_of
 from autovoice.audio.samples import as_mono, check_block, check_sample_rate, slices
 from autovoice.errors import AudioFileError, AudioInputError, OutputError
 from autovoice.results import FloatArray
@@ -46,11 +47,15 @@ class AudioSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.is_dir():
+        self.path = as_path(path, "the audio file", AudioFileError)
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            raise AudioFileError(f"{self.path} does not exist; check the path") from None
+        except OSError as error:
+            raise AudioFileError(f"{self.path} cannot be read ({reason_of(error)}); check the path") from None
+        if stat.S_ISDIR(status.st_mode):
             raise AudioFileError(f"{self.path} is a directory; name an audio file in it")
-        if not self.path.exists():
-            raise AudioFileError(f"{self.path} does not exist; check the path")
         import soundfile
 
         try:
@@ -242,7 +247,7 @@ def open_sink(
     """Open a mono audio file for writing, which takes its name only when the block ends without an error.
 
     Args:
-        path: wav, flac, ogg, mp3, aiff and what else libsndfile writes, chosen by the suffix.
+        path: wav, flac, ogg, opus, mp3 or aiff, chosen by the suffix.
         sample_rate: Hz.
         subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
         expected_samples: a WAV that would pass 4 GB is written as RF64.
@@ -253,15 +258,17 @@ def open_sink(
     """
     import soundfile
 
-    suffix = Path(path).suffix.lower()
-    file_format = _SUFFIX_FORMATS.get(suffix, suffix[1:].upper())
-    if file_format not in soundfile.available_formats():
+    suffix = as_path(path, "output", OutputError).suffix.lower()
+    file_format = _SUFFIX_FORMATS.get(suffix)
+    if file_format is None:
         raise OutputError(
-            f"output {path} has the unknown suffix {suffix!r}; use .wav, .flac, .ogg, .mp3 or .aiff"
+            f"output {path} has the unknown suffix {suffix!r}; use one of {', '.join(_SUFFIX_FORMATS)}"
         )
     if subtype is None and suffix == ".opus":
         subtype = "OPUS"
-    if subtype is not None and subtype not in soundfile.available_subtypes(file_format):
+    if subtype is not None and not (
+        isinstance(subtype, str) and subtype.upper() in soundfile.available_subtypes(file_format)
+    ):
         known = ", ".join(soundfile.available_subtypes(file_format))
         raise OutputError(f"subtype {subtype!r} is not one that {file_format} files have; use {known}")
     if file_format == "WAV" and expected_samples * 4 > _WAV_LIMIT_BYTES:

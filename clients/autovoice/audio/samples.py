@@ -17,6 +17,7 @@ from autovoice.results import FloatArray
 MIN_SAMPLE_RATE = 8_000
 MAX_SAMPLE_RATE = 192_000
 MAX_CHANNELS = 64
+USUAL_CHANNELS = 8  # at most, in recordings
 MAX_PEAK = 10.0  # floats above this are integers that nobody scaled, not loud audio
 INT16_SCALE = 32768.0
 PASSTHROUGH_RMS = 0.1  # -20 dB of full scale, the level of ordinary speech recordings
@@ -45,7 +46,7 @@ def check_sample_rate(sample_rate: Any, name: str = "sample rate") -> int:
     return rate
 
 
-def as_mono(audio: npt.ArrayLike, name: str = "source audio") -> FloatArray:
+def as_mono(audio: npt.ArrayLike, name: str = "source audio", *, channels: int | None = None) -> FloatArray:
     """Return checked mono float32 samples [T], full scale 1.
 
     Args:
@@ -53,14 +54,12 @@ def as_mono(audio: npt.ArrayLike, name: str = "source audio") -> FloatArray:
             taken as they are;
             int16, and wider signed integers within the 16-bit range, are divided by 32768.
         name: what to call it in errors.
+        channels: the axis of the channels, where it is known; None to see by the shape.
 
     Raises:
         AudioInputError: empty, wrong rank, not finite, not numbers, out of range.
     """
-    try:
-        array = np.asarray(audio)
-    except ValueError:
-        raise AudioInputError(f"{name} is a ragged sequence; give one array of samples per call") from None
+    array = as_array(audio, name)
     samples = _as_float(array, name)
     if samples.ndim not in (1, 2):
         raise AudioInputError(
@@ -69,9 +68,21 @@ def as_mono(audio: npt.ArrayLike, name: str = "source audio") -> FloatArray:
     if samples.size == 0:
         raise AudioInputError(f"{name} is empty, shape {array.shape}; give at least one frame of 10 ms")
     if samples.ndim == 2:
-        samples = _mix_down(samples, name)
+        samples = _mix_down(samples, name, channels)
     check_block(samples, name)
     return np.ascontiguousarray(samples)
+
+
+def as_array(audio: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+    """Return `audio` as an array, unchecked.
+
+    Raises:
+        AudioInputError: when its entries differ in length.
+    """
+    try:
+        return np.asarray(audio)
+    except ValueError:
+        raise AudioInputError(f"{name} is a ragged sequence; give one array of samples per call") from None
 
 
 def check_block(samples: FloatArray, name: str, offset: int = 0) -> None:
@@ -118,15 +129,29 @@ def _as_float(array: npt.NDArray[Any], name: str) -> FloatArray:
     raise AudioInputError(f"{name} has dtype {array.dtype}; give float samples in [-1, 1] or int16")
 
 
-def _mix_down(samples: FloatArray, name: str) -> FloatArray:
-    channel_axis = 0 if samples.shape[0] < samples.shape[1] else 1
-    channels = samples.shape[channel_axis]
+def channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Which axis of samples of rank 2 counts the channels, None where the shape does not tell.
+
+    A recording has more samples than channels, so the shorter axis counts the channels as soon as the other
+    one is longer than any number of channels.
+    """
+    if max(shape) <= MAX_CHANNELS:
+        return None
+    return 0 if shape[0] < shape[1] else 1
+
+
+def _mix_down(samples: FloatArray, name: str, axis: int | None) -> FloatArray:
+    if axis is None:
+        axis = channel_axis(samples.shape)
+    if axis is None:  # a few samples: [T, C], as sound libraries give them, where C is a usual number
+        axis = 0 if USUAL_CHANNELS < samples.shape[1] > samples.shape[0] else 1
+    channels = samples.shape[axis]
     if channels > MAX_CHANNELS:
         raise AudioInputError(
             f"{name} has shape {samples.shape}, which would be {channels} channels; give [T], or [T, C] "
             f"with at most {MAX_CHANNELS}"
         )
-    mixed: FloatArray = samples.mean(axis=channel_axis, dtype=np.float64).astype(np.float32)
+    mixed: FloatArray = samples.mean(axis=axis, dtype=np.float64).astype(np.float32)
     return mixed
 
 
@@ -196,3 +221,18 @@ def passthrough_gain(peak: float, mean_square: float) -> float:
     if peak <= 0.0 or mean_square <= 0.0:
         return 1.0
     return min(PASSTHROUGH_RMS / math.sqrt(mean_square), PASSTHROUGH_PEAK / peak)
+
+
+def check_duration(samples: int, sample_rate: int, frames_per_second: int, name: str) -> None:
+    """Refuse a source shorter than one frame.
+
+    Raises:
+        AudioInputError: naming its length.
+    """
+    if samples * frames_per_second < sample_rate:
+        least = frame_count(sample_rate, frames_per_second, 1)
+        raise AudioInputError(
+            f"{name} has {samples} samples ({1e3 * samples / sample_rate:.2f} ms at {sample_rate} Hz), less "
+            "than one frame; give at "
+            f"least {least}"
+        )

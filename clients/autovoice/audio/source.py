@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from autovoice.audio.samples import frame_count, slices
-from autovoice.errors import AudioInputError
+from autovoice.audio.samples import slices
 from autovoice.results import FloatArray
 
 
@@ -46,18 +45,3 @@ class ArraySource:
     def blocks(self, frames: int) -> Iterator[FloatArray]:
         """Views of `frames` samples, the last one shorter."""
         return slices(self.audio, frames)
-
-
-def check_duration(samples: int, sample_rate: int, frames_per_second: int, name: str) -> None:
-    """Refuse a source shorter than one frame.
-
-    Raises:
-        AudioInputError: naming its length.
-    """
-    if samples * frames_per_second < sample_rate:
-        least = frame_count(sample_rate, frames_per_second, 1)
-        raise AudioInputError(
-            f"{name} has {samples} samples ({1e3 * samples / sample_rate:.2f} ms at {sample_rate} Hz), less "
-            "than one frame; give at "
-            f"least {least}"
-        )

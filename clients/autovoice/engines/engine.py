@@ -1,8 +1,9 @@
-"""The seam between pipelines and engines: what every engine offers, in process or behind a server."""
+"""`Engine`: what runs the models of a repository, in this process or in a server."""
 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,12 +42,13 @@ class Engine(Protocol):
     """Runs models of a repository. Implementations are thread safe.
 
     A failed `infer` leaves the states of its sequence as they were, so that the same request may be sent
-    again; where an engine cannot promise that, it raises `SequenceError`, which is never retried.
+    again; where an engine cannot promise that, it raises `SequenceError`, which is never retried. Who does
+    not send it again calls `end_sequence`.
     """
 
     @property
     def device(self) -> str:
-        """Where models run: `"cpu"`, `"cuda"` or a server's address."""
+        """Where models run: `"cpu"`, `"cuda"`, `"cuda:1"` or a server's address."""
 
     def spec(self, model: str) -> ModelSpec:
         """The config of a model.
@@ -72,10 +74,23 @@ class Engine(Protocol):
         Raises:
             InferenceError: when the engine fails; `transient` says whether to try again.
             RepositoryError: when the repository does not fit together.
+            StreamClosedError: after `close`.
+        """
+
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        """Drop the states of a sequence that is given up before its last request.
+
+        Does nothing for a sequence that is not live. Never raises a `VoiceConversionError`: a server that
+        does not answer drops the states by itself after its own idle time.
+
+        Args:
+            model: what the sequence ran.
+            inputs: of any valid request: a server ends a sequence only with a request.
+            sequence_id: its id.
         """
 
     def close(self) -> None:
-        """Let go of models and states."""
+        """Free models and states; every request after this raises `StreamClosedError`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,33 @@ class StepTiming:
 
 StepListener = Callable[[StepTiming], None]
 _listener: ContextVar[StepListener | None] = ContextVar("autovoice_step_listener", default=None)
+
+
+@contextmanager
+def time_limit(seconds: float | None, stop: Callable[[], object]) -> Iterator[None]:
+    """Have another thread call `stop` when the block takes longer than `seconds`; None for no limit.
+
+    Raises:
+        TimeoutError: when the time was up, however the block ended.
+    """
+    if seconds is None:
+        yield
+        return
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        stop()
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if expired.is_set():
+            raise TimeoutError
 
 
 @contextmanager

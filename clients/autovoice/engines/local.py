@@ -13,64 +13,95 @@ import numpy.typing as npt
 
 from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
 from autovoice.engines.onnx_session import OnnxSession, load_session, resolve_device
-from autovoice.errors import InferenceTimeoutError, RequestError, SequenceError
+from autovoice.errors import (
+    CapacityError,
+    InferenceTimeoutError,
+    RequestError,
+    SequenceError,
+    StreamClosedError,
+)
 from autovoice.repository.model_config import ENSEMBLE, ModelSpec, StepSpec, TensorSpec
 from autovoice.repository.reader import ModelRepository
 
 MAX_SEQUENCES = 512
+IDLE_SECONDS = 60.0  # twice what the configs of the base voice allow in a server
 
-_States = dict[str, dict[str, npt.NDArray[Any]]]  # model -> state input -> value
+_Arrays = dict[str, npt.NDArray[Any]]
+_States = dict[str, _Arrays]  # model -> state input -> value
 
 
 class SequenceStore:
-    """States of live sequences by id, bounded: the longest unused one goes first.
+    """States of live sequences by id.
 
-    The next request of a sequence that went is an error.
+    A new sequence takes the place of one that was idle for `idle_seconds`, never that of a live one.
 
     Args:
         capacity: sequences held at most.
+        idle_seconds: after which a sequence may lose its place to a new one, when all are taken.
     """
 
-    def __init__(self, capacity: int = MAX_SEQUENCES) -> None:
+    def __init__(self, capacity: int = MAX_SEQUENCES, idle_seconds: float = IDLE_SECONDS) -> None:
         self._capacity = capacity
+        self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
-        self._states: OrderedDict[int, _States] = OrderedDict()
+        self._held: OrderedDict[int, tuple[float, _States]] = OrderedDict()  # the longest idle first
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._states)
+            return len(self._held)
 
     def begin(self, sequence: Sequence) -> _States:
         """States before a request, empty at the start of a sequence.
 
         Raises:
-            SequenceError: when the sequence was never started, has ended or was evicted.
+            SequenceError: when the sequence was never started, has ended or lost its place.
+            CapacityError: when a new sequence finds no place.
         """
-        if sequence.start:
-            return {}
+        now = time.monotonic()
         with self._lock:
-            if sequence.id not in self._states:
+            if sequence.start:
+                if not sequence.end and sequence.id not in self._held:
+                    self._make_place(now)
+                return {}
+            if sequence.id not in self._held:
                 raise SequenceError(
-                    f"sequence {sequence.id} is not live (never started, ended, or one of more than "
-                    f"{self._capacity} open at "
-                    f"once); start it again"
+                    f"sequence {sequence.id} is not live (never started, ended, or idle for more than "
+                    f"{self._idle_seconds:g} s while others needed its place); start it again"
                 )
-            return self._states[sequence.id]
+            return self._hold(sequence.id, now, self._held[sequence.id][1])
 
     def commit(self, sequence: Sequence, states: _States) -> None:
         """Keep the states after a request that succeeded as a whole."""
         with self._lock:
-            self._states.pop(sequence.id, None)
             if sequence.end:
-                return
-            self._states[sequence.id] = states
-            while len(self._states) > self._capacity:
-                self._states.popitem(last=False)
+                self._held.pop(sequence.id, None)
+            else:
+                self._hold(sequence.id, time.monotonic(), states)
+
+    def drop(self, sequence_id: int) -> None:
+        """Forget a sequence, if it is live."""
+        with self._lock:
+            self._held.pop(sequence_id, None)
 
     def clear(self) -> None:
-        """Drop every sequence."""
+        """Forget every sequence."""
         with self._lock:
-            self._states.clear()
+            self._held.clear()
+
+    def _hold(self, sequence_id: int, now: float, states: _States) -> _States:
+        self._held[sequence_id] = now, states
+        self._held.move_to_end(sequence_id)
+        return states
+
+    def _make_place(self, now: float) -> None:
+        while len(self._held) >= self._capacity:
+            oldest, (used, _) = next(iter(self._held.items()))
+            if now - used < self._idle_seconds:
+                raise CapacityError(
+                    f"{self._capacity} streams and long conversions are live in this process, which is the "
+                    "limit; flush or close some, or run more processes or a server"
+                )
+            del self._held[oldest]
 
 
 @dataclass(frozen=True)
@@ -87,12 +118,12 @@ class LocalEngine:
 
     Args:
         repository: the models.
-        device: `"auto"`, `"cuda"` or `"cpu"`.
+        device: `"auto"`, `"cuda"`, `"cuda:N"` or `"cpu"`.
         threads: ONNX Runtime threads per model.
         sequences: where states live; engines that share it can take over each other's sequences.
 
     Raises:
-        DeviceError: when `"cuda"` is asked for and not offered.
+        DeviceError: when a CUDA device is asked for and not there.
     """
 
     def __init__(
@@ -108,11 +139,12 @@ class LocalEngine:
         self._threads = threads
         self._sequences = sequences if sequences is not None else SequenceStore()
         self._sessions: dict[tuple[str, int], OnnxSession] = {}
-        self._plans: dict[str, list[StepSpec]] = {}
+        self._steps: dict[str, list[StepSpec]] = {}
+        self._closed = False
 
     @property
     def device(self) -> str:
-        """`"cpu"` or `"cuda"`."""
+        """`"cpu"`, `"cuda"` or `"cuda:N"`."""
         return self._device
 
     @property
@@ -127,23 +159,30 @@ class LocalEngine:
 
     def spec(self, model: str) -> ModelSpec:
         """The config of a model; see `Engine.spec`."""
+        if self._closed:
+            raise StreamClosedError("this pipeline has been closed; make another")
         return self._repository.spec(model)
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> _Arrays:
         """Run one request; see `Engine.infer`. States change only when every step has succeeded."""
-        spec = self._repository.spec(model)
+        spec = self.spec(model)
         _check_inputs(spec, inputs)
         request = _Request(
             before=self._sequences.begin(sequence) if sequence is not None else None,
             after={},
             deadline=time.monotonic() + timeout if timeout is not None else None,
         )
-        outputs = self._run(spec, dict(inputs), request)
+        run = self._run_ensemble if spec.kind == ENSEMBLE else self._run_model
+        outputs = run(spec, dict(inputs), request)
         if sequence is not None:
             self._sequences.commit(sequence, request.after)
         return outputs
+
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        """Drop the states of a sequence; see `Engine.end_sequence`."""
+        self._sequences.drop(sequence_id)
 
     def load(self, model: str) -> None:
         """Load one model now instead of when it is first used.
@@ -152,44 +191,33 @@ class LocalEngine:
             RepositoryError: when it does not fit its config.
             DeviceError: when the device cannot run it.
         """
-        self._session(self._repository.spec(model))
+        self._session(self.spec(model))
 
     def close(self) -> None:
-        """Let go of sessions (those no other pipeline uses are freed) and drop all sequences."""
+        """Free the sessions that no other engine uses, and drop all sequences; see `Engine.close`."""
+        self._closed = True
         self._sessions.clear()
         self._sequences.clear()
 
-    def _run(
-        self, spec: ModelSpec, inputs: dict[str, npt.NDArray[Any]], request: _Request
-    ) -> dict[str, npt.NDArray[Any]]:
-        if spec.kind == ENSEMBLE:
-            return self._run_ensemble(spec, inputs, request)
-        return self._run_model(spec, inputs, request)
-
-    def _run_ensemble(
-        self, spec: ModelSpec, tensors: dict[str, npt.NDArray[Any]], request: _Request
-    ) -> dict[str, npt.NDArray[Any]]:
-        plan = self._plans.get(spec.name)
-        if plan is None:
-            plan = self._plans[spec.name] = self._repository.steps_in_order(spec)
+    def _run_ensemble(self, spec: ModelSpec, tensors: _Arrays, request: _Request) -> _Arrays:
+        steps = self._steps.get(spec.name)
+        if steps is None:
+            steps = self._steps[spec.name] = self._repository.steps_in_order(spec)
         wanted = {tensor.name for tensor in spec.outputs}
-        for position, step in enumerate(plan):
+        for position, step in enumerate(steps):
             model = self._repository.spec(step.model, step.version)
-            made = self._run(
-                model, {name: tensors[source] for name, source in step.input_map.items()}, request
-            )
+            run = self._run_ensemble if model.kind == ENSEMBLE else self._run_model
+            made = run(model, {name: tensors[source] for name, source in step.input_map.items()}, request)
             tensors.update({target: made[name] for name, target in step.output_map.items()})
             # Intermediate tensors are the bulk of the memory: keep only what a later step still reads.
-            needed = wanted.union(*(later.input_map.values() for later in plan[position + 1 :]))
+            needed = wanted.union(*(later.input_map.values() for later in steps[position + 1 :]))
             tensors = {name: value for name, value in tensors.items() if name in needed}
         return {name: tensors[name] for name in wanted}
 
-    def _run_model(
-        self, spec: ModelSpec, feeds: dict[str, npt.NDArray[Any]], request: _Request
-    ) -> dict[str, npt.NDArray[Any]]:
+    def _run_model(self, spec: ModelSpec, feeds: _Arrays, request: _Request) -> _Arrays:
         session = self._session(spec)
         if spec.states:
-            feeds.update(self._states_before(spec, feeds, request))
+            feeds.update(_states_before(spec, feeds, request))
         names = [tensor.name for tensor in spec.outputs] + [state.output_name for state in spec.states]
         remaining = None if request.deadline is None else request.deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
@@ -207,25 +235,6 @@ class LocalEngine:
         report_step(StepTiming(spec.name, elapsed, self._device))
         return outputs
 
-    def _states_before(
-        self, spec: ModelSpec, feeds: dict[str, npt.NDArray[Any]], request: _Request
-    ) -> dict[str, npt.NDArray[Any]]:
-        if request.before is None:
-            raise SequenceError(
-                f"model {spec.name} keeps state between requests; send it in a sequence with an id"
-            )
-        batch = next(iter(feeds.values())).shape[:1] if spec.max_batch_size else ()
-        held = request.before.get(spec.name)
-        if held is None:
-            return {s.source.name: np.zeros((*batch, *s.source.dims), s.source.dtype) for s in spec.states}
-        for name, value in held.items():
-            if spec.max_batch_size and value.shape[:1] != batch:
-                raise SequenceError(
-                    f"model {spec.name} got a batch of {batch[0]} in a sequence whose {name} has "
-                    f"{value.shape[0]}; keep the batch"
-                )
-        return held
-
     def _session(self, spec: ModelSpec) -> OnnxSession:
         key = (spec.name, spec.version)
         session = self._sessions.get(key)
@@ -234,8 +243,27 @@ class LocalEngine:
         return session
 
 
+def _states_before(spec: ModelSpec, feeds: _Arrays, request: _Request) -> _Arrays:
+    """The states that a model reads: those its last request left, zeros at the start of a sequence."""
+    if request.before is None:
+        raise SequenceError(
+            f"model {spec.name} keeps state between requests; send it in a sequence with an id"
+        )
+    batch = next(iter(feeds.values())).shape[:1] if spec.max_batch_size else ()
+    held = request.before.get(spec.name)
+    if held is None:
+        return {s.source.name: np.zeros((*batch, *s.source.dims), s.source.dtype) for s in spec.states}
+    for name, value in held.items():
+        if spec.max_batch_size and value.shape[:1] != batch:
+            raise SequenceError(
+                f"model {spec.name} got a batch of {batch[0]} in a sequence whose {name} has "
+                f"{value.shape[0]}; keep the batch"
+            )
+    return held
+
+
 def check_repository(repository: ModelRepository) -> None:
-    """Load every model on the CPU and hold every config against its file.
+    """Load every model on the CPU and compare every config with its file.
 
     Raises:
         RepositoryError: on the first thing that does not fit.

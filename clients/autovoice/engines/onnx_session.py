@@ -7,14 +7,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy.typing as npt
 
+from autovoice.config import check_device
+from autovoice.engines.engine import time_limit
 from autovoice.errors import (
-    ConfigurationError,
     DeviceError,
     InferenceError,
     InferenceTimeoutError,
@@ -41,7 +43,7 @@ def make_session(
 
     Args:
         model: path of an ONNX file, or its bytes.
-        device: `"cpu"` or `"cuda"`.
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         threads: ONNX Runtime threads; 0 for as many as there are cores.
         configure: changes the `SessionOptions` before they are used.
 
@@ -59,36 +61,48 @@ def make_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if configure is not None:
         configure(options)
-    providers = [CUDA_PROVIDER, CPU_PROVIDER] if device == "cuda" else [CPU_PROVIDER]
     source = model if isinstance(model, bytes) else os.fspath(model)
-    return onnxruntime.InferenceSession(source, options, providers=providers)
+    return onnxruntime.InferenceSession(source, options, providers=providers_for(device))
+
+
+def providers_for(device: str) -> list[Any]:
+    """What ONNX Runtime calls `"cpu"`, `"cuda"` and `"cuda:N"`: providers, most wanted first."""
+    if device == "cpu":
+        return [CPU_PROVIDER]
+    return [(CUDA_PROVIDER, {"device_id": _cuda_index(device)}), CPU_PROVIDER]
 
 
 class OnnxSession:
     """One ONNX file loaded on one device.
 
-    Attributes:
-        device: `"cpu"` or `"cuda"`.
+    Args:
+        path: of the file.
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        threads: ONNX Runtime threads.
+
+    Raises:
+        DeviceError: when the GPU cannot hold the model, or CUDA does not start.
+        RepositoryError: when the file is no ONNX model.
     """
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
         try:
             self._session = make_session(path, device=device, threads=threads)
         except Exception as error:  # ONNX Runtime's exception classes have no common public base
-            if device == "cuda":
+            if device != "cpu":
                 raise DeviceError(
-                    f"CUDA cannot hold {path} ({_first_line(error)}); free the GPU or use device='cpu'"
+                    f"{device} cannot hold {path} ({_first_line(error)}); free the GPU or use device='cpu'"
                 ) from error
             raise RepositoryError(
                 f"model file {path} is not a loadable ONNX model ({_first_line(error)}); rebuild the "
                 "repository"
             ) from error
-        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():
+        if device != "cpu" and CUDA_PROVIDER not in self._session.get_providers():
             raise DeviceError(
-                "ONNX Runtime offers CUDA but could not start it; check the driver and CUDA libraries or "
-                "use device='cpu'"
+                f"ONNX Runtime offers CUDA but could not start it on {device}; check the driver and CUDA "
+                "libraries or use device='cpu'"
             )
-        self.device = device
+        self._device = device
 
     @property
     def inputs(self) -> list[Any]:
@@ -115,39 +129,19 @@ class OnnxSession:
             InferenceTimeoutError: when `timeout` passed first.
             InferenceError: when ONNX Runtime failed.
         """
-        if timeout is None:
-            return self._run(model, names, feeds, None)
         import onnxruntime
 
         options = onnxruntime.RunOptions()
-        expired = threading.Event()
-
-        def stop() -> None:
-            expired.set()
-            options.terminate = True
-
-        timer = threading.Timer(max(timeout, 0.0), stop)
-        timer.daemon = True
-        timer.start()
         try:
-            return self._run(model, names, feeds, options)
-        except InferenceError as error:
-            if expired.is_set():
-                raise InferenceTimeoutError(
-                    f"{model} passed its time limit; raise timeout_seconds or send less audio"
-                ) from error
-            raise
-        finally:
-            timer.cancel()
-
-    def _run(
-        self, model: str, names: Sequence[str], feeds: dict[str, npt.NDArray[Any]], options: Any
-    ) -> list[npt.NDArray[Any]]:
-        try:
-            return list(self._session.run(list(names), feeds, options))
+            with time_limit(timeout, partial(setattr, options, "terminate", True)):
+                return list(self._session.run(list(names), feeds, options))
+        except TimeoutError as error:
+            raise InferenceTimeoutError(
+                f"{model} passed its time limit; raise timeout_seconds or send less audio"
+            ) from error
         except Exception as error:  # ONNX Runtime's exception classes have no common public base
             raise InferenceError(
-                f"{model} failed on {self.device} ({_first_line(error)}); see the log for the full cause"
+                f"{model} failed on {self._device} ({_first_line(error)}); see the log for the full cause"
             ) from error
 
 
@@ -157,7 +151,7 @@ _registry_lock = threading.Lock()
 
 
 def load_session(spec: ModelSpec, *, device: str, threads: int) -> OnnxSession:
-    """Return the shared session of a model, made at the first call and held against the model's config every
+    """Return the shared session of a model, made at the first call and compared with the model's config every
     time.
 
     Raises:
@@ -190,24 +184,50 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: str) -> str:
-    """Turn `"auto"` into a device.
+    """Turn `"auto"` into a device, and check that a CUDA device is there as far as can be told without it.
 
     Raises:
-        DeviceError: when `"cuda"` is asked for and ONNX Runtime does not offer it.
+        DeviceError: when ONNX Runtime does not offer CUDA, or this machine has no GPU of that number.
         ConfigurationError: for an unknown device.
     """
+    check_device(device)
     if device == "cpu":
         return "cpu"
-    if device not in ("auto", "cuda"):
-        raise ConfigurationError(f"device is {device!r}; use 'auto', 'cuda' or 'cpu'")
-    offered = available_devices()
-    if "cuda" in offered:
-        return "cuda"
-    if device == "cuda":
+    offered = "cuda" in available_devices()
+    if device == "auto":
+        return "cuda" if offered else "cpu"
+    if not offered:
         raise DeviceError(
-            "device 'cuda' is not offered by this ONNX Runtime; install onnxruntime-gpu or use device='cpu'"
+            f"device {device!r} is not offered by this ONNX Runtime; install onnxruntime-gpu or use "
+            "device='cpu'"
         )
-    return "cpu"
+    count = gpu_count()
+    if count is not None and _cuda_index(device) >= count:
+        there = ", ".join(f"'cuda:{index}'" for index in range(count)) or "no GPU"
+        raise DeviceError(f"device {device!r} is not there, but {there}; use one of those or device='cpu'")
+    return device
+
+
+def gpu_count() -> int | None:
+    """Number of GPUs that CUDA programs of this process may use; None where no driver tells."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        count = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if visible is None else min(count, len([entry for entry in visible.split(",") if entry]))
+
+
+def _cuda_index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
 
 
 def _first_line(error: BaseException) -> str:

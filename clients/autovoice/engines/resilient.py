@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import random
+import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy.typing as npt
+import tenacity
+from cachetools import LRUCache
 
 from autovoice.engines.engine import Engine, Sequence, Tensors
 from autovoice.errors import (
+    CapacityError,
     DeviceError,
     InferenceError,
     RepositoryError,
     RequestError,
     SequenceError,
+    StreamClosedError,
     UnavailableError,
+    VoiceConversionError,
 )
 from autovoice.repository.model_config import ModelSpec
 from autovoice.results import StatsCounter
@@ -27,9 +31,8 @@ from autovoice.results import StatsCounter
 logger = logging.getLogger(__name__)
 
 MAX_DELAY_SECONDS = 10.0
-MAX_SEQUENCES = 4096  # whose engine is remembered
+MAX_SEQUENCES = 4096  # that the fallback started
 _Answer = TypeVar("_Answer")
-_Call = Callable[[Engine, "float | None"], _Answer]
 
 
 class ResilientEngine:
@@ -66,134 +69,145 @@ class ResilientEngine:
         self._primary = primary
         self._make_fallback = make_fallback
         self._fallback: Engine | None = None
-        self._breaker = breaker
+        self._breaker = breaker if breaker is not None else CircuitBreaker(math.inf, 0.0)
         self._sequences_move = sequences_move
-        self._homes: OrderedDict[int, Engine] = OrderedDict()
-        self._retries = retries
-        self._retry_delay_seconds = retry_delay_seconds
+        self._on_fallback: LRUCache[int, Engine] = LRUCache(MAX_SEQUENCES)  # by sequence id
+        self._enough_attempts = tenacity.stop_after_attempt(retries + 1)
+        half, longest = retry_delay_seconds / 2, MAX_DELAY_SECONDS / 2
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, InferenceError) and error.transient
+            ),
+            wait=tenacity.wait_exponential(half, longest) + tenacity.wait_random_exponential(half, longest),
+            before_sleep=self._note_retry,
+            reraise=True,
+        )
         self._timeout = timeout
         self._stats = stats
         self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def device(self) -> str:
         """Where the next request will run."""
-        if self._fallback is not None and self._breaker is not None and self._breaker.is_open:
+        if self._fallback is not None and self._breaker.is_open:
             return self._fallback.device
         return self._primary.device
 
     def spec(self, model: str) -> ModelSpec:
         """The config of a model; see `Engine.spec`."""
-        return self._run(lambda engine, _: engine.spec(model), model, self._timeout)[0]
+        self._check_open()
+        return self._call(lambda engine, _: engine.spec(model), self._timeout)[0]
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Run one request; see `Engine.infer`."""
+        self._check_open()
         limit = timeout if timeout is not None else self._timeout
-
-        def call(engine: Engine, left: float | None) -> dict[str, npt.NDArray[Any]]:
-            return engine.infer(model, inputs, sequence=sequence, timeout=left)
-
+        stays = sequence is not None and not self._sequences_move
         try:
-            if sequence is None or self._sequences_move:
-                return self._run(call, model, limit)[0]
-            if sequence.start:
-                answer, home = self._run(call, model, limit)
-            else:
-                home = self._homes.get(sequence.id, self._primary)
-                answer = call(home, limit)
-                if home is not self._primary:
+            if sequence is not None and stays and not sequence.start:
+                engine = self._engine_of(sequence.id)
+                outputs = engine.infer(model, inputs, sequence=sequence, timeout=limit)
+                if engine is not self._primary:
                     self._stats.fallback()
+            else:
+                outputs, engine = self._call(
+                    lambda engine, left: engine.infer(model, inputs, sequence=sequence, timeout=left),
+                    limit,
+                )
         except SequenceError:
             self._stats.lost_sequence()
             raise
-        self._settle(sequence, home)
-        return answer
+        if sequence is not None and stays:
+            with self._lock:
+                self._on_fallback.pop(sequence.id, None)
+                if engine is not self._primary and not sequence.end:
+                    self._on_fallback[sequence.id] = engine
+        return outputs
+
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        """Drop the states of a sequence; see `Engine.end_sequence`."""
+        if not self._closed:
+            self._engine_of(sequence_id).end_sequence(model, inputs, sequence_id)
+            with self._lock:
+                self._on_fallback.pop(sequence_id, None)
 
     def close(self) -> None:
-        """Close both engines."""
+        """Close both engines; see `Engine.close`."""
+        with self._lock:
+            self._closed = True
         self._primary.close()
         if self._fallback is not None:
             self._fallback.close()
 
-    def _run(self, call: _Call[_Answer], model: str, limit: float | None) -> tuple[_Answer, Engine]:
+    def _call(
+        self, call: Callable[[Engine, float | None], _Answer], limit: float | None
+    ) -> tuple[_Answer, Engine]:
         """Make a call where it works; returns the answer and who gave it."""
-        if self._breaker is not None and not self._breaker.admit():
-            cause: InferenceError = UnavailableError(
+        cause: InferenceError
+        if self._breaker.admit():
+            started = time.monotonic()
+            too_late = tenacity.stop_before_delay(math.inf if limit is None else limit)
+            try:
+                for attempt in self._retrying.copy(stop=self._enough_attempts | too_late):
+                    with attempt:
+                        left = None if limit is None else started + limit - time.monotonic()
+                        answer = call(self._primary, left)
+                self._breaker.succeeded()
+                return answer, self._primary
+            except VoiceConversionError as error:
+                if not _is_engine_failure(error):
+                    self._breaker.succeeded()  # it answered
+                    raise
+                self._breaker.failed()
+                if self._make_fallback is not None:
+                    logger.warning("%s failed, falling back: %s", self._primary.device, error)
+                cause = error
+        else:
+            cause = UnavailableError(
                 f"{self._primary.device} keeps failing and is left alone for a moment; try again later"
             )
-        else:
-            try:
-                return self._on_primary(call, model, limit), self._primary
-            except InferenceError as error:
-                if self._make_fallback is None or not _engine_failed(error):
-                    raise
-                logger.warning("%s failed on %s, falling back: %s", model, self._primary.device, error)
-                cause = error
-        if self._make_fallback is None:
-            raise cause
-        fallback = self._open_fallback(self._make_fallback, cause)
+        fallback = self._open_fallback(cause)
         self._stats.fallback()
         return call(fallback, limit), fallback
 
-    def _on_primary(self, call: _Call[_Answer], model: str, limit: float | None) -> _Answer:
-        try:
-            answer = self._with_retries(call, model, limit)
-        except BaseException as error:
-            if self._breaker is not None:
-                if isinstance(error, InferenceError) and _engine_failed(error):
-                    self._breaker.failed()
-                else:
-                    self._breaker.succeeded()  # it answered, or is not to blame
-            raise
-        if self._breaker is not None:
-            self._breaker.succeeded()
-        return answer
+    def _note_retry(self, state: tenacity.RetryCallState) -> None:
+        self._stats.retry()
+        error = state.outcome and state.outcome.exception()
+        logger.warning("retry %d in %.2f s: %s", state.attempt_number, state.upcoming_sleep, error)
 
-    def _with_retries(self, call: _Call[_Answer], model: str, limit: float | None) -> _Answer:
-        deadline = None if limit is None else time.monotonic() + limit
-        attempt = 0
-        while True:
-            try:
-                return call(self._primary, None if deadline is None else deadline - time.monotonic())
-            except InferenceError as error:
-                delay = min(self._retry_delay_seconds * 2**attempt, MAX_DELAY_SECONDS)
-                delay *= random.uniform(0.5, 1.0)
-                attempt += 1
-                in_time = deadline is None or time.monotonic() + delay < deadline
-                if not error.transient or attempt > self._retries or not in_time:
-                    raise
-                logger.warning(
-                    "%s failed, retry %d of %d in %.2f s: %s", model, attempt, self._retries, delay, error
-                )
-            self._stats.retry()
-            time.sleep(delay)
-
-    def _open_fallback(self, make: Callable[[], Engine], cause: InferenceError) -> Engine:
+    def _open_fallback(self, cause: InferenceError) -> Engine:
+        if self._make_fallback is None:
+            raise cause
         with self._lock:
+            self._check_open()
             if self._fallback is None:
                 try:
-                    self._fallback = make()
+                    self._fallback = self._make_fallback()
                 except (RepositoryError, DeviceError) as error:
                     raise UnavailableError(
                         f"{cause}; and there is no fallback: {error} (or set fallback='raise')"
                     ) from cause
             return self._fallback
 
-    def _settle(self, sequence: Sequence, home: Engine) -> None:
-        """Remember who holds a sequence; the primary needs no entry."""
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("this pipeline has been closed; make another")
+
+    def _engine_of(self, sequence_id: int) -> Engine:
         with self._lock:
-            self._homes.pop(sequence.id, None)
-            if home is not self._primary and not sequence.end:
-                self._homes[sequence.id] = home
-                while len(self._homes) > MAX_SEQUENCES:
-                    self._homes.popitem(last=False)
+            engine: Engine = self._on_fallback.get(sequence_id, self._primary)
+            return engine
 
 
-def _engine_failed(error: InferenceError) -> bool:
-    """Whether another engine may do better: not where the request or its sequence is at fault."""
-    return not isinstance(error, (RequestError, SequenceError))
+def _is_engine_failure(error: VoiceConversionError) -> TypeGuard[InferenceError]:
+    """Whether another engine may do better: not where the request, its sequence or their number is at
+    fault."""
+    return isinstance(error, InferenceError) and not isinstance(
+        error, (RequestError, SequenceError, CapacityError)
+    )
 
 
 class CircuitBreaker:
@@ -202,11 +216,11 @@ class CircuitBreaker:
     Thread safe.
 
     Args:
-        threshold: failures in a row that open it.
+        threshold: failures in a row that open it; infinite to keep it closed.
         rest_seconds: how long it stays open.
     """
 
-    def __init__(self, threshold: int, rest_seconds: float) -> None:
+    def __init__(self, threshold: float, rest_seconds: float) -> None:
         self._threshold = threshold
         self._rest_seconds = rest_seconds
         self._lock = threading.Lock()

@@ -16,18 +16,15 @@ from autovoice.repository.model_config import ModelSpec
 from autovoice.results import FloatArray
 from autovoice.settings import RvcSettings
 from autovoice.voices.base_stream import OFFLINE_WITH_F0, CausalStream, fit_f0
-from autovoice.voices.clock import FrameClock
 from autovoice.voices.embedding import check_embedding
 from autovoice.voices.pitch import (
     check_f0,
-    check_median,
-    check_shift,
     expected_median_f0,
     matching_shift,
     median_voiced,
     track_source_f0,
 )
-from autovoice.voices.voice import Live, Target, Voice, VoiceRequest
+from autovoice.voices.voice import FrameClock, Live, Target, Voice, VoiceRequest, check_median, check_shift
 
 MAX_PADDING = 0.25  # share of a batch's row that may be padding
 
@@ -68,7 +65,7 @@ class BaseVoice(Voice):
         self.check_settings(request.voice_settings)
         if request.target_embedding is None:
             raise EmbeddingError(
-                f"target embedding is missing, and {self.name!r} speaks only as one tells it; pass one made "
+                f"target embedding is missing, and {self.name!r} has no speaker of its own; pass one made "
                 "by embed()"
             )
         median = check_median(request.target_median_f0)

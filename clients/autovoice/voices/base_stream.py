@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
-from autovoice.errors import InferenceError, SequenceError, VoiceConversionError
+from autovoice.errors import InferenceError, SequenceError
 from autovoice.results import FloatArray
-from autovoice.voices.clock import FrameClock
-from autovoice.voices.voice import Target, Voice, VoiceStream, fit_length, join
+from autovoice.voices.voice import FrameClock, Target, Voice, VoiceStream, fit_length, join
 
 logger = logging.getLogger(__name__)
 
 OFFLINE_WITH_F0 = "voice_conversion_with_f0"
 STREAM = "voice_conversion_stream"
 STREAM_WITH_F0 = "voice_conversion_with_f0_stream"
-CLOSE_SECONDS = 2.0  # for the engine to take note that a stream was given up
 
 
 class CausalStream(VoiceStream):
@@ -40,7 +37,7 @@ class CausalStream(VoiceStream):
         block: samples per request at most, a multiple of the frame.
         step: samples gathered before they are sent, a multiple of the frame. None for a source that is all
             there: full blocks are gathered, and one that fits a block is sent in one piece.
-        passthrough: hand on the source, delayed alike, from the first failed request on.
+        passthrough: return the source unconverted, with the same delay, from the first failed request on.
         replay: samples of a live source kept to be played again.
     """
 
@@ -111,12 +108,9 @@ class CausalStream(VoiceStream):
         return converted[: converted.size - excess]
 
     def close(self) -> None:
-        """Let the engine forget the state of an unfinished source."""
-        if self._started and not self._ended and not self.passthrough:
-            self._ended = True
-            silence = np.zeros(self._clock.frame_samples, np.float32)
-            with suppress(VoiceConversionError):
-                self._send(self._with_f0(silence), start=False, end=True, timeout=CLOSE_SECONDS)
+        """Have the engine drop the state of an unfinished source."""
+        if not self.passthrough:
+            self._drop_state()
 
     def _convert_at_once(self, audio: FloatArray) -> FloatArray:
         """A source that fits one request needs no state: the offline ensemble, which servers can batch, does
@@ -148,6 +142,7 @@ class CausalStream(VoiceStream):
             return self._send_or_replay(self._with_f0(block), end=end)
         except InferenceError as error:
             self._pass_through(error)
+            self._drop_state()
             return block
 
     def _send_or_replay(self, inputs: dict[str, npt.NDArray[Any]], *, end: bool) -> FloatArray:
@@ -173,19 +168,26 @@ class CausalStream(VoiceStream):
         for start in range(0, recent.size, self._block):
             self._send(self._target.inputs(recent[start : start + self._block]), start=start == 0, end=False)
 
-    def _send(
-        self, inputs: dict[str, npt.NDArray[Any]], *, start: bool, end: bool, timeout: float | None = None
-    ) -> FloatArray:
-        model = STREAM if self._f0 is None else STREAM_WITH_F0
+    def _drop_state(self) -> None:
+        if self._started and not self._ended:
+            self._ended = True
+            silence = self._with_f0(np.zeros(self._clock.frame_samples, np.float32))
+            self._engine.end_sequence(self._model, silence, self._sequence)
+
+    @property
+    def _model(self) -> str:
+        return STREAM if self._f0 is None else STREAM_WITH_F0
+
+    def _send(self, inputs: dict[str, npt.NDArray[Any]], *, start: bool, end: bool) -> FloatArray:
         position = Sequence(self._sequence, start=start, end=end)
-        outputs = self._engine.infer(model, inputs, sequence=position, timeout=timeout)
+        outputs = self._engine.infer(self._model, inputs, sequence=position)
         converted: FloatArray = outputs["CONVERTED_AUDIO"][0]
         return converted
 
     def _remember(self, block: FloatArray) -> None:
         if not self._replay:
             return
-        self._recent.append(block)
+        self._recent.append(block.copy())  # a view would hold all of the push that it was cut from
         self._recent_samples += block.size
         while self._recent_samples - self._recent[0].size >= self._replay:
             self._recent_samples -= self._recent.popleft().size

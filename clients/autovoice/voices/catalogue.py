@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from autovoice.config import BASE_VOICE, PipelineConfig
+from autovoice.config import BASE_VOICE, PipelineConfig, as_config
 from autovoice.engines.engine import Engine
 from autovoice.engines.opening import connect
 from autovoice.errors import RepositoryError
@@ -96,7 +96,7 @@ def list_voices(config: PipelineConfig | None = None) -> list[VoiceInfo]:
         InferenceError: the server does not answer.
         RepositoryError: no repository, or a voice whose config does not fit together.
     """
-    config = config if config is not None else PipelineConfig()
+    config = as_config(config)
     if config.backend == "embedded":
         return voices_of(ModelRepository(config.repository_path()))
     server = connect(config)

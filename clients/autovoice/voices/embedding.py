@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.atomic import atomic_path, full_disk, reason_of
-from autovoice.audio.samples import resample
-from autovoice.audio.source import Source, check_duration
+from autovoice.atomic import as_path, atomic_path, full_disk, reason_of
+from autovoice.audio.samples import check_duration, resample
+from autovoice.audio.source import Source
 from autovoice.engines.engine import Engine
 from autovoice.errors import AudioInputError, EmbeddingError, OutputError
 from autovoice.results import FloatArray
-from autovoice.voices.clock import FrameClock
+from autovoice.voices.voice import FrameClock
 
 SPEAKER_ENCODER = "speaker_encoder"
 SEGMENT_SECONDS = 30
@@ -32,17 +28,11 @@ def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
     Raises:
         EmbeddingError: wrong size, not finite, or without direction.
     """
-    try:
-        vector = np.asarray(embedding, dtype=np.float64)
-    except (TypeError, ValueError):
+    vector = _as_vector(embedding, "target embedding")
+    if vector.size != size:
         raise EmbeddingError(
-            f"target embedding is not an array of numbers; give {size} floats made by embed()"
-        ) from None
-    if vector.shape not in ((size,), (1, size)):
-        raise EmbeddingError(
-            f"target embedding has shape {vector.shape}; this repository takes ({size},), made by embed()"
+            f"target embedding has shape ({vector.size},); this repository takes ({size},), made by embed()"
         )
-    vector = vector.reshape(size)
     if not np.isfinite(vector).all():
         index = int(np.argmin(np.isfinite(vector)))
         raise EmbeddingError(
@@ -87,36 +77,6 @@ def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -
     return (total / norm).astype(np.float32)
 
 
-class EmbeddingCache:
-    """Keeps the latest embeddings by the content of their reference audio.
-
-    Args:
-        capacity: entries kept, 0 for none.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[bytes, FloatArray] = OrderedDict()
-
-    def get(self, audio: FloatArray, sample_rate: int, make: Callable[[], FloatArray]) -> FloatArray:
-        """Return a copy of the embedding of `audio`, made by `make` when it is not held."""
-        if not self._capacity:
-            return make()
-        key = hashlib.sha256(f"{sample_rate}:".encode() + audio.tobytes()).digest()
-        with self._lock:
-            held = self._entries.get(key)
-            if held is not None:
-                self._entries.move_to_end(key)
-        if held is None:
-            held = make()
-            with self._lock:
-                self._entries[key] = held
-                while len(self._entries) > self._capacity:
-                    self._entries.popitem(last=False)
-        return np.array(held)
-
-
 def load_embedding(path: str | os.PathLike[str]) -> FloatArray:
     """Read a voice embedding written by `save_embedding` (a NumPy `.npy` file).
 
@@ -124,7 +84,7 @@ def load_embedding(path: str | os.PathLike[str]) -> FloatArray:
         EmbeddingError: missing, or not a one-dimensional numeric array.
     """
     try:
-        embedding = np.load(path, allow_pickle=False)
+        embedding = np.load(as_path(path, "the embedding", EmbeddingError), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise EmbeddingError(
             f"{path} cannot be read as an embedding ({reason_of(error)}); make one with `autovoice embed`"
@@ -142,11 +102,25 @@ def save_embedding(path: str | os.PathLike[str], embedding: npt.ArrayLike) -> No
     """Write a voice embedding as `.npy`, whole or not at all.
 
     Raises:
+        EmbeddingError: no vector of numbers.
         OutputError: when it cannot be written.
     """
+    vector = _as_vector(embedding, "embedding").astype(np.float32)
     with atomic_path(path) as temporary:
         try:
             with temporary.open("wb") as file:
-                np.save(file, np.asarray(embedding, np.float32), allow_pickle=False)
+                np.save(file, vector, allow_pickle=False)
         except OSError as error:
             raise OutputError(full_disk(path, error)) from error
+
+
+def _as_vector(embedding: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+    try:
+        values = np.asarray(embedding)
+    except ValueError:
+        raise EmbeddingError(f"{name} is a ragged sequence; give one vector made by embed()") from None
+    if values.dtype.kind not in "fiu":
+        raise EmbeddingError(f"{name} is not an array of numbers; give one vector made by embed()")
+    if values.ndim not in (1, 2) or values.size != values.shape[-1]:
+        raise EmbeddingError(f"{name} has shape {values.shape}; give one vector [E], made by embed()")
+    return values.reshape(-1).astype(np.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,50 +14,12 @@ from autovoice.audio.source import Source
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
 from autovoice.errors import PitchError, SequenceError
 from autovoice.results import FloatArray
-from autovoice.voices.clock import FrameClock
+from autovoice.voices.voice import MAX_SHIFT_SEMITONES, FrameClock
 
 logger = logging.getLogger(__name__)
 
 PITCH_STREAM = "pitch_extractor_stream"
 TARGET_PITCH = "target_pitch"
-MAX_SHIFT_SEMITONES = 24.0
-AUTO = "auto"
-
-
-def check_shift(shift: Any, *, live: bool = False) -> float | None:
-    """Return a pitch shift in semitones, or None for `"auto"`.
-
-    Raises:
-        PitchError: not a number, or beyond two octaves; `"auto"` for a `live` source.
-    """
-    if isinstance(shift, str) and shift == AUTO:
-        if live:
-            raise PitchError(
-                "pitch shift 'auto' needs the whole source, which a stream does not have; give semitones"
-            )
-        return None
-    try:
-        value = float(shift)
-    except (TypeError, ValueError):
-        raise PitchError(f"pitch shift is {shift!r}; give semitones from -24 to 24, or 'auto'") from None
-    if not abs(value) <= MAX_SHIFT_SEMITONES:
-        raise PitchError(
-            f"pitch shift is {shift!r} semitones; give at most two octaves, -24 to 24, or 'auto'"
-        )
-    return value
-
-
-def check_median(median_f0: float | None) -> float | None:
-    """Return a target's median pitch in Hz.
-
-    Raises:
-        PitchError: it is none that a voice could have.
-    """
-    if median_f0 is not None and not 1.0 <= median_f0 <= 20_000.0:
-        raise PitchError(
-            f"target_median_f0 is {median_f0!r} Hz; give the median pitch of the target's voice, or None"
-        )
-    return median_f0
 
 
 def check_f0(
@@ -84,11 +45,13 @@ def check_f0(
     """
     expected = frame_count(samples, sample_rate, frames_per_second)
     try:
-        track = np.asarray(source_f0, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise PitchError(
-            "source_f0 is not an array of numbers; give Hz per 10 ms frame, 0 where unvoiced"
-        ) from None
+        values = np.asarray(source_f0)
+    except ValueError:
+        values = np.zeros(0, object)  # ragged
+    if values.dtype.kind not in "fiu":
+        raise PitchError("source_f0 is not an array of numbers; give Hz per 10 ms frame, 0 where unvoiced")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is refused below
+        track = values.astype(np.float32)
     if track.shape != (expected,):
         raise PitchError(
             f"source_f0 has shape {track.shape}, but {samples} samples at {sample_rate} Hz have {expected} "
@@ -143,17 +106,23 @@ def track_f0(engine: Engine, clock: FrameClock, blocks: Iterable[FloatArray]) ->
         position = Sequence(sequence, start=not tracks, end=end)
         tracks.append(engine.infer(PITCH_STREAM, {"AUDIO": audio[np.newaxis]}, sequence=position)["F0"][0])
 
-    for block in blocks:
-        total += block.size
-        pending = np.concatenate((pending, block))
-        whole = pending.size // frame * frame
-        if whole:
-            send(pending[:whole], end=False)
-            pending = pending[whole:]
-    frames = -(-total // frame)
-    delay = clock.feature_delay_frames
-    tail = (-pending.size) % frame + delay * frame
-    send(np.concatenate((pending, np.zeros(tail, np.float32))), end=True)
+    try:
+        for block in blocks:
+            total += block.size
+            pending = np.concatenate((pending, block))
+            whole = pending.size // frame * frame
+            if whole:
+                send(pending[:whole], end=False)
+                pending = pending[whole:]
+        frames = -(-total // frame)
+        delay = clock.feature_delay_frames
+        tail = (-pending.size) % frame + delay * frame
+        send(np.concatenate((pending, np.zeros(tail, np.float32))), end=True)
+    except BaseException:
+        if tracks:
+            silence = np.zeros((1, frame), np.float32)
+            engine.end_sequence(PITCH_STREAM, {"AUDIO": silence}, sequence)
+        raise
     return np.concatenate(tracks)[delay : delay + frames]
 
 

@@ -15,9 +15,17 @@ from autovoice.errors import ConfigurationError, EmbeddingError, PitchError, Rep
 from autovoice.repository.model_config import ModelSpec
 from autovoice.results import FloatArray
 from autovoice.settings import RvcSettings
-from autovoice.voices.pitch import AUTO, check_shift
 from autovoice.voices.rvc_stream import WindowedStream, Windows
-from autovoice.voices.voice import FRAMES_PER_SECOND, PLACE_INPUTS, Live, Target, Voice, VoiceRequest
+from autovoice.voices.voice import (
+    AUTO,
+    FRAMES_PER_SECOND,
+    PLACE_INPUTS,
+    Live,
+    Target,
+    Voice,
+    VoiceRequest,
+    check_shift,
+)
 
 RVC = "rvc"
 WINDOW_SUFFIX = "_window"
@@ -132,7 +140,7 @@ class RvcVoice(Voice):
         return target.inputs(audio)
 
     def may_share(self, samples: int, longest: int) -> bool:
-        """See `Voice.may_share`: only the padding that the model itself would add goes unheard."""
+        """See `Voice.may_share`: only padding that the model itself would add changes nothing."""
         return -(-samples // self.windows.grid_samples) == -(-longest // self.windows.grid_samples)
 
     def _target(self, shift: float, settings: RvcSettings) -> Target:

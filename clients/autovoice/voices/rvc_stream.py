@@ -19,7 +19,7 @@ PHASE_GRID = 1 << 24  # the source's phase advances in whole parts of a cycle, w
 
 @dataclass(frozen=True)
 class Windows:
-    """How a source is cut for a voice that hears ahead and back.
+    """How a source is cut for a voice whose models need context on both sides.
 
     Attributes:
         model: the ensemble that converts a window.
@@ -35,7 +35,7 @@ class Windows:
 
 
 class WindowedStream(VoiceStream):
-    """Converts audio core by core, each heard with its context; only the core of the result is kept.
+    """Converts audio core by core, each with the context around it; only the core of the result is kept.
 
     Nothing of a source is held by the engine: what joins one core to the next, the phase of the source signal
     and the place in its noise, goes along with every request. So a window may be sent again, or to another
@@ -48,7 +48,7 @@ class WindowedStream(VoiceStream):
         target: what to convert to.
         core: samples of each window that are kept, a multiple of the grid.
         live: always convert in windows; otherwise a source that is no longer than one is sent in one piece.
-        passthrough: hand on the source from the first failed request on.
+        passthrough: return the source unconverted from the first failed request on.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class WindowedStream(VoiceStream):
         while not self.passthrough and self.received - self._position >= needed:
             ready.append(self._convert(self._core, self._position + needed))
         if self.passthrough:
-            ready.append(self._hand_on())
+            ready.append(self._unconverted())
         return self._count(join(ready))
 
     def flush(self) -> FloatArray:
         """End the source; return the rest, `voice.converted_samples(received)` in all."""
         if self.passthrough:
-            rest = self._hand_on(last=True)
+            rest = self._unconverted(last=True)
         elif self._position == self.received:
             rest = np.zeros(0, np.float32)
         elif not self._position and not self._live:
@@ -104,7 +104,7 @@ class WindowedStream(VoiceStream):
         else:
             rest = self._convert(self.received - self._position, self.received)
             if self.passthrough:
-                rest = self._hand_on(last=True)
+                rest = self._unconverted(last=True)
         return self._count(fit_length(rest, self._voice.converted_samples(self.received) - self._returned))
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class WindowedStream(VoiceStream):
         # Sums of whole parts of a cycle are exact in float64.
         return float(np.mod(self._phase + (np.round(cycles * PHASE_GRID) / PHASE_GRID).sum(), 1.0))
 
-    def _hand_on(self, *, last: bool = False) -> FloatArray:
+    def _unconverted(self, *, last: bool = False) -> FloatArray:
         """The source from the first sample that was not converted, at the output's rate."""
         if self._bypass is None:
             self._bypass = Resampler(self._voice.sample_rate, self._voice.output_sample_rate)

@@ -1,4 +1,4 @@
-"""The seam between voices and all that uses them: what a family of voices fixes, and how one converts."""
+"""What every voice offers: its constants, the check of a request, and a stream that converts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,43 @@ import numpy.typing as npt
 from autovoice.audio.source import Source
 from autovoice.config import PipelineConfig
 from autovoice.engines.engine import Engine
-from autovoice.errors import InferenceError, PassthroughWarning
+from autovoice.errors import InferenceError, PassthroughWarning, PitchError
 from autovoice.results import FloatArray
-from autovoice.settings import RvcSettings
+from autovoice.settings import RvcSettings, is_number
 
 logger = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 100
+AUTO = "auto"
+MAX_SHIFT_SEMITONES = 24.0
 PLACE_INPUTS = frozenset(("FIRST_FRAME", "ANCHOR_FRAME", "ANCHOR_PHASE"))  # of a window in its source
+
+
+@dataclass(frozen=True)
+class FrameClock:
+    """How the base voice divides time.
+
+    Attributes:
+        sample_rate: of the audio its models take and give, Hz.
+        frame_samples: samples per 10 ms frame.
+        lookahead_samples: how far a stream's output trails its input.
+        embedding_size: length of a voice embedding.
+    """
+
+    sample_rate: int
+    frame_samples: int
+    lookahead_samples: int
+    embedding_size: int
+
+    @property
+    def frames_per_second(self) -> int:
+        """Frame rate, Hz."""
+        return self.sample_rate // self.frame_samples
+
+    @property
+    def feature_delay_frames(self) -> int:
+        """Whole frames by which features trail the audio they describe."""
+        return self.lookahead_samples // self.frame_samples
 
 
 @dataclass(frozen=True)
@@ -66,7 +95,7 @@ class Live:
 
     Attributes:
         core_seconds: audio gathered before it is converted; None for the voice's own.
-        passthrough: hand on the source from the first failed request on.
+        passthrough: return the source unconverted from the first failed request on.
         replay_seconds: latest audio kept, to be played again to an engine that lost the stream's state.
     """
 
@@ -80,11 +109,11 @@ class VoiceStream(ABC):
     `n * sample_rate / output_sample_rate` of the source does.
 
     Args:
-        passthrough: hand on the source from the first failed request on.
+        passthrough: return the source unconverted from the first failed request on.
 
     Attributes:
         received: samples pushed so far.
-        passthrough: True once a failed engine made the converter hand on its source unconverted.
+        passthrough: True once a failed engine made the stream return its source unconverted.
     """
 
     def __init__(self, *, passthrough: bool) -> None:
@@ -118,7 +147,7 @@ class VoiceStream(ABC):
         """Let the engine forget an unfinished source."""
 
     def _pass_through(self, error: InferenceError) -> None:
-        """Hand on the source from now on, loudly, or raise `error` when nobody asked for that."""
+        """Return the source unconverted from now on and warn, or raise `error` where that is not wanted."""
         if not self._may_pass_through:
             raise error
         logger.error("the stream passes its source through from here on: %s", error)
@@ -137,7 +166,7 @@ class Voice(ABC):
         output_sample_rate: of the audio it gives, Hz.
         frame_samples: samples per 10 ms frame at `sample_rate`.
         max_batch_size: of its ensembles.
-        takes_embedding: whether a target embedding says who is to be heard.
+        takes_embedding: whether a target embedding names the speaker.
     """
 
     takes_embedding: ClassVar[bool]
@@ -234,3 +263,37 @@ def fit_length(samples: FloatArray, length: int) -> FloatArray:
 def join(parts: list[FloatArray]) -> FloatArray:
     """Concatenate pieces of audio, perhaps none."""
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def check_shift(shift: Any, *, live: bool = False) -> float | None:
+    """Return a pitch shift in semitones, or None for `"auto"`.
+
+    Raises:
+        PitchError: not a number, or beyond two octaves; `"auto"` for a `live` source.
+    """
+    if isinstance(shift, str) and shift == AUTO:
+        if live:
+            raise PitchError(
+                "pitch shift 'auto' needs the whole source, which a stream does not have; give semitones"
+            )
+        return None
+    if not is_number(shift):
+        raise PitchError(f"pitch shift is {shift!r}; give semitones from -24 to 24, or 'auto'")
+    if not abs(shift) <= MAX_SHIFT_SEMITONES:  # also refuses NaN
+        raise PitchError(
+            f"pitch shift is {shift!r} semitones; give at most two octaves, -24 to 24, or 'auto'"
+        )
+    return float(shift)
+
+
+def check_median(median_f0: Any) -> float | None:
+    """Return a target's median pitch in Hz.
+
+    Raises:
+        PitchError: it is none that a voice could have.
+    """
+    if median_f0 is not None and not (is_number(median_f0) and 1.0 <= median_f0 <= 20_000.0):
+        raise PitchError(
+            f"target_median_f0 is {median_f0!r} Hz; give the median pitch of the target's voice, or None"
+        )
+    return None if median_f0 is None else float(median_f0)

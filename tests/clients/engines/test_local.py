@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +14,17 @@ import pytest
 from toy_repository import expected_conversion
 
 from autovoice.engines import onnx_session as session_module
-from autovoice.engines.engine import Sequence, StepTiming, observe_steps
+from autovoice.engines.engine import Sequence, StepTiming, observe_steps, time_limit
 from autovoice.engines.local import LocalEngine, SequenceStore
-from autovoice.errors import DeviceError, InferenceTimeoutError, RequestError, SequenceError
+from autovoice.errors import (
+    CapacityError,
+    ConfigurationError,
+    DeviceError,
+    InferenceTimeoutError,
+    RequestError,
+    SequenceError,
+    StreamClosedError,
+)
 from autovoice.repository.reader import ModelRepository
 
 
@@ -99,24 +109,84 @@ def test_a_failed_request_leaves_the_state_alone(
     )
 
 
-def test_sequences_are_bounded_and_the_evicted_one_says_so(toy: Path) -> None:
+def send(engine: LocalEngine, number: int, **position: bool) -> None:
+    engine.infer("voice_conversion_stream", request(audio(1, 240)), sequence=Sequence(number, **position))
+
+
+def test_a_full_engine_refuses_a_new_sequence_and_keeps_the_live_ones(toy: Path) -> None:
     engine = LocalEngine(ModelRepository(toy), sequences=SequenceStore(capacity=2))
-    chunk = request(audio(1, 240))
-    for identity in (1, 2):
-        engine.infer("voice_conversion_stream", chunk, sequence=Sequence(identity, start=True))
-    engine.infer("voice_conversion_stream", chunk, sequence=Sequence(1))  # 2 is now the longest unused
-    engine.infer("voice_conversion_stream", chunk, sequence=Sequence(3, start=True))
-    engine.infer("voice_conversion_stream", chunk, sequence=Sequence(1))
-    with pytest.raises(SequenceError, match="more than 2 open at once"):
-        engine.infer("voice_conversion_stream", chunk, sequence=Sequence(2))
+    for number in (1, 2):
+        send(engine, number, start=True)
+    with pytest.raises(CapacityError, match=r"^2 streams .* are live .*; flush or close some"):
+        send(engine, 3, start=True)
+    send(engine, 4, start=True, end=True)  # needs no place
+    send(engine, 2, start=True)  # has one
+    for number in (1, 2):
+        send(engine, number)
+    send(engine, 1, end=True)
+    send(engine, 3, start=True)
+    send(engine, 2)
 
 
-def test_state_without_a_sequence_and_changed_batch(engine: LocalEngine) -> None:
-    with pytest.raises(SequenceError, match="send it in a sequence"):
-        engine.infer("voice_conversion_stream", request(audio(1, 240)))
-    engine.infer("voice_conversion_stream", request(audio(2, 240)), sequence=Sequence(1, start=True))
-    with pytest.raises(SequenceError, match="batch of 1 in a sequence whose STATE_IN has 2"):
-        engine.infer("voice_conversion_stream", request(audio(1, 240)), sequence=Sequence(1))
+def test_a_new_sequence_takes_the_place_of_an_abandoned_one(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    engine = LocalEngine(ModelRepository(toy), sequences=SequenceStore(capacity=2, idle_seconds=60.0))
+    for number in (1, 2):
+        send(engine, number, start=True)
+    now += 60.0
+    send(engine, 1)  # however long it was idle, as long as nobody needed its place
+    send(engine, 3, start=True)
+    send(engine, 1)
+    with pytest.raises(SequenceError, match="idle for more than 60 s"):
+        send(engine, 2)
+    with pytest.raises(CapacityError):
+        send(engine, 2, start=True)
+
+
+def test_a_sequence_is_live_while_a_long_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    store = SequenceStore(capacity=1, idle_seconds=60.0)
+    store.commit(Sequence(1, start=True), {})
+    now += 50.0
+    store.begin(Sequence(1))
+    now += 50.0
+    with pytest.raises(CapacityError):
+        store.begin(Sequence(2, start=True))
+    store.commit(Sequence(1), {})
+    now += 60.0
+    store.begin(Sequence(2, start=True))
+
+
+def test_a_sequence_that_is_given_up_leaves_nothing(engine: LocalEngine) -> None:
+    send(engine, 1, start=True)
+    send(engine, 2, start=True)
+    engine.end_sequence("voice_conversion_stream", {}, 1)
+    engine.end_sequence("voice_conversion_stream", {}, 77)
+    assert len(engine.sequences) == 1
+    send(engine, 2)
+    with pytest.raises(SequenceError):
+        send(engine, 1)
+
+
+def test_a_closed_engine_refuses_every_call_and_loads_nothing(engine: LocalEngine) -> None:
+    send(engine, 1, start=True)
+    engine.close()
+    for call in (
+        lambda: send(engine, 1),
+        lambda: engine.infer("voice_conversion", request(audio(1, 240))),
+        lambda: engine.spec("voice_conversion"),
+        lambda: engine.load("delay"),
+    ):
+        with pytest.raises(StreamClosedError, match="has been closed; make another"):
+            call()
+    engine.end_sequence("voice_conversion_stream", {}, 1)
+    engine.close()
+    assert not engine._sessions
+    assert len(engine.sequences) == 0
 
 
 @pytest.mark.parametrize(
@@ -215,10 +285,77 @@ def test_a_timeout_is_an_error_of_its_own(engine: LocalEngine) -> None:
         engine.infer("voice_conversion", request(audio(16, 240_000)), timeout=1e-6)
 
 
+def test_a_time_limit_that_is_kept_costs_nothing_and_one_that_is_passed_stops_the_block() -> None:
+    with time_limit(60.0, pytest.fail):
+        pass
+    with time_limit(None, pytest.fail):
+        pass
+    stopped = threading.Event()
+    with pytest.raises(TimeoutError), time_limit(0.0, stopped.set):
+        assert stopped.wait(10)
+
+
 def test_cuda_is_refused_where_it_is_not_offered(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "available_devices", lambda: ["cpu"])
-    with pytest.raises(DeviceError, match="'cuda' is not offered"):
-        LocalEngine(ModelRepository(toy), device="cuda")
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match=f"'{device}' is not offered"):
+            LocalEngine(ModelRepository(toy), device=device)
     assert LocalEngine(ModelRepository(toy), device="auto").device == "cpu"
     monkeypatch.setattr(session_module, "available_devices", lambda: ["cpu", "cuda"])
     assert LocalEngine(ModelRepository(toy), device="auto").device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [
+        ("cpu", ["CPUExecutionProvider"]),
+        ("cuda", [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]),
+        ("cuda:1", [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]),
+        ("cuda:12", [("CUDAExecutionProvider", {"device_id": 12}), "CPUExecutionProvider"]),
+    ],
+)
+def test_a_device_is_a_provider_and_its_number(device: str, providers: list[object]) -> None:
+    assert session_module.providers_for(device) == providers
+
+
+@pytest.mark.filterwarnings("ignore")  # onnxruntime warns about the provider it lacks
+def test_a_gpu_that_does_not_start_is_named(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime itself drops the provider, whatever its number."""
+    if "cuda" in session_module.available_devices():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(DeviceError, match="could not start it on cuda:1"):
+        session_module.OnnxSession(toy / "delay" / "1" / "model.onnx", "cuda:1", 1)
+
+
+@pytest.mark.parametrize("device", ["cuda:x", "cuda:-1", "cuda:", "cuda:1.0", "gpu", "CUDA", "", None, 1])
+def test_what_is_no_device_is_refused(toy: Path, device: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"device is {device!r}; use 'auto'"):
+        LocalEngine(ModelRepository(toy), device=device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "says"),
+    [
+        (2, "cuda:2", "'cuda:2' is not there, but 'cuda:0', 'cuda:1'; use one of those"),
+        (0, "cuda", "'cuda' is not there, but no GPU"),
+        (2, "cuda:1", None),
+        (1, "cuda", None),
+        (None, "cuda:9", None),  # nobody tells: ONNX Runtime will
+    ],
+)
+def test_a_gpu_has_to_be_there(
+    monkeypatch: pytest.MonkeyPatch, count: int | None, device: str, says: str | None
+) -> None:
+    monkeypatch.setattr(session_module, "available_devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(session_module, "gpu_count", lambda: count)
+    if says is None:
+        assert session_module.resolve_device(device) == device
+    else:
+        with pytest.raises(DeviceError, match=says):
+            session_module.resolve_device(device)
+
+
+def test_gpus_are_counted_where_a_driver_tells() -> None:
+    count = session_module.gpu_count()
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    assert count == (listed or None) or "CUDA_VISIBLE_DEVICES" in os.environ

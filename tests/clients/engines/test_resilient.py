@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +21,21 @@ from autovoice import (
     InferenceError,
     PassthroughWarning,
     PipelineConfig,
+    Progress,
     VoiceConversionError,
     VoiceConversionPipeline,
 )
 from autovoice.engines import onnx_session, opening
 from autovoice.engines.engine import Sequence
-from autovoice.engines.local import LocalEngine
+from autovoice.engines.local import LocalEngine, SequenceStore
 from autovoice.engines.resilient import CircuitBreaker, ResilientEngine
-from autovoice.errors import DeviceError, InferenceTimeoutError, SequenceError, UnavailableError
+from autovoice.errors import (
+    DeviceError,
+    InferenceTimeoutError,
+    SequenceError,
+    StreamClosedError,
+    UnavailableError,
+)
 from autovoice.repository.model_config import ModelSpec
 from autovoice.repository.reader import ModelRepository
 from autovoice.results import StatsCounter
@@ -61,6 +73,9 @@ class FailingEngine:
         if self._fails(self.requests):
             raise self._error
         return self._inner.infer(model, inputs, sequence=sequence, timeout=timeout)
+
+    def end_sequence(self, model: str, inputs: Any, sequence_id: int) -> None:
+        self._inner.end_sequence(model, inputs, sequence_id)
 
     def close(self) -> None:
         self._inner.close()
@@ -122,7 +137,7 @@ def test_the_cpu_takes_over_in_the_middle_of_a_sequence(
     voice: np.ndarray,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """State moves along: there is no seam where the device changed."""
+    """State moves along: no sample tells where the device changed."""
     pipeline, (engine,) = pipeline_with(toy, monkeypatch, lambda number: number > 2, retries=0)
     assert pipeline.device == "cuda"
     made = pipeline.convert(source, voice, None, RATE, pitch_shift_semitones=2.0)
@@ -190,7 +205,7 @@ def test_passthrough_is_the_levelled_input_and_flagged_everywhere(
     assert result.passthrough
     np.testing.assert_allclose(result.audio, levelled(source), atol=1e-6)
     with pytest.warns(PassthroughWarning):
-        assert pipeline.convert(source, voice, None, RATE, 48_000).size == 2 * source.size
+        assert pipeline.convert(source, voice, None, RATE, output_sample_rate=48_000).size == 2 * source.size
     assert pipeline.stats.passthroughs == 2
     assert pipeline.stats.device_use == {}
 
@@ -242,6 +257,23 @@ def test_cuda_asked_for_but_not_there(toy: Path, monkeypatch: pytest.MonkeyPatch
     assert pipeline.device == "cpu"
     assert pipeline.stats.fallbacks == 1
     np.testing.assert_allclose(pipeline.convert(np.ones(480, np.float32), voice, None, RATE), 0.5, atol=1e-6)
+
+
+def test_use_cuda_is_the_gpu_or_the_cpu_with_one_warning(
+    toy: Path, voice: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first way to ask for a GPU. Here there is none, and nothing is made up for it."""
+    if "cuda" in onnx_session.available_devices():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, use_cuda=True))
+        made = pipeline.convert(np.ones(480, np.float32), voice, None, RATE)
+    np.testing.assert_allclose(made, 0.5, atol=1e-6)
+    assert pipeline.device == "cpu"
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "running on the CPU instead: device 'cuda' is not offered" in record.getMessage()
+    assert pipeline.stats.device_use == {"cpu": 1}
 
 
 def test_cuda_offered_but_broken_falls_back_at_the_first_model(
@@ -361,6 +393,209 @@ def test_retries_wait_longer_each_time_and_end_at_the_deadline(
     assert 20.0 <= now < 30.0
     assert stats.snapshot().retries == len(pauses)
     assert stats.snapshot().fallbacks == 1
+
+
+def test_callers_that_failed_together_come_back_one_by_one(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the pauses have reached their longest."""
+    pauses: list[float] = []
+    monkeypatch.setattr("autovoice.engines.resilient.time.sleep", pauses.append)
+    for _ in range(10):
+        primary, engine = server_with_fallback(toy, StatsCounter(), breaker=None, retries=6)
+        primary.error = InferenceError("busy")
+        engine.infer("target_pitch", {"EMBEDDING": np.full((1, 4), 0.5, np.float32)})
+    for number in range(6):
+        alike = pauses[number::6]
+        assert len(set(alike)) == 10
+        longest = min(2**number, 10)
+        assert all(0.5 * longest <= pause <= longest for pause in alike)
+
+
+def test_while_one_caller_tries_a_rested_engine_the_others_do_not(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    inputs = {"EMBEDDING": np.full((1, 4), 0.5, np.float32)}
+    entered, answered = threading.Event(), threading.Event()
+
+    class Slow(Flaky):
+        def infer(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+            if self.requests == 1:
+                self.requests = 2
+                entered.set()
+                assert answered.wait(60)
+            return super().infer(*args, **kwargs)
+
+    primary = Slow(ModelRepository(toy))
+    primary.error = InferenceError("out of order")
+    engine = ResilientEngine(
+        primary,
+        None,
+        breaker=CircuitBreaker(1, 5.0),
+        sequences_move=False,
+        retries=0,
+        retry_delay_seconds=0.0,
+        timeout=None,
+        stats=StatsCounter(),
+    )
+    with pytest.raises(InferenceError, match="out of order"):
+        engine.infer("target_pitch", inputs)
+    primary.error = None
+    now += 5.0
+    with ThreadPoolExecutor(1) as pool:
+        trial = pool.submit(engine.infer, "target_pitch", inputs)
+        try:
+            assert entered.wait(60)
+            for _ in range(5):
+                with pytest.raises(UnavailableError, match="left alone"):
+                    engine.infer("target_pitch", inputs)
+        finally:
+            answered.set()
+        assert trial.result(60)["MEDIAN_F0"] == 500
+    assert engine.infer("target_pitch", inputs)["MEDIAN_F0"] == 500
+
+
+def test_an_engine_without_places_is_neither_dead_nor_replaced(toy: Path, voice: np.ndarray) -> None:
+    """The fallback shares its places; a breaker that opened would only slow the live streams down."""
+    stats = StatsCounter()
+    models, sequences = ModelRepository(toy), SequenceStore(capacity=1)
+    engine = ResilientEngine(
+        LocalEngine(models, sequences=sequences),
+        lambda: LocalEngine(models, sequences=sequences),
+        breaker=CircuitBreaker(1, 60.0),
+        sequences_move=True,
+        retries=0,
+        retry_delay_seconds=0.0,
+        timeout=None,
+        stats=stats,
+    )
+    pipeline = VoiceConversionPipeline(PipelineConfig(retries=0), engine=engine)
+    with pipeline.stream(voice) as first, pipeline.stream(voice) as second:
+        first.push(np.ones(240, np.float32))
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match=r"1 streams .* are live .* flush or close some"):
+                pipeline.stream(voice).push(np.ones(240, np.float32))
+        first.push(np.ones(240, np.float32))
+        first.close()
+        second.push(np.ones(240, np.float32))
+    assert (stats.snapshot().fallbacks, stats.snapshot().lost_sequences) == (0, 0)
+
+
+class Unsound(LocalEngine):
+    """Fails from its fourth request on, whatever is asked of it."""
+
+    requests = 0
+
+    def infer(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        self.requests += 1
+        if self.requests > 3:
+            raise InferenceError("the synthesizer is gone")
+        return super().infer(*args, **kwargs)
+
+
+def raise_at_the_third_step(progress: Progress) -> None:
+    if progress.chunk == 3:
+        raise RuntimeError("that is enough")
+
+
+@pytest.mark.parametrize("fallback", ["raise", "passthrough"])
+@pytest.mark.filterwarnings("ignore::autovoice.errors.PassthroughWarning")
+def test_what_ends_in_an_error_leaves_no_state_behind(
+    toy: Path, source: np.ndarray, voice: np.ndarray, tmp_path: Path, fallback: str
+) -> None:
+    soundfile.write(tmp_path / "in.wav", source, RATE)
+    config = PipelineConfig(retries=0, block_seconds=1.0, fallback=fallback)  # type: ignore[arg-type]
+
+    def stream(pipeline: VoiceConversionPipeline) -> None:
+        live = pipeline.stream(voice)
+        for piece in np.array_split(source, 7):
+            live.push(piece)
+        live.flush()
+
+    callback = {"progress_callback": raise_at_the_third_step}
+    calls: list[Callable[[VoiceConversionPipeline], Any]] = [
+        lambda pipeline: pipeline.convert(source, voice, None, RATE),
+        lambda pipeline: pipeline.convert_file(tmp_path / "in.wav", tmp_path / "out.wav", voice),
+        lambda pipeline: pipeline.batch_convert([source] * 2, voice, source_sample_rates=RATE),
+        lambda pipeline: pipeline.extract_f0(source, RATE),
+        lambda pipeline: pipeline.convert(source, voice, None, RATE, **callback),
+        stream,
+    ]
+    for call in calls:
+        engine = Unsound(ModelRepository(toy))
+        pipeline = VoiceConversionPipeline(config, engine=engine)
+        with suppress(InferenceError, RuntimeError):
+            call(pipeline)
+        assert engine.requests > 2
+        assert len(engine.sequences) == 0
+
+
+def test_the_state_of_a_failed_request_is_kept_as_long_as_it_may_be_sent_again(
+    toy: Path, source: np.ndarray, voice: np.ndarray
+) -> None:
+    pipeline, engine = None, Unsound(ModelRepository(toy))
+    pipeline = VoiceConversionPipeline(PipelineConfig(retries=1, retry_delay_seconds=0.0), engine=engine)
+    with pipeline.stream(voice, pitch_shift_semitones=2.0) as stream:
+        parts = [stream.push(piece) for piece in np.split(source[:7200], 3)]
+        engine.infer = heal(engine)  # type: ignore[method-assign]
+        parts += [stream.push(source[7200:]), stream.flush()]
+    np.testing.assert_allclose(np.concatenate(parts), expected_conversion(source, 0.5, 2.0), atol=1e-5)
+    assert pipeline.stats.retries == 1
+
+
+def heal(engine: Unsound) -> Callable[..., dict[str, np.ndarray]]:
+    """An `infer` that fails once more and then no longer."""
+
+    def infer(*args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        failing = engine.requests == 3
+        engine.requests = 3 if failing else 0
+        return Unsound.infer(engine, *args, **kwargs)
+
+    return infer
+
+
+def test_a_stream_ends_with_its_pipeline(toy: Path, source: np.ndarray, voice: np.ndarray) -> None:
+    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy))
+    streams = [pipeline.stream(voice) for _ in range(3)]
+    for stream in streams[:2]:
+        stream.push(source[:2400])
+    pipeline.close()
+    for call in (lambda: streams[0].push(source[:2400]), streams[1].flush, lambda: streams[2].push(source)):
+        with pytest.raises(StreamClosedError, match="pipeline has been closed; make another"):
+            call()
+    for stream in streams:
+        stream.close()
+    with pytest.raises(StreamClosedError, match="stream has been flushed or closed"):
+        streams[0].push(source)
+
+
+def test_nothing_falls_back_once_closed(toy: Path) -> None:
+    made: list[LocalEngine] = []
+    primary = Flaky(ModelRepository(toy))
+    primary.error = InferenceError("out of order")
+
+    def make() -> LocalEngine:
+        made.append(LocalEngine(ModelRepository(toy)))
+        return made[0]
+
+    engine = ResilientEngine(
+        primary,
+        make,
+        breaker=CircuitBreaker(1, 60.0),
+        sequences_move=False,
+        retries=0,
+        retry_delay_seconds=0.0,
+        timeout=None,
+        stats=StatsCounter(),
+    )
+    engine.close()
+    for call in (lambda: engine.infer("target_pitch", {}), lambda: engine.spec("target_pitch")):
+        with pytest.raises(StreamClosedError):
+            call()
+    engine.end_sequence("voice_conversion_stream", {}, 1)
+    assert (primary.requests, made) == (0, [])
 
 
 def test_without_fallback_callers_of_a_dead_engine_are_refused_at_once(toy: Path) -> None:

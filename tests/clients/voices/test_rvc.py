@@ -268,7 +268,7 @@ def test_a_batch_is_its_single_conversions_and_goes_together(
 def test_progress_profile_and_counters(open_voice: Any, toy_voices: Path) -> None:
     config = PipelineConfig(repository=toy_voices, voice="anna", block_seconds=0.5)
     with VoiceConversionPipeline(config) as pipeline:
-        assert pipeline.warmup(0.5) > 0
+        assert pipeline.warmup(seconds=0.5) > 0
         steps: list[Progress] = []
         profile = pipeline.profile_conversion(
             murmur(20_000), source_sample_rate=RATE, progress_callback=steps.append
@@ -312,7 +312,7 @@ def test_a_second_voice_adds_only_its_own_models(tmp_path: Path) -> None:
     for name in VOICES:
         pipeline = VoiceConversionPipeline(PipelineConfig(repository=repository, threads=1), voice=name)
         pipelines.append(pipeline)  # and keep it open beside the next
-        pipeline.warmup(0.5)
+        pipeline.warmup(seconds=0.5)
         held |= {f"{name}_synthesizer", f"toy_trim_{VOICES[name]}"}
         assert loaded() == sorted(held)
     for pipeline in pipelines:

@@ -20,6 +20,7 @@ from autovoice_export.rvc.parity import voice_like
 
 VOICES = ("sung", "plain", "tracked")
 RATE = 16000
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")

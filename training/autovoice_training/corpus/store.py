@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from autovoice.atomic import atomic_path
 from autovoice_training.corpus.audio import HOP, SAMPLE_RATE
 from autovoice_training.corpus.phones import PHONES, UNKNOWN
 
@@ -124,9 +125,8 @@ def finished(root: Path, name: str) -> bool:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either the old or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=0))
-    os.replace(partial, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=0))
 
 
 def write_index(root: Path, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from autovoice.atomic import atomic_path
 from autovoice_training.evaluate.dataset import JUDGE_RATE
 from autovoice_training.evaluate.judging import RESULT, SOURCE, SYSTEMS, TARGET, WORLD, Renditions, Verdict
 from autovoice_training.evaluate.pitch import FRAME_SECONDS, f0_track
@@ -142,6 +143,5 @@ def _save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     # Results are committed: a palette makes spectrograms a quarter of the size and looks the same.
-    partial = path.with_suffix(".partial")
-    Image.open(drawn).convert("RGB").quantize(PALETTE_COLORS).save(partial, format="png", optimize=True)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        Image.open(drawn).convert("RGB").quantize(PALETTE_COLORS).save(temporary, format="png", optimize=True)

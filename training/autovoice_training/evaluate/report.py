@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autovoice.atomic import atomic_path
 from autovoice_training.evaluate.floor import NOT_MEASURED, FloorLine
 from autovoice_training.evaluate.judging import JUDGE_PACKAGES, SYSTEMS, UNDERSTOOD_WER, Verdict
 from autovoice_training.evaluate.summary import MEASURES, Summary
@@ -216,6 +217,5 @@ def _rounded(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)

@@ -14,7 +14,7 @@ from autovoice_training.evaluate.dataset import JUDGE_RATE, Audio
 
 @functools.cache
 def _decoder() -> pocketsphinx.Decoder:
-    # Batch normalisation: what a recording is heard as must not depend on those before it.
+    # Batch normalisation: the transcript of a recording must not depend on those before it.
     return pocketsphinx.Decoder(samprate=JUDGE_RATE, cmn="batch", loglevel="FATAL")
 
 

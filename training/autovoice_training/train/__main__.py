@@ -9,8 +9,9 @@ import torch
 import typer
 from rich.console import Console
 
+from autovoice.errors import VoiceConversionError
 from autovoice_training.corpus.reader import Corpus, CorpusError
-from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
+from autovoice_training.train.config import CHANGEABLE, DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import PairSampler
 from autovoice_training.train.features import extract
 from autovoice_training.train.phones import train_classifier
@@ -36,6 +37,13 @@ def main(
         Path | None, typer.Option(help="A new run begins with the weights of this checkpoint that fit.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING",
+            help=f"Resume although this setting was changed: {', '.join(CHANGEABLE)}. May be repeated.",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")
     ] = None,
@@ -51,25 +59,26 @@ def main(
         classifier = train_classifier(
             corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
         )
-    except (CorpusError, ValueError, OSError) as error:
-        console.print(f"[red]error:[/red] {error}")
+        features = data / "features"
+        extract(corpus, features, classifier, console)
+        sampler = PairSampler(
+            corpus,
+            features,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            unpaired_items=settings.unpaired_items,
+            crop_frames=settings.crop_frames,
+            human_share=settings.human_share,
+            self_share=settings.self_share,
+            recorded_share=settings.recorded_share,
+            altered=settings.altered,
+        )
+        trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)
+        resumed = trainer.resume(accept or (), start_from)
+    except (CorpusError, ValueError, OSError, VoiceConversionError) as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    features = data / "features"
-    extract(corpus, features, classifier, console)
-    sampler = PairSampler(
-        corpus,
-        features,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        unpaired_items=settings.unpaired_items,
-        crop_frames=settings.crop_frames,
-        human_share=settings.human_share,
-        self_share=settings.self_share,
-        recorded_share=settings.recorded_share,
-        altered=settings.altered,
-    )
-    trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)
-    if trainer.resume():
+    if resumed:
         console.print(f"resumed at step {trainer.step}")
     elif start_from is not None:
         console.print(f"{trainer.start_from(start_from)} tensors taken from {start_from}")

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from autovoice.atomic import atomic_path
 from autovoice_training.evaluate.conditions import harder_conditions
 from autovoice_training.evaluate.dataset import open_dataset
 from autovoice_training.evaluate.judging import RESULT, SOURCE, Jury
@@ -127,13 +128,16 @@ def main(
     for name, config in configs.items():
         run = folder / name.replace(" ", "_")
         judged = run / "summaries.json"
-        if not judged.exists():
+        if judged.exists():
+            _check_settings(config, run)
+        else:
             write_config(config, run / "train.toml")
             (run / "phones.pt").write_bytes(weights)
             voice = run / "voice.safetensors"
             _train(data=data, run=run, checkpoint=voice, config=run / "train.toml", start_from=start_from)
             console.print(f"judging {name}")
-            judged.write_text(json.dumps(judge(voice, data, pairs)))
+            with atomic_path(judged) as temporary:
+                temporary.write_text(json.dumps(judge(voice, data, pairs)))
         results[name] = json.loads(judged.read_text())
     first = next(iter(configs.values()))
     hardware = environment(None)["hardware"]
@@ -177,6 +181,14 @@ def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
             for condition, summary in summarise(verdicts).items():
                 summaries[prefix + condition] = asdict(summary)
     return summaries
+
+
+def _check_settings(config: TrainConfig, run: Path) -> None:
+    try:
+        config.check_saved(asdict(TrainConfig.read(run / "train.toml")), run)
+    except ValueError as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
 def _train(**options: object) -> None:

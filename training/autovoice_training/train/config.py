@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ else:
 
 from autovoice_export.base.stages.synthesizer import FORMANT_FACTORS
 
+# What may be changed when a run is resumed; the rest decides what the weights so far have learnt from.
+CHANGEABLE = ("steps", "learning_rate", "checkpoint_steps", "validation_batches")
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "train.toml"
 
 
@@ -107,3 +109,27 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"{where}: unknown setting {', '.join(unknown)}; see TrainConfig for the names")
         return replace(self, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    def check_saved(self, saved: Mapping[str, Any], where: Path, accepted: Collection[str] = ()) -> None:
+        """Compare with the settings that a run was begun with.
+
+        Args:
+            saved: those, by name.
+            where: they were read from.
+            accepted: those of CHANGEABLE that may differ.
+
+        Raises:
+            ValueError: naming the first one that differs, or an accepted one that may not.
+        """
+        fixed = [name for name in accepted if name not in CHANGEABLE]
+        if fixed:
+            raise ValueError(f"{fixed[0]} cannot be changed in a run; only {', '.join(CHANGEABLE)} can")
+        now = asdict(self)
+        for name in {**now, **saved}:
+            before, after = (repr(values.get(name, "not set")) for values in (saved, now))
+            if before != after and name not in accepted:
+                how = f", or accept the change with --accept {name}" if name in CHANGEABLE else ""
+                raise ValueError(
+                    f"{where} was made with {name} = {before}, and now it is {after}: set it back, name "
+                    f"another folder with --run{how}"
+                )

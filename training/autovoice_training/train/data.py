@@ -23,7 +23,7 @@ UNKNOWN_PHONE = -1
 # Chance that an aligned source is perturbed as well, so that unheard voices meet a hardened encoder.
 PERTURB_ALIGNED = 0.5
 EMBEDDING_NOISE = 0.02
-# Share of unpaired items whose voice is a mixture of two: voices that nobody has.
+# Share of unpaired items whose voice is a mixture of two: voices of no speaker of the corpus.
 BLENDED = 0.5
 # Weight of frames in which one of the two voices says another sound than the sentence has, because its
 # language lacks it: enough to learn the voice from, too little to learn the accent.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
+from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES
 from autovoice_export.base.stages.voice import IDENTITY_SIZE, PHONES, unpack
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP
-from autovoice_training.corpus.reader import Corpus
+from autovoice_training.corpus.reader import Corpus, Utterance
 
 BLOCK_FRAMES = 3000
 EMBEDDED_UTTERANCES = 24
@@ -93,50 +93,76 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
 
 @torch.no_grad()
 def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: Console) -> None:
-    """Writes the features of every speaker that has none yet; safe to interrupt and run again.
+    """Writes the features of every speaker; safe to interrupt and run again.
 
-    Embeddings made with another classifier are made again.
+    What is there already is kept where it was measured on the same audio, cut into the same utterances, with
+    stages that measure the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made_with = _digest(classifier)
     encoder = VoiceEncoder(classifier)
+    pitch_version, encoder_version = _pitch_version(), _digest(encoder)
     for speaker in track(sorted(corpus.speakers), "features", console=console):
         audio = corpus.audio(speaker)
-        path = folder / f"{speaker}.npz"
-        if not path.exists():
+        heard = hashlib.sha256(audio).hexdigest()
+        path, made_with = folder / f"{speaker}.npz", f"{pitch_version} {heard}"
+        if _made_with(path) != made_with:
             f0, periodicity = pitch_of_store(audio)
-            _write(path, f0=f0, periodicity=periodicity)
-        path = folder / f"{speaker}.voice.npz"
-        if not path.exists() or _made_with(path) != made_with:
-            _write(path, embeddings=_embeddings(corpus, speaker, encoder), made_with=np.array(made_with))
+            _write(path, f0=f0, periodicity=periodicity, made_with=np.array(made_with))
+        utterances = _embedded_utterances(corpus, speaker)
+        places = [(utterance.start_frame, utterance.frames) for utterance in utterances]
+        path, made_with = folder / f"{speaker}.voice.npz", f"{encoder_version} {heard} {places}"
+        if _made_with(path) != made_with:
+            rows = [_embedding(audio, utterance, encoder) for utterance in utterances]
+            _write(path, embeddings=np.stack(rows), made_with=np.array(made_with))
 
 
-def _embeddings(corpus: Corpus, speaker: str, encoder: VoiceEncoder) -> NDArray[np.float32]:
-    """Embeddings of some of a speaker's utterances, [N, 1282]."""
-    audio = corpus.audio(speaker)
+def _embedded_utterances(corpus: Corpus, speaker: str) -> list[Utterance]:
     own = [u for u in corpus.utterances if u.speaker == speaker and u.frames >= MINIMUM_EMBEDDED_FRAMES]
     step = max(1, len(own) // EMBEDDED_UTTERANCES)
-    rows = []
-    for utterance in own[::step][:EMBEDDED_UTTERANCES]:
-        start = utterance.start_frame * HOP
-        samples = audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
-        rows.append(encoder(torch.from_numpy(samples).unsqueeze(0))[0].numpy())
-    return np.stack(rows)
+    return own[::step][:EMBEDDED_UTTERANCES]
 
 
-def _digest(classifier: PhoneClassifier) -> str:
+def _embedding(audio: NDArray[np.int16], utterance: Utterance, encoder: VoiceEncoder) -> NDArray[np.float32]:
+    """Embedding of one utterance in its speaker's audio, [1282]."""
+    start = utterance.start_frame * HOP
+    samples = audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
+    embedding: NDArray[np.float32] = encoder(torch.from_numpy(samples).unsqueeze(0))[0].numpy()
+    return embedding
+
+
+def _pitch_version() -> str:
+    """Names what the pitch extractor measures: a digest of its answers on a fixed signal.
+
+    The signal has glides, noise, and voices that leap by an octave as they fade. Its answers are rounded, so
+    that two processors agree.
+    """
+    random = np.random.default_rng(0)
+    time = np.arange(6 * 100 * HOP) / (100 * HOP)
+    octave = np.where((time % 0.5 > 0.4) & (time > 2), 0.5, 1.0)
+    f0 = 150.0 * 2.0 ** np.sin(2 * np.pi * 0.4 * time) * octave
+    phase = 2 * np.pi * np.cumsum(f0) / (100 * HOP)
+    voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 8))
+    fading = np.exp(-6.0 * (time % 0.5))
+    noisy = voice * fading * (time % 1.5 < 1.2) + random.standard_normal(time.size) * 0.3 * (time / 6.0)
+    f0, periodicity = pitch_of_store((3000.0 * noisy).astype(np.int16))
+    answers = np.concatenate([np.round(f0), np.round(100.0 * periodicity)]).astype(np.int16)
+    return hashlib.sha256(answers).hexdigest()
+
+
+def _digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
-    for value in classifier.state_dict().values():
+    for value in module.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _made_with(path: Path) -> str:
+    if not path.exists():
+        return ""
     with np.load(path) as stored:
         return str(stored["made_with"]) if "made_with" in stored else ""
 
 
 def _write(path: Path, **arrays: NDArray[Any]) -> None:
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, path)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

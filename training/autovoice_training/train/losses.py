@@ -1,4 +1,4 @@
-"""Spectral losses that hear what a listener hears and ignore what the recording lacks."""
+"""Losses on mel spectra, spectral envelopes, speaker embeddings and phone posteriors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ AUDIBLE_NEPERS = math.log(100.0)
 
 
 class SpeakerLoss(nn.Module):
-    """How far the speaker encoder hears a result from the voice that was asked for, and how near to others.
+    """Distance of a result's speaker embedding to the target's, and its nearness to other speakers'.
 
     One minus the cosine to the target (speaker consistency loss; Casanova et al. 2022, YourTTS), plus the
     cross-entropy of picking the target among the source's own voice, the voice that the target was made of
     by altering it, and the other targets of the batch (softmax form of GE2E; Wan et al. 2018). Spectral
-    losses alone are content with the average of the voices that a frame could belong to.
+    losses alone have their minimum at the average of the voices that a frame could belong to.
     """
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class SpeakerLoss(nn.Module):
 
 
 class PhoneLoss(nn.Module):
-    """How differently the phone classifier hears a result and its source: what is said must stay.
+    """Difference of the phone posteriors of a result and its source: the words must stay.
 
     Kullback-Leibler divergence of the posteriors, from the source's to the result's. Where the target's own
-    rendition lacks a sound, or says it in its own way, the spectral loss asks for that; this one does not.
+    rendition lacks a sound, or has another one, the spectral loss follows it; this loss does not.
 
     Args:
         classifier: of the voice encoder, trained and left as it is.
@@ -105,11 +105,11 @@ class PhoneLoss(nn.Module):
 
 
 class EnvelopeLoss(nn.Module):
-    """How far the spectral envelope of a result is from the target's, as mel-cepstral distortion counts it.
+    """Distance of the spectral envelopes of a result and its target, akin to mel-cepstral distortion.
 
     Root mean square over mel bands of the difference of the smooth log spectra, level and pauses left out.
-    The spectral losses hear harmonics and noise as well, where most of what is left of them lies; the
-    envelope is what tells sounds and voices apart.
+    The spectral losses also depend on harmonics and noise, which dominate them late in training; phones and
+    voices differ in the envelope.
 
     Args:
         analysis: makes the envelopes.

@@ -11,7 +11,7 @@ from autovoice_export.base.stages.blocks import mel_points
 def perturb_mel(
     mel: Tensor, low_hz: float, high_hz: float, noise_db: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Warps, filters and dirties mel power.
+    """Warps and filters mel power and adds noise to it.
 
     Every item gets a vocal-tract-length warp of x0.84 to x1.19 (Jaitly & Hinton 2013), a smooth random
     equaliser of a few dB and noise somewhere below its mean.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
+from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_plugins.geometry import HOP
@@ -39,11 +41,12 @@ def train_classifier(
     """Trains the classifier, or reads it where it has been trained before.
 
     The speaker is drawn before the sentence, so that voices count alike. Mel frames are warped, filtered and
-    dirtied as in training: the classifier hears phones, not people.
+    made noisy as in training, so that the classifier depends on phones and not on speakers.
 
     Args:
         corpus: its training utterances with phone labels are used.
-        path: its weights, written when trained.
+        path: its weights, written when trained; what they were trained with stands beside them, in a file
+            of the same name that ends in .json.
         steps: optimiser steps of 38 s of speech; 0 keeps the classifier that it begins with.
         seed: of the draws and the weights.
         device: to train on.
@@ -51,11 +54,18 @@ def train_classifier(
         start_from: checkpoint of another voice whose classifier a new one begins with.
 
     Raises:
-        ValueError: there are neither steps nor a classifier to begin with.
+        ValueError: there are neither steps nor a classifier to begin with, or it was trained with other
+            settings.
     """
     torch.manual_seed(seed)
     classifier = PhoneClassifier()
+    made_with: dict[str, object] = {"classifier_steps": steps, "seed": seed}
+    if start_from is not None:
+        made_with["start_from"] = hashlib.sha256(start_from.read_bytes()).hexdigest()
+    record = path.with_suffix(".json")
     if path.exists():
+        if record.exists():  # weights that were put there by hand have none
+            _check_record(json.loads(record.read_text()), made_with, path)
         classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
     if start_from is not None:
@@ -66,10 +76,20 @@ def train_classifier(
         _fit(classifier.to(device), corpus, steps, seed, device, console)
     classifier = classifier.cpu().eval()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(classifier.state_dict(), partial)
-    os.replace(partial, path)
+    with atomic_path(record) as temporary:
+        temporary.write_text(json.dumps(made_with))
+    with atomic_path(path) as temporary:
+        torch.save(classifier.state_dict(), temporary)
     return classifier
+
+
+def _check_record(saved: dict[str, object], made_with: dict[str, object], path: Path) -> None:
+    for name, value in made_with.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{path} was trained with {name} = {saved.get(name)}, and now it is {value}: set it back, or "
+                "name another folder with --run"
+            )
 
 
 def _fit(

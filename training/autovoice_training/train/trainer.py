@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.blocks import StateReader
 from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
@@ -205,7 +206,8 @@ class VoiceConversionTrainer:
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient of step {self.step} is not finite; lower learning_rate and resume"
+                f"the gradient of step {self.step} is not finite; lower learning_rate and resume with "
+                "--accept learning_rate"
             )
         self.optimizer.step()
         self.schedule.step()
@@ -244,29 +246,47 @@ class VoiceConversionTrainer:
             "config": asdict(self.config),
             "started_from": self.started_from,
         }
-        partial = self.run / "state.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.run / "state.pt")
+        with atomic_path(self.run / "state.pt") as temporary:
+            torch.save(state, temporary)
 
-    def resume(self) -> bool:
-        """Takes up the run's last state, if there is one."""
+    def resume(self, accepted: Collection[str] = (), start_from: Path | None = None) -> bool:
+        """Takes up the run's last state, if there is one.
+
+        Args:
+            accepted: settings that may differ from those of the state, see `TrainConfig.check_saved`.
+            start_from: checkpoint that the run must have begun with; None for whatever it was.
+
+        Raises:
+            ValueError: other settings, or another beginning.
+        """
         path = self.run / "state.pt"
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
+        self.config.check_saved(state["config"], path, accepted)
+        if start_from is not None and _digest(start_from) != state["started_from"]:
+            raise ValueError(
+                f"{path} did not begin with the weights of {start_from}: leave --start-from out, or name "
+                "another folder with --run"
+            )
         self.modules.load_state_dict(state["modules"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.started_from = state["started_from"]
+        # The optimizer and its schedule hold the learning rate that they were saved with.
+        self.schedule.base_lrs = [self.config.learning_rate] * len(self.schedule.base_lrs)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = self.config.learning_rate
+            group["lr"] = self.config.learning_rate * self._learning_rate_factor(self.step)
         return True
 
     def start_from(self, path: Path) -> int:
         """Begins with the weights of another voice, see `take_matching`; returns how many tensors it took."""
         taken = take_matching(self.modules, path)
         self.average.module.load_state_dict(self.modules.state_dict())
-        self.started_from = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.started_from = _digest(path)
         return taken
 
     @property
@@ -278,3 +298,7 @@ class VoiceConversionTrainer:
     def audio_hours(self) -> float:
         """Hours of audio that the optimiser has seen."""
         return self.step * self.config.batch_size * self.config.crop_frames * HOP / 24000 / 3600
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

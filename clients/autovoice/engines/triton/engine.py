@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from autovoice.errors import (
     RepositoryError,
     RequestError,
     SequenceError,
+    StreamClosedError,
     UnavailableError,
     VoiceConversionError,
 )
@@ -28,6 +30,7 @@ from autovoice.repository.model_config import ModelSpec, spec_from_config
 logger = logging.getLogger(__name__)
 
 SPEC_SECONDS = 10.0  # how long a server may take to tell a model's config
+END_SECONDS = 2.0  # how long it may take to drop a sequence that was given up
 
 
 class TritonEngine:
@@ -50,6 +53,7 @@ class TritonEngine:
         self._spec_timeout = spec_timeout
         self._specs: dict[str, ModelSpec] = {}
         self._versions: dict[str, int] = {}
+        self._closed = False
 
     @property
     def device(self) -> str:
@@ -63,6 +67,7 @@ class TritonEngine:
             ConfigurationError: the server wants another API key.
             InferenceError: the server does not answer.
         """
+        self._check_open()
         spec = self._specs.get(model)
         if spec is None:
             try:
@@ -80,6 +85,7 @@ class TritonEngine:
             ConfigurationError: the server wants another API key.
             InferenceError: the server does not answer.
         """
+        self._check_open()
         try:
             self._versions = self._transport.models(self._spec_timeout)
         except TransportError as error:
@@ -98,6 +104,7 @@ class TritonEngine:
         Raises:
             ConfigurationError: the server wants another API key.
         """
+        self._check_open()
         if timeout is not None and timeout <= 0:
             raise InferenceTimeoutError(f"no time was left for {model}; raise timeout_seconds")
         request = encode(model, secrets.token_hex(8), inputs, sequence)
@@ -115,9 +122,19 @@ class TritonEngine:
         report_step(StepTiming(model, elapsed, self.device))
         return outputs
 
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        """Have the server drop the states of a sequence; see `Engine.end_sequence`."""
+        with suppress(VoiceConversionError):
+            self.infer(model, inputs, sequence=Sequence(sequence_id, end=True), timeout=END_SECONDS)
+
     def close(self) -> None:
         """Close the connections; see `Engine.close`."""
+        self._closed = True
         self._transport.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosedError("this pipeline has been closed; make another")
 
     def _explain(self, model: str, request_id: str, error: TransportError) -> VoiceConversionError:
         where = f"{self._address}, {model}"

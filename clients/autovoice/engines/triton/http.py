@@ -1,21 +1,27 @@
 """Triton's HTTP protocol with the binary tensor extension.
 
-The standard library's connections are used rather than `tritonclient.http`: that client belongs to the one
-thread that made it, and knows no limit for a single request.
+urllib3 is used rather than `tritonclient.http`: that client belongs to the one thread that made it, and knows
+no limit for a single request. A connection pool of urllib3 goes straight to its host, whatever proxies the
+environment names.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
-import select
+import socket
 import ssl
-import threading
-import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
+
 from autovoice.address import API_KEY_HEADER, ServerAddress
+from autovoice.engines.engine import time_limit
 from autovoice.engines.triton.wire import (
     FailureKind,
     TransportError,
@@ -27,8 +33,7 @@ from autovoice.engines.triton.wire import (
 from autovoice.repository.model_config import protobuf_module
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_IDLE_CONNECTIONS = 32
-_READ_BYTES = 1 << 20
+MAX_IDLE_CONNECTIONS = 1024  # as many as requests were ever under way at once
 _KINDS = {
     400: FailureKind.REFUSED,
     401: FailureKind.FORBIDDEN,
@@ -41,6 +46,18 @@ _KINDS = {
     503: FailureKind.UNREACHABLE,
     504: FailureKind.TIMEOUT,
 }
+
+
+class _TimedConnection(HTTPConnection):
+    """A connection whose whole answer has to come within `timeout`, which is urllib3's limit for one read."""
+
+    def getresponse(self) -> Any:
+        with time_limit(self.timeout, partial(_hang_up, self.sock)):
+            return super().getresponse()
+
+
+class _TimedTlsConnection(_TimedConnection, HTTPSConnection):
+    """The same over TLS."""
 
 
 class HttpTransport:
@@ -63,16 +80,19 @@ class HttpTransport:
         client_certificate: Path | None = None,
         client_key: Path | None = None,
     ) -> None:
-        self._address = address
-        self._headers = {} if api_key is None else {API_KEY_HEADER: api_key}
-        self._context: ssl.SSLContext | None = None
+        host = f"[{address.host}]" if ":" in address.host else address.host
         if address.tls:
-            self._context = ssl.create_default_context(cafile=root_certificates)
+            context = ssl.create_default_context(cafile=root_certificates)
             if client_certificate is not None:
-                self._context.load_cert_chain(client_certificate, client_key)
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-        self._closed = False
+                context.load_cert_chain(client_certificate, client_key)
+            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
+                host, address.port, maxsize=MAX_IDLE_CONNECTIONS, ssl_context=context
+            )
+            self._pool.ConnectionCls = _TimedTlsConnection
+        else:
+            self._pool = urllib3.HTTPConnectionPool(host, address.port, maxsize=MAX_IDLE_CONNECTIONS)
+            self._pool.ConnectionCls = _TimedConnection
+        self._headers = {} if api_key is None else {API_KEY_HEADER: api_key}
 
     def infer(self, request: WireRequest, timeout: float | None) -> WireResponse:
         """Send a request; see `Transport.infer`."""
@@ -90,21 +110,19 @@ class HttpTransport:
             ],
         }
         text = json.dumps(header).encode()
-        body = [text, *(tensor.data for tensor in request.tensors)]
+        body = b"".join((text, *(tensor.data for tensor in request.tensors)))
         headers = {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
-        answer, answer_headers = self._exchange(
-            "POST", f"/v2/models/{request.model}/infer", body, headers, timeout
-        )
+        answer = self._exchange("POST", f"/v2/models/{request.model}/infer", timeout, body, headers)
         try:
-            return _parse(answer, int(answer_headers.get(HEADER_LENGTH, len(answer))))
+            return _parse(answer.data, int(answer.headers.get(HEADER_LENGTH, len(answer.data))))
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"the answer cannot be read ({error!r})") from error
 
     def models(self, timeout: float | None) -> dict[str, int]:
         """Names and versions of the models; see `Transport.models`."""
-        answer, _ = self._exchange("GET", "/v2/models/stats", [], {}, timeout)
+        answer = self._exchange("GET", "/v2/models/stats", timeout)
         try:
-            return newest((model["name"], model["version"]) for model in json.loads(answer)["model_stats"])
+            return newest((model["name"], model["version"]) for model in answer.json()["model_stats"])
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"the models cannot be read ({error!r})") from error
 
@@ -112,85 +130,49 @@ class HttpTransport:
         """The model's config; see `Transport.model_config`."""
         from google.protobuf import json_format
 
-        answer, _ = self._exchange("GET", f"/v2/models/{model}/config", [], {}, timeout)
+        answer = self._exchange("GET", f"/v2/models/{model}/config", timeout)
         try:
-            return json_format.Parse(answer, protobuf_module().ModelConfig(), ignore_unknown_fields=True)
+            return json_format.Parse(answer.data, protobuf_module().ModelConfig(), ignore_unknown_fields=True)
         except json_format.ParseError as error:
             raise TransportError(FailureKind.BROKEN, f"the config cannot be read ({error})") from error
 
     def close(self) -> None:
         """Close idle connections; those in use are closed when their request ends."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._pool.close()
 
     def _exchange(
         self,
         method: str,
         path: str,
-        body: list[bytes | memoryview],
-        headers: dict[str, str],
         timeout: float | None,
-    ) -> tuple[bytes, http.client.HTTPMessage]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        connection = self._connection()
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> BaseHTTPResponse:
         try:
-            _limit(connection, deadline)
-            size = sum(len(part) for part in body)
-            connection.request(
-                method, path, iter(body), {**self._headers, **headers, "Content-Length": str(size)}
+            answer = self._pool.urlopen(
+                method,
+                path,
+                body,
+                {**self._headers, **(headers or {})},
+                retries=False,
+                redirect=False,
+                timeout=urllib3.Timeout(total=timeout),
             )
-            _limit(connection, deadline)
-            response = connection.getresponse()
-            content = bytearray()
-            # `read` would gather all of it under the limit of a single receipt.
-            while part := response.read1(_READ_BYTES):
-                content += part
-                _limit(connection, deadline)
-            if response.length:
-                raise http.client.IncompleteRead(bytes(content), response.length)
-            response.close()
-        except TimeoutError as error:
-            connection.close()
-            raise TransportError(FailureKind.TIMEOUT, "no answer in time") from error
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            reason = str(error) or type(error).__name__
-            raise TransportError(FailureKind.UNREACHABLE, reason) from error
-        except BaseException:  # an interrupt: what is still to come must not answer the next request
-            connection.close()
-            raise
-        self._keep(connection, response)
-        if response.status != http.client.OK:
-            reason = _reason(bytes(content)) or f"HTTP status {response.status} {response.reason}"
-            raise TransportError(_KINDS.get(response.status, FailureKind.BROKEN), reason)
-        return bytes(content), response.headers
+        except HTTPError as error:
+            # urllib3 wraps what the connection said: as the cause, or as the last argument.
+            cause = error.__cause__ or error.args[-1]
+            if isinstance(error, ReadTimeoutError) or isinstance(cause, TimeoutError):
+                raise TransportError(FailureKind.TIMEOUT, "no answer in time") from error
+            raise TransportError(FailureKind.UNREACHABLE, str(cause) or type(cause).__name__) from error
+        if answer.status != 200:
+            reason = _reason(answer) or f"HTTP status {answer.status} {answer.reason}"
+            raise TransportError(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+        return answer
 
-    def _connection(self) -> http.client.HTTPConnection:
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise TransportError(FailureKind.BROKEN, "the connection has been closed")
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                break
-            if _is_quiet(connection):
-                return connection
-            connection.close()
-        address = self._address
-        if self._context is not None:
-            return http.client.HTTPSConnection(address.host, address.port, context=self._context)
-        return http.client.HTTPConnection(address.host, address.port)
 
-    def _keep(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        with self._lock:
-            keep = not (self._closed or response.will_close) and len(self._idle) < MAX_IDLE_CONNECTIONS
-            if keep:
-                self._idle.append(connection)
-        if not keep:
-            connection.close()
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # the other side may have been faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _parse(answer: bytes, header_length: int) -> WireResponse:
@@ -205,28 +187,9 @@ def _parse(answer: bytes, header_length: int) -> WireResponse:
     return WireResponse(header.get("id", ""), tuple(tensors))
 
 
-def _limit(connection: http.client.HTTPConnection, deadline: float | None) -> None:
-    """Let the connection's next step take no longer than what is left."""
-    left = None if deadline is None else deadline - time.monotonic()
-    if left is not None and left <= 0:
-        raise TimeoutError
-    connection.timeout = left
-    if connection.sock is not None:
-        connection.sock.settimeout(left)
-
-
-def _is_quiet(connection: http.client.HTTPConnection) -> bool:
-    """Whether an idle connection is still good: one with something to read was closed by the server."""
-    if connection.sock is None:
-        return False
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN | select.POLLERR | select.POLLHUP)
-    return not poll.poll(0)
-
-
-def _reason(answer: bytes) -> str:
+def _reason(answer: BaseHTTPResponse) -> str:
     try:
-        lines = str(json.loads(answer)["error"]).strip().splitlines()
+        lines = str(answer.json()["error"]).strip().splitlines()
     except (ValueError, KeyError, TypeError):
         return ""
     return lines[0] if lines else ""

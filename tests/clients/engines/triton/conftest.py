@@ -69,7 +69,7 @@ def remote(request: pytest.FixtureRequest, server: TritonServer, repository: Pat
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for this machine that vouches for itself; its key lies beside it."""
+    """A self-signed certificate for this machine; its key lies beside it."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
     folder = tmp_path_factory.mktemp("tls")

@@ -12,6 +12,8 @@ from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.errors import ConfigurationError, UnavailableError
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 SOURCE = hum(0.2)
 
 
@@ -40,7 +42,7 @@ def test_the_key_opens_and_nothing_else_does(
     assert_same(made, embedded.convert(SOURCE, speaker(0), None, RATE))
 
 
-def test_a_server_that_nobody_vouches_for_is_not_talked_to(guarded: TritonServer) -> None:
+def test_a_server_whose_certificate_nobody_signed_is_refused(guarded: TritonServer) -> None:
     backend = guarded.options.grpc_url.replace("grpc:", "grpcs:")
     config = PipelineConfig(backend=backend, api_key=KEY, fallback="raise", retries=0)
     with pytest.raises(UnavailableError):

@@ -6,11 +6,16 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from remote_calls import RATE, Open, assert_same, hum, speaker
 
 from autovoice import AsyncVoiceConversionPipeline, VoiceConversionPipeline
+from autovoice.engines.engine import Sequence, new_sequence_id
 from autovoice.engines.opening import connect
+from autovoice.errors import SequenceError
+
+pytestmark = pytest.mark.server
 
 SOURCE = hum(1.7, 150.0, 22_050)
 
@@ -56,7 +61,7 @@ def test_long_sources_and_batches_are_the_embedded_ones(
 def test_streams_are_the_offline_conversion(remote: Open, embedded: VoiceConversionPipeline) -> None:
     """Three at once, pushed in turns and in odd pieces: each keeps its own voice."""
     pipeline = remote()
-    pipeline.warmup(0.05)
+    pipeline.warmup(seconds=0.05)
     sources = [hum(0.9, hertz) for hertz in (110.0, 170.0, 240.0)]
     streams = [pipeline.stream(speaker(number), pitch_shift_semitones=number) for number in range(3)]
     made: list[list[np.ndarray]] = [[], [], []]
@@ -81,7 +86,7 @@ def test_asyncio_gives_the_same(remote: Open, embedded: VoiceConversionPipeline)
 
     async def main() -> tuple[list[np.ndarray], list[np.ndarray]]:
         async with AsyncVoiceConversionPipeline(pipeline=remote(), concurrency=4) as pipeline:
-            await pipeline.warmup(0.05)
+            await pipeline.warmup(seconds=0.05)
             whole = [pipeline.convert(source, speaker(n), source_sample_rate=RATE) for n in range(6)]
             streams = [live(pipeline, speaker(n)) for n in range(6)]
             return await asyncio.gather(*whole), await asyncio.gather(*streams)
@@ -91,6 +96,24 @@ def test_asyncio_gives_the_same(remote: Open, embedded: VoiceConversionPipeline)
         expected = embedded.convert(source, speaker(number), None, RATE)
         assert_same(whole[number], expected)
         assert_same(streams[number], expected)
+
+
+def test_a_sequence_that_is_given_up_is_over_at_the_server(remote: Open) -> None:
+    """Its states are gone: the server asks for a new start."""
+    engine = connect(remote().config)
+    inputs = {
+        "SOURCE_AUDIO": np.zeros((1, 240), np.float32),
+        "TARGET_EMBEDDING": speaker(0)[np.newaxis],
+        "PITCH_SHIFT": np.zeros((1, 1), np.float32),
+    }
+    model, identity = "voice_conversion_stream", new_sequence_id()
+    engine.infer(model, inputs, sequence=Sequence(identity, start=True))
+    engine.infer(model, inputs, sequence=Sequence(identity))
+    engine.end_sequence(model, inputs, identity)
+    with pytest.raises(SequenceError, match=f"sequence {identity} is lost"):
+        engine.infer(model, inputs, sequence=Sequence(identity))
+    engine.end_sequence(model, inputs, identity)  # once more is no error
+    engine.close()
 
 
 def test_requests_may_be_large(remote: Open) -> None:

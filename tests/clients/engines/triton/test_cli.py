@@ -17,6 +17,8 @@ from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.cli.main import run
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 SOURCE = hum(0.5)
 
 

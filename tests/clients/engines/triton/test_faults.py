@@ -19,6 +19,8 @@ from autovoice import InferenceError, PassthroughWarning, PipelineConfig, VoiceC
 from autovoice.errors import InferenceTimeoutError, SequenceError, UnavailableError
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 PATIENCE = 60.0  # never waited for when all is well
 SOURCE = hum(0.4)
 

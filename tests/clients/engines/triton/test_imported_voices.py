@@ -29,6 +29,8 @@ from autovoice.errors import ConfigurationError, RepositoryError, UnavailableErr
 from autovoice.server.options import ServeOptions
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 NAMES = [f"voice_{number}" for number in range(10)]
 RATES = [40_000, 32_000, 48_000]
 KEY = "0123456789abcdef"

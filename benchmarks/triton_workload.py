@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from plan import Bench
 from speech import FloatArray, looped
+from workload import Bench
 
 from autovoice.repository.reader import ModelRepository
 
@@ -18,7 +18,7 @@ CHUNK_S = 0.020
 
 
 @dataclass(frozen=True)
-class TritonPlan:
+class TritonWorkload:
     """How much is measured.
 
     Attributes:
@@ -48,7 +48,7 @@ class TritonPlan:
     live_s: float = 9.0
 
 
-QUICK = TritonPlan(
+QUICK = TritonWorkload(
     ratio_lengths_s=(1,),
     ratio_repeats=2,
     shared_lengths_s=(1,),
@@ -63,7 +63,7 @@ QUICK = TritonPlan(
 )
 
 
-class TritonBench(Bench[TritonPlan]):
+class TritonBench(Bench[TritonWorkload]):
     """What all measurements of the server share; see `Bench`."""
 
     def steps(self, ensemble: str) -> list[str]:
@@ -84,8 +84,8 @@ class TritonBench(Bench[TritonPlan]):
     def requests(self) -> list[Mapping[str, FloatArray]]:
         """Sources as long as utterances are: log-normal about 4 s, 1 to 15 s, each another stretch."""
         dice = np.random.default_rng(0)
-        lengths = np.clip(dice.lognormal(np.log(4.0), 0.6, self.plan.mix), 1.0, 15.0)
-        starts = dice.uniform(0.0, self.speech.size / self.sample_rate, self.plan.mix)
+        lengths = np.clip(dice.lognormal(np.log(4.0), 0.6, self.workload.mix), 1.0, 15.0)
+        starts = dice.uniform(0.0, self.speech.size / self.sample_rate, self.workload.mix)
         return [
             {"SOURCE_AUDIO": self.stretch(length, start), **self.voice}
             for length, start in zip(lengths, starts, strict=True)
@@ -95,7 +95,7 @@ class TritonBench(Bench[TritonPlan]):
         """Streams of chunks, each from another stretch of the speech."""
         chunk = round(CHUNK_S * self.sample_rate)
         for number in range(count):
-            audio = self.stretch(self.plan.sequence_s, number * 1.7)
+            audio = self.stretch(self.workload.sequence_s, number * 1.7)
             yield [
                 {"SOURCE_AUDIO": audio[start : start + chunk], **self.voice}
                 for start in range(0, audio.size - chunk + 1, chunk)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 TARGET = DEMO / "target_slt.flac"
-PlanT = TypeVar("PlanT")
+WorkloadT = TypeVar("WorkloadT")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """How much is measured.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
     chunks_ms: tuple[float, ...] = (10, 20, 40)
 
 
-QUICK = Plan(
+QUICK = Workload(
     lengths_s=(2, 10),
     repeats=2,
     calls_s=2,
@@ -99,7 +99,7 @@ def load_material(repository: Path | None, speech: Path | None) -> Material:
 
 
 @dataclass(frozen=True)
-class Bench(Generic[PlanT]):
+class Bench(Generic[WorkloadT]):
     """What all measurements share.
 
     Attributes:
@@ -108,7 +108,7 @@ class Bench(Generic[PlanT]):
         sample_rate: of the models, Hz.
         embedding: target voice [E].
         folder: for files that live as long as the benchmark.
-        plan: how much is measured.
+        workload: how much is measured.
         report: where figures go.
     """
 
@@ -117,14 +117,14 @@ class Bench(Generic[PlanT]):
     sample_rate: int
     embedding: FloatArray
     folder: Path
-    plan: PlanT
+    workload: WorkloadT
     report: Report
 
     @classmethod
-    def over(cls, material: Material, folder: Path, plan: PlanT, report: Report) -> Self:
+    def over(cls, material: Material, folder: Path, workload: WorkloadT, report: Report) -> Self:
         """What all measurements share, around that material."""
         m = material
-        return cls(m.repository, m.speech, m.sample_rate, m.embedding, folder, plan, report)
+        return cls(m.repository, m.speech, m.sample_rate, m.embedding, folder, workload, report)
 
     @property
     def embedding_file(self) -> Path:
