@@ -72,6 +72,7 @@ def test_pitch(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_triton(repository: Path, tmp_path: Path) -> None:
     if shutil.which("tritonserver") is None and importlib.util.find_spec("pytriton") is None:
         pytest.skip("no tritonserver: pip install 'autovoice[server]'")
@@ -100,6 +101,7 @@ def test_triton(repository: Path, tmp_path: Path) -> None:
     assert (tmp_path / "triton-quick.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_rvc(tmp_path: Path) -> None:
     results = run_quickly("rvc.py", None, tmp_path)["results"]
     first, second = results["import"]["rows"]

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("bash", "sh")
 RUN = (*SHELL, "python")
 PORTS = {8000: "--http-port", 8001: "--grpc-port", 8002: "--metrics-port"}
-SECONDS = 300  # until a block counts as hanging
+SECONDS = 900  # until a block counts as hanging
 _COMMENT = re.compile(r"<!-- (not run|dry run): (.+?) -->")
 
 

@@ -21,6 +21,7 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.gpu
 def test_kernels_compile_and_load_without_a_device() -> None:
     library = KernelLibrary(cuda_build() / "libautovoice_kernels.so")
     for name, op in OPS.items():
@@ -42,6 +43,7 @@ def test_kernels_compile_and_load_without_a_device() -> None:
         )
 
 
+@pytest.mark.gpu
 def test_kernels_export_the_interface_and_nothing_else() -> None:
     listing = subprocess.run(
         ["nm", "--dynamic", "--defined-only", str(cuda_build() / "libautovoice_kernels.so")],
@@ -61,6 +63,7 @@ def test_every_architecture_and_ptx_are_the_default() -> None:
     assert architectures.split() == ["75-real", "80-real", "86-real", "89-real", "90-real", "100-real", "120"]
 
 
+@pytest.mark.gpu
 def test_missing_headers_are_said_and_may_be_an_error(tmp_path: Path) -> None:
     wrong = configure(tmp_path / "a", f"-DAUTOVOICE_TENSORRT_INCLUDE={tmp_path}")
     if "nvcc was not found" in wrong.stdout:

@@ -74,6 +74,7 @@ def _offset_ms(a: np.ndarray, b: np.ndarray) -> int:
     return 2 * (int(np.argmax(scores)) - reach)
 
 
+@pytest.mark.slow
 @needs_voices
 def test_the_index_describes_the_arrays_exactly(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
@@ -96,6 +97,7 @@ def test_the_index_describes_the_arrays_exactly(corpus: tuple[Path, dict[str, An
             assert utterance["labelled"] or bool((phones == -1).all())
 
 
+@pytest.mark.slow
 @needs_voices
 def test_the_speech_is_level_and_neither_clipped_nor_silent(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
@@ -105,6 +107,7 @@ def test_the_speech_is_level_and_neither_clipped_nor_silent(corpus: tuple[Path, 
         assert -29 < 20 * np.log10(np.sqrt(np.mean(audio**2))) < -22
 
 
+@pytest.mark.slow
 @needs_voices
 def test_parallel_utterances_agree_frame_by_frame(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
@@ -128,6 +131,7 @@ def test_parallel_utterances_agree_frame_by_frame(corpus: tuple[Path, dict[str, 
     assert np.median([abs(o) for found in offsets.values() for o in found]) <= 8, offsets
 
 
+@pytest.mark.slow
 @needs_voices
 def test_held_out_humans_and_texts_are_in_the_evaluation_only(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
@@ -148,6 +152,7 @@ def test_held_out_humans_and_texts_are_in_the_evaluation_only(corpus: tuple[Path
     assert len(frames) == len(texts)
 
 
+@pytest.mark.slow
 @needs_voices
 def test_development_has_texts_of_its_own_and_no_test_human(corpus: tuple[Path, dict[str, Any]]) -> None:
     root, index = corpus
@@ -160,6 +165,7 @@ def test_development_has_texts_of_its_own_and_no_test_human(corpus: tuple[Path, 
     assert all((root / "dev" / voice / f"{name}.flac").exists() for voice in described for name in texts)
 
 
+@pytest.mark.slow
 @needs_voices
 def test_the_same_seed_gives_the_same_bytes(corpus: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, _ = corpus
@@ -172,6 +178,7 @@ def test_the_same_seed_gives_the_same_bytes(corpus: tuple[Path, dict[str, Any]],
             ).read_bytes()
 
 
+@pytest.mark.slow
 @needs_voices
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     settings = tmp_path / "c.toml"

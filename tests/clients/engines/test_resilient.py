@@ -27,7 +27,7 @@ from autovoice import (
 )
 from autovoice.engines import onnx_session, opening
 from autovoice.engines.engine import Sequence
-from autovoice.engines.local import LocalEngine, SequenceStore
+from autovoice.engines.local import MAX_SEQUENCES, LocalEngine, SequenceStore
 from autovoice.engines.resilient import CircuitBreaker, ResilientEngine
 from autovoice.errors import (
     DeviceError,
@@ -249,11 +249,14 @@ def test_user_mistakes_are_never_passed_through(
     assert pipeline.stats.failed == 1
 
 
-def test_cuda_asked_for_but_not_there(toy: Path, monkeypatch: pytest.MonkeyPatch, voice: np.ndarray) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_cuda_asked_for_but_not_there(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, voice: np.ndarray, device: str
+) -> None:
     monkeypatch.setattr(onnx_session, "available_devices", lambda: ["cpu"])
-    with pytest.raises(DeviceError, match="onnxruntime-gpu"):
-        VoiceConversionPipeline(PipelineConfig(repository=toy, device="cuda", fallback="raise"))
-    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, device="cuda"))
+    with pytest.raises(DeviceError, match=f"'{device}' is not offered .* install onnxruntime-gpu"):
+        VoiceConversionPipeline(PipelineConfig(repository=toy, device=device, fallback="raise"))
+    pipeline = VoiceConversionPipeline(PipelineConfig(repository=toy, device=device))
     assert pipeline.device == "cpu"
     assert pipeline.stats.fallbacks == 1
     np.testing.assert_allclose(pipeline.convert(np.ones(480, np.float32), voice, None, RATE), 0.5, atol=1e-6)
@@ -481,6 +484,22 @@ def test_an_engine_without_places_is_neither_dead_nor_replaced(toy: Path, voice:
         first.close()
         second.push(np.ones(240, np.float32))
     assert (stats.snapshot().fallbacks, stats.snapshot().lost_sequences) == (0, 0)
+
+
+def test_more_live_streams_than_places_cost_the_others_nothing(toy: Path, voice: np.ndarray) -> None:
+    config = PipelineConfig(repository=toy, retries=0)
+    with VoiceConversionPipeline(config) as pipeline:
+        streams = [pipeline.stream(voice) for _ in range(MAX_SEQUENCES)]
+        for _ in range(3):
+            for stream in streams:
+                stream.push(np.ones(240, np.float32))
+            late = pipeline.stream(voice)
+            with pytest.raises(UnavailableError, match=f"^{MAX_SEQUENCES} streams .* are live"):
+                late.push(np.ones(240, np.float32))
+        made = streams[0].flush()
+        assert made.size == 720 - 120  # the first samples came with the third push
+        pipeline.stream(voice).push(np.ones(240, np.float32))
+        assert pipeline.stats.lost_sequences == 0
 
 
 class Unsound(LocalEngine):

@@ -33,7 +33,7 @@ from autovoice.engines.triton.wire import (
 from autovoice.repository.model_config import protobuf_module
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_IDLE_CONNECTIONS = 1024  # as many as requests were ever under way at once
+MAX_IDLE_CONNECTIONS = 1024  # more than requests are under way at once, so that none is made anew
 _KINDS = {
     400: FailureKind.REFUSED,
     401: FailureKind.FORBIDDEN,
