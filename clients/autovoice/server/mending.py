@@ -31,6 +31,7 @@ class Mender:
 
     Attributes:
         mended: how many models were loaded again.
+        paused: whether dead processes are left alone, as those of a server that ends.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Mender:
         self._report = report
         self._models: dict[int, str] = {}
         self.mended = 0
+        self.paused = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="autovoice-mender", daemon=True)
 
@@ -64,7 +66,8 @@ class Mender:
             broken = sorted({self._models.pop(pid) for pid in dead & suspects if pid in self._models})
             suspects = dead
             for model in broken:
-                self._mend(model)
+                if not self.paused:
+                    self._mend(model)
 
     def _dead_processes(self) -> set[int]:
         """Zombies among the server's children; remembers which living child serves which model."""

@@ -190,7 +190,7 @@ class ServeOptions:
         return [*arguments, *self._restrictions(), *self._tracing(), *self.extra]
 
     def closed(self) -> ServeOptions:
-        """These options, with a control key that nobody knows where others reach the server without one."""
+        """These options, with a random control key where others reach the server and there is none."""
         if self.is_loopback or self.api_key or self.control_key:
             return self
         return replace(self, control_key=secrets.token_hex(16))

@@ -161,6 +161,8 @@ class TritonServer:
         second call kills it at once. A server that has not started yet will not.
         """
         again, self._ending = self._ending, True
+        if self._mender is not None:
+            self._mender.paused = True
         process = self.process
         if process is None or process.poll() is not None:
             return
@@ -208,8 +210,8 @@ class TritonServer:
             backends = self._backends(installation)
         except OSError as error:
             raise ConfigurationError(
-                f"no temporary folder for the server ({error.strerror}); free some space or set TMPDIR to a "
-                "folder that can be written"
+                f"the server's temporary folder cannot be made ({error}); free some space or set TMPDIR to "
+                "a folder that can be written"
             ) from error
         command = [str(installation.executable), *self.options.arguments(served, backends, models)]
         return [*command, *plan_options, f"--exit-timeout-secs={EXIT_SECONDS}"], installation.environment()
@@ -279,6 +281,9 @@ class TritonServer:
             started.set_exception(
                 ConfigurationError(f"{command[0]} cannot be run ({error.strerror}); install it anew")
             )
+            return
+        except BaseException as error:
+            started.set_exception(error)
             return
         started.set_result(process)
         assert process.stdout is not None

@@ -69,7 +69,7 @@ def test_names_count_for_their_addresses(host: str, loopback: bool) -> None:
 
 
 def test_name_with_one_address_that_others_reach_is_no_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `/etc/hosts` or DNS may say; which of them the server binds to nobody knows."""
+    """As `/etc/hosts` or DNS may say; the server may bind to either."""
     known = {"lo": ["127.0.0.1", "::1"], "both": ["127.0.0.1", "192.0.2.7"]}
 
     def resolve(host: str, *arguments: object, **options: object) -> list[tuple[object, ...]]:
