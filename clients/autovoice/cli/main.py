@@ -13,8 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +22,7 @@ from autovoice.cli.console import report_error
 from autovoice.cli.convert import convert
 from autovoice.cli.embed import embed
 from autovoice.cli.info import info
-from autovoice.cli.options import RepositoryOption, read_key
+from autovoice.cli.serve import serve
 from autovoice.cli.stream import stream
 from autovoice.cli.voices import voices
 
@@ -41,107 +40,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_SECURITY = "Security"
-_LOG = "Log and traces"
-
-
-def serve(
-    repository: RepositoryOption = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to bind to.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8002,
-    metrics: Annotated[bool, typer.Option(help="Serve Prometheus metrics.")] = True,
-    config_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Use configs/NAME.pbtxt of the models that have it.")
-    ] = None,
-    instances: Annotated[
-        int | None, typer.Option(metavar="N", help="Copies of each model. Default: what its config says.")
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="ONNX Runtime threads per copy. Default: what its config says."),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key that inference asks for. Default: $AUTOVOICE_API_KEY, else none.",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    control_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key that loading models, tracing and log settings ask for. Default: "
-            "$AUTOVOICE_CONTROL_KEY, else the other key; with neither they are closed unless on loopback.",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None,
-        typer.Option(metavar="PEM", help="Certificate for TLS on gRPC.", rich_help_panel=_SECURITY),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Its private key.", rich_help_panel=_SECURITY)
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PEM", help="Ask clients for a certificate of this CA.", rich_help_panel=_SECURITY
-        ),
-    ] = None,
-    log_level: Annotated[
-        Literal["error", "warning", "info", "verbose"],
-        typer.Option(help="Least severe lines of the server's log to show.", rich_help_panel=_LOG),
-    ] = "warning",
-    log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="One JSON object per line, or text.", rich_help_panel=_LOG)
-    ] = "text",
-    trace_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP).", rich_help_panel=_LOG),
-    ] = None,
-    trace_rate: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Trace one request in N.", rich_help_panel=_LOG)
-    ] = 1,
-    startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long loading the models may take.")
-    ] = 300.0,
-    extra: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
-    ] = None,
-) -> int:
-    """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
-    from autovoice import PipelineConfig
-    from autovoice.cli.serve import API_KEY_VARIABLE, CONTROL_KEY_VARIABLE
-    from autovoice.cli.serve import serve as run_server
-    from autovoice.server.options import ServeOptions
-
-    options = ServeOptions(
-        repository=PipelineConfig(repository=repository).repository_path(),
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        metrics=metrics,
-        config_name=config_name,
-        api_key=read_key(api_key_file, API_KEY_VARIABLE),
-        control_key=read_key(control_key_file, CONTROL_KEY_VARIABLE),
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-        tls_client_ca=tls_client_ca,
-        log_level=log_level,
-        instances=instances,
-        threads=threads,
-        trace_url=trace_url,
-        trace_rate=trace_rate,
-        startup_seconds=startup_timeout,
-        extra=tuple(extra or ()),
-    )
-    return run_server(options, log_format=log_format)
 
 
 for _command in (convert, embed, stream, voices, info, serve):
