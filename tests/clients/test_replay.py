@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy_repository import expected_conversion
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice.engines.engine import Sequence
+from autovoice.engines.engine import Sequence, Tensors
 from autovoice.engines.local import LocalEngine
 from autovoice.errors import SequenceError
 from autovoice.repository.model_config import ModelSpec
@@ -50,6 +50,9 @@ class Forgetting:
                 raise SequenceError("the server has been started again")
             self._known.add(sequence.id)
         return self._engine.infer(model, inputs, sequence=sequence, timeout=timeout)
+
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        self._engine.end_sequence(model, inputs, sequence_id)
 
     def forget(self) -> None:
         """Lose every state, as a server that is started again."""

@@ -168,7 +168,7 @@ class ModelRepository:
 
     def _read(self, name: str) -> ModelSpec:
         config_path = self.path / name / CONFIG_FILENAME
-        if not config_path.is_file():
+        if not os.path.isfile(config_path):
             raise RepositoryError(
                 f"model repository {self.path} has no model {name!r}; it holds {', '.join(self.names())}"
             )
