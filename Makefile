@@ -79,7 +79,7 @@ examples: $(VENV)/.train ## write conversions to listen to into training/example
 	@$(BIN)/python -m autovoice_training.evaluate.examples $(ARGS)
 
 export: $(VENV)/.train ## write model_repository/ from the checkpoint
-	@$(BIN)/python -m autovoice_export.base.build $(ARGS)
+	@$(BIN)/python -m autovoice build $(ARGS)
 
 plugins: $(VENV)/.cmake ## compile the ops' CUDA kernels and TensorRT plugins into build/plugins/
 	@$(BIN)/cmake -S plugins -B build/plugins -DAUTOVOICE_TENSORRT_INCLUDE="$(TENSORRT_INCLUDE)" $(ARGS)

@@ -27,15 +27,16 @@ from torch import nn
 from autovoice.engines.local import LocalEngine
 from autovoice.engines.onnx_session import make_session
 from autovoice.repository.reader import ModelRepository
+from autovoice_export.examples import voice as example_voice
+from autovoice_export.onnx.graph import load_model
+from autovoice_export.onnx.half import measure_ranges, to_half
+from autovoice_export.parity import session_run
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
-from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.importing import ImportRequest, import_voice
-from autovoice_export.rvc.parity import voice_like
 from autovoice_export.rvc.voice import PitchedVoice
 from autovoice_export.rvc.voice_checkpoint import load_voice
 from autovoice_export.rvc.wiring import CONTEXT_LEFT_SAMPLES, CONTEXT_RIGHT_SAMPLES
-from autovoice_export.stage import Stage
 
 # PyTorch's exporter would take triton.py of this folder for the compiler of that name.
 sys.path.pop(0)
@@ -202,27 +203,21 @@ def measure_memory(report: Report, repository: Path) -> None:
     report.add("memory", Section("resident memory that each model adds when it is loaded", rows))
 
 
-def measure_half(report: Report, voice: Path, contentvec: Path) -> None:
-    """Deviation of the float16 variants, PyTorch on the CPU."""
-    checkpoint = load_voice(voice)
-    modules: dict[str, nn.Module] = {
-        "contentvec": load_hubert(contentvec, checkpoint.version),
-        "synthesizer": PitchedVoice(checkpoint.synthesizer, bridges_gaps=False).eval(),
-    }
+def measure_half(report: Report, repository: Path) -> None:
+    """Deviation of the float16 files, ONNX Runtime on the CPU."""
     rows = []
-    for model, module in modules.items():
-        arguments = list(_inputs(model, 50, checkpoint.synthesizer.config.content).values())
-        with torch.inference_mode():
-            whole, half = module(*arguments), half_precision(Stage(model, module, (), ())).module(*arguments)
-        if isinstance(whole, tuple):
-            whole, half = whole[0], half[0]
-        error = (half - whole).square().mean() / whole.square().mean()
-        worst = (half - whole).abs().max() / whole.abs().max()
+    for name in ("contentvec", "first_synthesizer"):
+        model = load_model(repository / name / "1" / "model.onnx")
+        feed = {key: value.numpy() for key, value in _inputs(name, 50, 768).items()}
+        halved = to_half(model, measure_ranges(model, [feed]), ())
+        output = "CONTENT" if name == "contentvec" else "AUDIO"
+        whole, half = (session_run(item.SerializeToString())(feed)[output] for item in (model, halved))
+        error = float(np.square(half - whole).mean() / np.square(whole).mean())
         rows.append(
             {
-                "model": model,
-                "snr_db": significant(-10 * float(torch.log10(error))),
-                "worst_over_peak": significant(float(worst)),
+                "model": name.removeprefix("first_"),
+                "snr_db": significant(-10 * float(np.log10(error))),
+                "worst_over_peak": significant(float(np.abs(half - whole).max() / np.abs(whole).max())),
             }
         )
     report.add("half", Section("float16 against float32, 1 s", rows))
@@ -231,7 +226,8 @@ def measure_half(report: Report, voice: Path, contentvec: Path) -> None:
 def measure_context(report: Report, workload: Workload, repository: Path) -> None:
     """How far the core of a window is from the uncut recording, by the context around it."""
     engine = LocalEngine(ModelRepository(repository), threads=1)
-    audio = voice_like(1, round(workload.recording_s * SOURCE_RATE) // GRID * GRID).numpy()
+    samples = round(workload.recording_s * SOURCE_RATE) // GRID * GRID
+    audio = example_voice((1, samples), SOURCE_RATE, np.random.default_rng(7))
     settings: dict[str, Any] = {
         "SPEAKER_ID": np.int64([[0]]),
         "PITCH_SHIFT": np.float32([[0]]),
@@ -309,7 +305,8 @@ def _plain(model: str, form: dict[str, Any], inputs: dict[str, torch.Tensor]) ->
 
 def _inputs(model: str, steps: int, content: int) -> dict[str, torch.Tensor]:
     if model == "contentvec":
-        return {"AUDIO": voice_like(1, steps * GRID)}
+        audio = example_voice((1, steps * GRID), SOURCE_RATE, np.random.default_rng(7))
+        return {"AUDIO": torch.from_numpy(audio)}
     generator = torch.Generator().manual_seed(5)
     zero = torch.zeros(1, 1)
     return {
@@ -354,7 +351,7 @@ def main(
         measure_import(report, voice, contentvec, repository)
         measure_speed(report, workload, voice, contentvec, repository)
         measure_memory(report, repository)
-        measure_half(report, voice, contentvec)
+        measure_half(report, repository)
         measure_context(report, workload, repository)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

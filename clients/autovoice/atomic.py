@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,26 +34,41 @@ def as_path(path: Any, name: str, error: type[VoiceConversionError]) -> Path:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
+    The new file has the mode of the file that it replaces, and otherwise what the umask leaves. A link is
+    followed: the file it points to is replaced. What is no regular file, such as a pipe or a device, is
+    written directly.
+
+    Args:
+        path: the file; its folder must exist.
+
+    Yields:
+        The path to write to: an empty file in the same folder, with a name that always fits.
+
     Raises:
-        OutputError: when the folder is missing or not writable, `path` is a directory, or the disk is full.
+        OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full.
     """
-    # Written through a link instead of replacing it.
     target = Path(os.path.realpath(as_path(path, "output", OutputError)))
     if os.path.isdir(target):
         raise OutputError(f"output {path} is a directory; name a file in it")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    if os.path.exists(target) and not os.path.isfile(target):
+        yield target
+        return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         temporary.touch(exist_ok=False)
+        if os.path.exists(target):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
         ) from error
     try:
         yield temporary
         try:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
             os.replace(temporary, target)
+            sync(target.parent)
         except OSError as error:
             raise OutputError(
                 f"output {path} cannot be written ({reason_of(error)}); free some space or choose another "
@@ -62,7 +78,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk.
+
+    Raises:
+        OSError: the disk refused; for a folder, whose file system may not know the operation, nothing.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def full_disk(path: str | os.PathLike[str], error: object) -> str:
+    """The message for an output that does not fit on the disk."""
     return f"output {path} could not be written in full ({reason_of(error)}); free some space and try again"
 
 

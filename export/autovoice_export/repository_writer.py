@@ -1,51 +1,69 @@
-"""Model repositories on disk: written whole or not at all, and checked against the ONNX files in them."""
+"""Changes of a model repository that happen whole or not at all, even when the process is killed."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import onnx
-from tritonclient.grpc import model_config_pb2 as pb
-
-from autovoice_export import config_text
-from autovoice_export.model_config import AnyModelConfig
-from autovoice_export.wire_config import BACKEND, MODEL_FILENAME, to_wire
+from autovoice.atomic import atomic_path, reason_of, sync
+from autovoice.errors import RepositoryError
+from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME
+from autovoice.repository.reader import CONFIG_FILENAME, UPDATE_FOLDER, UPDATE_JOURNAL, ModelRepository
+from autovoice_export.config_files import dumps, to_message
+from autovoice_export.config_types import AnyModelConfig, EnsembleConfig
+from autovoice_export.repository_check import check_repository
+from autovoice_export.tensorrt.plan_config import config_path
 
 FIRST_VERSION = 1
 
 
-class RepositoryError(RuntimeError):
-    """A model repository that could not be written or whose parts do not fit together."""
-
-
 class RepositoryWriter:
-    """Builds a repository beside its destination and puts it in place when everything succeeded.
+    """Prepares models inside a repository and exchanges them with those of the same names at the end.
 
-    Used as a context manager: leaving it normally replaces the models of the same names in ``root`` in one
-    rename, keeping everything else that lies there; leaving it by an exception changes nothing.
+    Used as a context manager: leaving it normally puts the new models in place and keeps everything else that
+    lies in the repository; leaving it by an exception changes nothing. The folder of the repository itself is
+    never renamed, so it may be a mount or a link. A process that is killed while models are exchanged leaves
+    a journal, and the next change of the repository begins by finishing that one.
 
     Args:
         root: the repository; made where missing.
+
+    Raises:
+        RepositoryError: on entering, when `root` is no folder that can be written, or is being changed by
+            another process; on leaving, when the models could not be exchanged.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self._partial = self.root.with_name(f".{self.root.name}.{os.getpid()}.partial")
-        self._former = self.root.with_name(f".{self.root.name}.{os.getpid()}.former")
+        self.root = Path(os.path.realpath(root))
+        self._update = self.root / UPDATE_FOLDER
+        self._new = self._update / "new"
         self._dropped: set[str] = set()
 
     def __enter__(self) -> RepositoryWriter:
-        if self.root.exists() and not self.root.is_dir():
+        self._made_root = not self.root.exists()
+        if not self._made_root and not self.root.is_dir():
             raise RepositoryError(f"{self.root} is not a folder: name another place for the model repository")
         try:
-            self._partial.mkdir(parents=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.root)
         except OSError as error:
-            raise RepositoryError(f"cannot write beside {self.root}: {error.strerror}") from error
+            raise RepositoryError(
+                f"cannot write into {self.root} ({reason_of(error)}): name another place for the model "
+                "repository"
+            ) from error
+        try:
+            _finish(self.root)
+            self._new.mkdir(parents=True)
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, OSError):
+                raise RepositoryError(f"cannot write into {self.root}: {reason_of(error)}") from error
+            raise
         return self
 
     def __exit__(
@@ -53,153 +71,94 @@ class RepositoryWriter:
     ) -> None:
         try:
             if kind is None:
-                self.keep_the_rest()
-                self._swap()
+                self._exchange()
         finally:
-            for leftover in (self._partial, self._former):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._leave()
 
-    def _swap(self) -> None:
-        if not self.root.exists():
-            self._partial.rename(self.root)
+    def _leave(self) -> None:
+        if not (self._update / UPDATE_JOURNAL).exists():
+            shutil.rmtree(self._update, ignore_errors=True)
+        if self._made_root and not any(self.root.iterdir()):
+            self.root.rmdir()
+        os.close(self._lock)
+
+    def _exchange(self) -> None:
+        added = sorted(folder.name for folder in self._new.iterdir())
+        dropped = sorted(self._dropped - {*added})
+        if not added and not dropped:
             return
-        self.root.rename(self._former)
+        journal = self._update / UPDATE_JOURNAL
         try:
-            self._partial.rename(self.root)
-        except OSError:
-            self._former.rename(self.root)
-            raise
+            _sync_tree(self._new)
+            with atomic_path(journal) as path:
+                path.write_text(json.dumps({"added": added, "dropped": dropped}), encoding="utf-8")
+            _exchange(self.root)
+        except OSError as error:
+            state = "run it again to finish" if journal.exists() else "they are as they were"
+            raise RepositoryError(
+                f"the models of {self.root} could not be exchanged ({error}); {state}"
+            ) from error
 
-    def keep_the_rest(self) -> None:
-        """Takes over what else lies in the repository, so that `partial` can be checked as a whole."""
-        for entry in self.root.iterdir() if self.root.exists() else ():
-            target = self._partial / entry.name
-            if entry.name in self._dropped or target.exists():
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                _copy_tree(entry, target)
-            else:
-                shutil.copy2(entry, target, follow_symlinks=False)
+    def add(self, config: AnyModelConfig, version: int = FIRST_VERSION, *, tensorrt: Any = None) -> Path:
+        """Makes the folder of a model with its configs and its version folder.
+
+        Args:
+            config: of the model.
+            version: the number of the version folder; above 1 it joins the versions that are there already.
+            tensorrt: ``ModelConfig`` message for servers with TensorRT, kept as ``configs/tensorrt.pbtxt``.
+
+        Returns:
+            Where the model's ONNX file belongs; an ensemble has none.
+
+        Raises:
+            RepositoryError: the repository holds a link of that name, whose target would stay as it is.
+        """
+        present = self.root / config.name
+        if present.is_symlink():
+            raise RepositoryError(
+                f"{present} is a link, which a new model cannot take the place of: put the folder it points "
+                "to there, or make the whole repository the link"
+            )
+        folder = self._new / config.name
+        versions = folder / str(version)
+        versions.mkdir(parents=True)
+        for number in model_versions(present) if version > FIRST_VERSION else ():
+            if number != version:
+                _copy_tree(present / str(number), folder / str(number))
+        (folder / CONFIG_FILENAME).write_text(dumps(to_message(config)), encoding="utf-8")
+        if tensorrt is not None:
+            path = config_path(folder)
+            path.parent.mkdir()
+            path.write_text(dumps(tensorrt), encoding="utf-8")
+        if isinstance(config, EnsembleConfig):
+            # Git keeps no empty folders, and Triton refuses a model without a version folder.
+            (versions / ".gitkeep").touch()
+        return versions / DEFAULT_MODEL_FILENAME
+
+    def share_onnx(self, model: str, owner: str) -> None:
+        """Gives a model, added before, the ONNX file of another one by a relative link."""
+        path = self._new / model / str(FIRST_VERSION) / DEFAULT_MODEL_FILENAME
+        path.symlink_to(Path("..", "..", owner, str(FIRST_VERSION), DEFAULT_MODEL_FILENAME))
 
     def drop(self, model: str) -> None:
         """Leaves a model of the repository out of the new one."""
         self._dropped.add(model)
 
-    def add_config(self, config: AnyModelConfig, version: int = FIRST_VERSION) -> None:
-        """Makes the folder of a model with its config and its version folder.
+    def check(self) -> ModelRepository:
+        """Checks the repository as it is going to be and returns it; valid until the writer is left.
 
-        Args:
-            config: of the model.
-            version: the number of the folder; above 1 it joins the versions that are there already.
+        Raises:
+            RepositoryError: names the first model and tensor that do not fit.
+            PlanError: a config for TensorRT has an unreadable optimisation profile.
         """
-        folder = self._partial / config.name
-        (folder / str(version)).mkdir(parents=True)
-        for number in model_versions(self.root / config.name) if version > FIRST_VERSION else ():
-            if number != version:
-                _copy_tree(self.root / config.name / str(number), folder / str(number))
-        config_text.write(to_wire(config), folder)
-        # Git keeps no empty folders, and Triton refuses a model without a version folder.
-        (folder / str(version) / ".gitkeep").touch()
-
-    def add_alternative(self, model: str, config_name: str, message: Any) -> None:
-        """Gives a model a second configuration, ``configs/NAME.pbtxt``, after `add_config`."""
-        path = self._partial / model / "configs" / f"{config_name}.pbtxt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(config_text.dumps(message), encoding="utf-8")
-
-    def onnx_path(self, model: str) -> Path:
-        """Where the ONNX file of a model belongs, after `add_config`: in its newest version."""
-        folder = self._partial / model / str(model_versions(self._partial / model)[-1])
-        (folder / ".gitkeep").unlink(missing_ok=True)
-        return folder / MODEL_FILENAME
-
-    def share_onnx(self, model: str, owner: str) -> None:
-        """Gives a model the ONNX file of another one by a relative link."""
-        self.onnx_path(model).symlink_to(Path("..", "..", owner, str(FIRST_VERSION), MODEL_FILENAME))
-
-    @property
-    def partial(self) -> Path:
-        """The repository as built so far."""
-        return self._partial
-
-
-def check_repository(root: Path) -> None:
-    """Holds every config of a repository to its ONNX file and every ensemble to its models.
-
-    Raises:
-        RepositoryError: names the first model and tensor that do not fit.
-    """
-    configs = {folder.name: config_text.read(folder) for folder in _model_folders(root)}
-    if not configs:
-        raise RepositoryError(
-            f"{root} holds no models: build them with  python -m autovoice_export.base.build"
-        )
-    for name, config in configs.items():
-        if config.name != name:
-            raise RepositoryError(f"{root / name}: the config is that of {config.name!r}")
-        if config.backend == BACKEND:
-            _check_model(root / name, config)
-    for name, config in configs.items():
-        for step in config.ensemble_scheduling.step:
-            if step.model_name not in configs:
-                raise RepositoryError(
-                    f"ensemble {name} uses the model {step.model_name!r}, which {root} does not hold"
-                )
-            model = configs[step.model_name]
-            for kind, mapping, tensors in (
-                ("input", step.input_map, model.input),
-                ("output", step.output_map, model.output),
-            ):
-                unknown = sorted(set(mapping) - {tensor.name for tensor in tensors})
-                if unknown:
-                    raise RepositoryError(f"ensemble {name}: {step.model_name} has no {kind} {unknown[0]}")
-            missing = sorted({tensor.name for tensor in model.input} - set(step.input_map))
-            if missing:
-                raise RepositoryError(
-                    f"ensemble {name}: nothing feeds the input {missing[0]} of {step.model_name}"
-                )
-        _check_wiring(name, config, configs)
-
-
-def _model_folders(root: Path) -> Iterable[Path]:
-    return sorted(path.parent for path in root.glob(f"*/{config_text.CONFIG_FILENAME}"))
-
-
-def _check_model(folder: Path, config: Any) -> None:
-    versions = model_versions(folder)
-    path = folder / str(versions[-1] if versions else FIRST_VERSION) / MODEL_FILENAME
-    if not path.is_file():
-        raise RepositoryError(f"{path} is missing: build the repository again")
-    graph = onnx.load(path, load_external_data=False).graph
-    states = config.sequence_batching.state
-    declared = {
-        "input": {t.name: _declared(t) for t in config.input} | {s.input_name: _declared(s) for s in states},
-        "output": {t.name: _declared(t) for t in config.output}
-        | {s.output_name: _declared(s) for s in states},
-    }
-    for kind, values in (("input", graph.input), ("output", graph.output)):
-        found = {value.name: _type_and_dims(value) for value in values}
-        if found != declared[kind]:
-            raise RepositoryError(
-                f"{folder.name}: the config declares the {kind}s {declared[kind]}, the ONNX file has {found}"
-            )
-
-
-def _declared(tensor: Any) -> tuple[str | int, ...]:
-    """Triton's data type, then the sizes behind the batch axis."""
-    return (pb.DataType.Name(tensor.data_type), *tensor.dims)
-
-
-def _type_and_dims(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
-    """The same of a tensor of an ONNX file, -1 for variable sizes."""
-    tensor = value.type.tensor_type
-    types = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT64: "TYPE_INT64"}
-    if tensor.elem_type not in types:
-        raise RepositoryError(
-            f"{value.name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}, neither FLOAT nor INT64"
-        )
-    sizes = (dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim[1:])
-    return (types[tensor.elem_type], *sizes)
+        whole = self._update / "all"
+        whole.mkdir()
+        for source in (self._new, self.root):
+            for entry in source.iterdir():
+                link = whole / entry.name
+                if entry.name not in {UPDATE_FOLDER, *self._dropped} and not link.is_symlink():
+                    link.symlink_to(entry)
+        return check_repository(whole)
 
 
 def model_versions(folder: Path) -> list[int]:
@@ -207,6 +166,77 @@ def model_versions(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def finish_interrupted_change(root: Path) -> None:
+    """Finishes the exchange of models that a killed process began, so that the repository can be read.
+
+    Raises:
+        RepositoryError: another process is changing the repository, or it cannot be written.
+    """
+    if (root / UPDATE_FOLDER / UPDATE_JOURNAL).exists():
+        with RepositoryWriter(root):
+            pass
+
+
+def _lock(root: Path) -> int:
+    """An open descriptor of the folder that holds a lock on it until it is closed.
+
+    Raises:
+        RepositoryError: another process has the lock.
+    """
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RepositoryError(
+            f"{root} is being changed by another process: wait for it to end and try again"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
+
+
+def _finish(root: Path) -> None:
+    """Ends what a killed process left: exchanges models where there is a journal, and forgets others."""
+    update = root / UPDATE_FOLDER
+    if (update / UPDATE_JOURNAL).exists():
+        _exchange(root)
+    if update.exists():
+        shutil.rmtree(update)
+
+
+def _exchange(root: Path) -> None:
+    """Moves the models that the journal names into the repository and those that were there out of it.
+
+    A killed process may have begun: a new model that has left the folder of the new ones is in its place.
+
+    Raises:
+        OSError: a folder could not be moved. All are back in their places, unless that failed too, which
+            leaves the journal.
+    """
+    update = root / UPDATE_FOLDER
+    new, old, journal = update / "new", update / "old", update / UPDATE_JOURNAL
+    models = json.loads(journal.read_text(encoding="utf-8"))
+    try:
+        old.mkdir(exist_ok=True)
+        for model in (*models["added"], *models["dropped"]):
+            waits = model in models["dropped"] or (new / model).exists()
+            if waits and os.path.lexists(root / model):
+                os.rename(root / model, old / model)
+            if (new / model).exists():
+                os.rename(new / model, root / model)
+        sync(root)
+    except OSError:
+        for model in (*models["added"], *models["dropped"]):
+            if model in models["added"] and not (new / model).exists():
+                os.rename(root / model, new / model)
+            if os.path.lexists(old / model):
+                os.rename(old / model, root / model)
+        journal.unlink()
+        raise
+    journal.unlink()
 
 
 def _copy_tree(source: Path, target: Path) -> None:
@@ -221,24 +251,9 @@ def _copy_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True, copy_function=link)
 
 
-def _check_wiring(name: str, config: Any, configs: Mapping[str, Any]) -> None:
-    """Checks that the two ends of every wire of an ensemble have the same dims."""
-    wires: dict[str, tuple[str, tuple[str | int, ...]]] = {}
-
-    def connect(value: Any, tensor: str, end: str) -> None:
-        found = _declared(value)
-        other, known = wires.setdefault(tensor, (end, found))
-        if known != found:
-            raise RepositoryError(
-                f"ensemble {name}: {tensor} is {list(known)} at {other} but {list(found)} at {end}"
-            )
-
-    for tensor in (*config.input, *config.output):
-        if config.HasField("ensemble_scheduling"):
-            connect(tensor, tensor.name, "the ensemble")
-    for step in config.ensemble_scheduling.step:
-        model = configs[step.model_name]
-        for mapping, tensors in ((step.input_map, model.input), (step.output_map, model.output)):
-            by_name = {tensor.name: tensor for tensor in tensors}
-            for inner, outer in mapping.items():
-                connect(by_name[inner], outer, f"{step.model_name}.{inner}")
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            if not Path(folder, name).is_symlink():
+                sync(Path(folder, name))
+        sync(Path(folder))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autovoice_export.model_config import VARIABLE, DataType, TensorConfig
+import numpy as np
+
+from autovoice_export.config_types import NUMPY_TYPES, VARIABLE, DataType, TensorConfig
 
 if TYPE_CHECKING:  # plans are built where there is no PyTorch
     from torch import Tensor, nn
@@ -53,8 +55,7 @@ class StageTensor:
         """Zeros of that shape and type."""
         import torch
 
-        types = {"FP32": torch.float32, "INT64": torch.int64}
-        return torch.zeros(self.shape(batch, sizes), dtype=types[self.data_type])
+        return torch.from_numpy(np.zeros(self.shape(batch, sizes), NUMPY_TYPES[self.data_type]))
 
     def config(self) -> TensorConfig:
         """The tensor as a model config describes it."""

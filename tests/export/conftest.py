@@ -22,16 +22,19 @@ from filelock import FileLock
 from autovoice.errors import VoiceConversionError
 from autovoice.repository.plans import check_plan, find_gpus, find_plugin_library
 from autovoice.repository.reader import ModelRepository
-from autovoice_export.base import wiring
+from autovoice_export.base import plans, wiring
 from autovoice_export.base.checkpoint import Checkpoint
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier
+from autovoice_export.config_types import Instances
 from autovoice_export.onnx.composition import Composition, compose_stages
 from autovoice_export.onnx.export import export_stage
+from autovoice_export.repository_writer import RepositoryWriter
 from autovoice_export.stage import Stage
-from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt import plan_config
+from autovoice_export.tensorrt.plan_config import PlanConfig
 from autovoice_export.tensorrt.plans import PlanOptions, Precision, Progress
 from autovoice_export.tensorrt.plans import build_plans as build_with_tensorrt
 
@@ -90,6 +93,49 @@ def exported(
         return path
 
     return path_of
+
+
+@pytest.fixture(scope="session")
+def small_stages(family: dict[str, Stage]) -> tuple[Stage, ...]:
+    """All stages but the speaker encoder, which is slow to export."""
+    return tuple(stage for stage in family.values() if stage.name != "speaker_encoder")
+
+
+@pytest.fixture(scope="session")
+def engines(small_stages: tuple[Stage, ...]) -> dict[str, PlanConfig]:
+    """Configurations for TensorRT by model."""
+    return {item.model.name: item for item in plans.plan_configs(small_stages, Instances())}
+
+
+@pytest.fixture
+def root(
+    small_stages: tuple[Stage, ...],
+    engines: dict[str, PlanConfig],
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> Path:
+    """The folder of a repository, to be changed at will."""
+    folder = tmp_path / "models"
+    with RepositoryWriter(folder) as writer:
+        paths = {
+            config.name: writer.add(
+                config,
+                tensorrt=plan_config.to_message(engines[config.name]) if config.name in engines else None,
+            )
+            for config in wiring.model_configs(small_stages, Instances())
+        }
+        for stage in small_stages:
+            shutil.copy(exported(stage.name), paths[stage.name])
+            if stage.state_size:
+                writer.share_onnx(f"{stage.name}_stream", stage.name)
+        shutil.copy(exported(wiring.CONVERTER), paths[wiring.CONVERTER])
+    return folder
+
+
+@pytest.fixture
+def repository(root: Path) -> ModelRepository:
+    """The reader of that folder."""
+    return ModelRepository(root)
 
 
 @pytest.fixture
@@ -168,7 +214,7 @@ def build_real_plan() -> Callable[[Path, str, Precision], None]:
         options = PlanOptions(precision=precision, models=(model,), force=True)
         ((_, manifest),) = build_with_tensorrt(root, options, Progress())
         assert manifest is not None
-        config = wire.read(root / model)
+        config = plan_config.read_plan_config(root / model)
         assert {tensor.name for tensor in config.output} <= set(manifest.deviation)
         assert all(0 <= share <= 1 for share in manifest.deviation.values())
         check_plan(ModelRepository(root), model, config, find_gpus()[0], manifest.tensorrt)

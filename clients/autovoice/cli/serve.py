@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from autovoice.cli.options import RepositoryOption
-from autovoice.config import API_KEY_VARIABLE as API_KEY_VARIABLE
-from autovoice.config import PipelineConfig
-from autovoice.errors import ConfigurationError, VoiceConversionError
+from autovoice.cli.options import RepositoryOption, read_key
+from autovoice.config import API_KEY_VARIABLE, PipelineConfig
+from autovoice.errors import VoiceConversionError
 from autovoice.server.logs import LogRecord
 
 if TYPE_CHECKING:
@@ -151,20 +149,6 @@ def serve(
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
-
-
-def read_key(path: Path | None, variable: str) -> str | None:
-    """A secret from a file, else from the environment, else None.
-
-    Raises:
-        ConfigurationError: when the file cannot be read.
-    """
-    if path is None:
-        return os.environ.get(variable) or None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"key file {path} cannot be read ({error}); give a text file") from error
 
 
 class _Log:

@@ -1,4 +1,4 @@
-"""Holds a model's config against the ONNX file it describes; the only place that does."""
+"""Checks a model's config against the ONNX file that it describes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FileTensor(Protocol):
 
 
 def check_file(spec: ModelSpec, inputs: Sequence[FileTensor], outputs: Sequence[FileTensor]) -> None:
-    """Hold a config against the tensors of its file.
+    """Check a config against the tensors of its file.
 
     Args:
         spec: the config; its implicit states are tensors of the file like the others.

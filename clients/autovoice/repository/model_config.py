@@ -157,6 +157,21 @@ def parse_config(text: str, origin: str) -> Any:
         ) from error
 
 
+def read_config(path: Path) -> Any:
+    """Read a `.pbtxt` file as a `ModelConfig` message.
+
+    Raises:
+        RepositoryError: the file is missing, cannot be read, or is no model config.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RepositoryError(f"{path} is missing; rebuild the repository") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}); rebuild the repository") from error
+    return parse_config(text, str(path))
+
+
 def spec_from_config(config: Any, origin: str) -> ModelSpec:
     """Turn a `ModelConfig` message into a `ModelSpec` without version and file.
 

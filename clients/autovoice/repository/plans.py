@@ -1,7 +1,7 @@
 """TensorRT plans of a repository: what a plan's manifest says, and whether this machine can serve the plans.
 
 A server that fails to load a plan says so in TensorRT's words and leaks GPU memory, so everything that can be
-known beforehand is looked at before it starts.
+known beforehand is checked before it starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autovoice.errors import ConfigurationError, RepositoryError
-from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, parse_config
+from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, read_config
 from autovoice.repository.reader import ModelRepository
 
 PLAN_BACKEND = "tensorrt"
@@ -207,7 +207,7 @@ def models_with_plans(repository: ModelRepository, config_name: str | None) -> d
     for name in repository.names() if config_name else ():
         path = repository.path / name / "configs" / f"{config_name}.pbtxt"
         if path.is_file():
-            config = parse_config(path.read_text(encoding="utf-8"), str(path))
+            config = read_config(path)
             if config.backend == PLAN_BACKEND:
                 found[name] = config
     return found
@@ -244,7 +244,7 @@ def plan_arguments(repository: ModelRepository, config_name: str | None) -> list
 def check_plan(
     repository: ModelRepository, name: str, config: Any, gpu: Gpu, version: str | None
 ) -> PlanManifest:
-    """Hold one model's plan against a GPU, a TensorRT version and the ONNX file.
+    """Check one model's plan against a GPU, a TensorRT version and the ONNX file.
 
     Args:
         repository: the models.

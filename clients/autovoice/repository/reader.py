@@ -14,11 +14,16 @@ from autovoice.repository.model_config import (
     ENSEMBLE,
     ModelSpec,
     StepSpec,
-    parse_config,
+    TensorSpec,
+    read_config,
     spec_from_config,
 )
 
 CONFIG_FILENAME = "config.pbtxt"
+UPDATE_FOLDER = ".autovoice-update"
+"""Where new models stand, inside the repository, while a build or an import prepares them."""
+UPDATE_JOURNAL = "journal.json"
+"""In that folder while models are exchanged: the repository is neither the old nor the new one."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -31,7 +36,7 @@ class ModelRepository:
         path: the folder.
 
     Raises:
-        RepositoryError: when it is not a folder or holds no model.
+        RepositoryError: it is not a folder, holds no model, or a change of it was interrupted.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,6 +45,11 @@ class ModelRepository:
             raise RepositoryError(
                 f"model repository {self.path} is not a folder; pass the folder that holds "
                 f"<model>/{CONFIG_FILENAME}"
+            )
+        if (self.path / UPDATE_FOLDER / UPDATE_JOURNAL).exists():
+            raise RepositoryError(
+                f"model repository {self.path} is being changed, or a change of it was interrupted; try "
+                "again, or run `autovoice build` or `autovoice import` on it, which finish that change first"
             )
         self._specs: dict[str, ModelSpec] = {}
         self._lock = threading.Lock()
@@ -81,15 +91,16 @@ class ModelRepository:
         """Order an ensemble's steps so that every tensor is made before it is used.
 
         Raises:
-            RepositoryError: when a tensor is never made, made twice, or needed for its own making, when a
-                step maps a name its
-                model does not have, or when an output is never made.
+            RepositoryError: a tensor is never made, made twice, or needed for its own making; a step maps a
+                name that its model does not have; an output is never made; or the two ends of a wire differ
+                in type or in a size that both fix.
         """
         origin = self.path / ensemble.name / CONFIG_FILENAME
         available = {tensor.name for tensor in ensemble.inputs}
         pending = list(ensemble.steps)
         for step in pending:
             self._check_step(step, origin)
+        self._check_wires(ensemble, origin)
         ordered: list[StepSpec] = []
         while pending:
             ready = [step for step in pending if set(step.input_map.values()) <= available]
@@ -129,19 +140,39 @@ class ModelRepository:
                 f"{origin} leaves input {unfed[0]} of {step.model} unmapped; map every input"
             )
 
+    def _check_wires(self, ensemble: ModelSpec, origin: Path) -> None:
+        """Compares everything that shares a tensor of the ensemble with what came first."""
+        ends: dict[str, tuple[str, TensorSpec, tuple[int, ...]]] = {}
+
+        def connect(wire: str, model: ModelSpec, tensor: TensorSpec) -> None:
+            shape = (-1, *tensor.dims) if model.max_batch_size else tensor.dims
+            end = f"{model.name}.{tensor.name}"
+            other, known, sizes = ends.setdefault(wire, (end, tensor, shape))
+            fits = len(sizes) == len(shape) and all(
+                -1 in pair or pair[0] == pair[1] for pair in zip(sizes, shape, strict=True)
+            )
+            if known.dtype != tensor.dtype or not fits:
+                raise RepositoryError(
+                    f"{origin} connects {other}, {known.dtype} {list(known.dims)}, with {end}, "
+                    f"{tensor.dtype} {list(tensor.dims)}, by {wire}; fix the maps of its steps"
+                )
+
+        for tensor in (*ensemble.inputs, *ensemble.outputs):
+            connect(tensor.name, ensemble, tensor)
+        for step in ensemble.steps:
+            model = self.spec(step.model, step.version)
+            for names, tensors in ((step.input_map, model.inputs), (step.output_map, model.outputs)):
+                for tensor in tensors:
+                    if tensor.name in names:
+                        connect(names[tensor.name], model, tensor)
+
     def _read(self, name: str) -> ModelSpec:
         config_path = self.path / name / CONFIG_FILENAME
-        try:
-            text = config_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not config_path.is_file():
             raise RepositoryError(
                 f"model repository {self.path} has no model {name!r}; it holds {', '.join(self.names())}"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RepositoryError(
-                f"{config_path} cannot be read ({error}); rebuild the repository"
-            ) from error
-        config = parse_config(text, str(config_path))
+            )
+        config = read_config(config_path)
         if config.name and config.name != name:
             raise RepositoryError(f"{config_path} names the model {config.name!r}; rename it or its folder")
         config.name = name

@@ -15,19 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier
+from autovoice_export.build_errors import CheckpointError
 
 _HEADER_KEY = "autovoice"
 _FORMAT = 3
 
 _Config = TypeVar("_Config", ContentEncoderConfig, SynthesizerConfig)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit the stages; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Checkpoint:
 
     @classmethod
     def untrained(cls, seed: int) -> Checkpoint:
-        """Seeded random weights in the default configuration: for tests and for trying the plumbing."""
+        """Seeded random weights in the default configuration: for tests and trials."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()
@@ -99,13 +97,9 @@ def save_checkpoint(
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_path(path) as partial:
         # One header key: safetensors writes several in any order, and equal weights should be equal bytes.
         partial.write_bytes(save(tensors, {_HEADER_KEY: json.dumps(header, sort_keys=True)}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autovoice_export.base import wiring
 from autovoice_export.base.stages.timing import LOOKAHEAD
-from autovoice_export.model_config import DynamicBatching, Instances, StageModelConfig
+from autovoice_export.config_types import DynamicBatching, Instances, StageModelConfig
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, graphs, profiles
 from autovoice_export.tensorrt.plan_config import PlanConfig
@@ -16,8 +16,8 @@ AXIS_RATES = {
 }
 
 
-def engine_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:
-    """Configs of all models that are worth a trip to the GPU; the others stay with ONNX Runtime."""
+def plan_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:
+    """Configs of all models that gain by a GPU; the others stay with ONNX Runtime."""
     stages = {stage.name: stage for stage in family}
     made = []
     for model in wiring.model_configs(family, instances):

@@ -10,7 +10,7 @@ from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import LOOKAHEAD
 from autovoice_export.base.stages.voice import VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import VoiceEncoder
-from autovoice_export.model_config import (
+from autovoice_export.config_types import (
     VARIABLE,
     AnyModelConfig,
     EnsembleConfig,
@@ -131,7 +131,7 @@ def _next_state(size: int) -> StageTensor:
 def converter(family: tuple[Stage, ...]) -> Composition:
     """What a live stream runs: pitch extractor, content encoder and synthesizer in one model.
 
-    A chunk of 20 ms is little work, and on a server every trip to a model has its price:
+    A chunk of 20 ms is little work, and on a server every call of a model has its cost:
     `benchmarks/triton.py` shows what one costs instead of three.
     """
     sizes = {stage.name: stage.state_size for stage in family}
@@ -159,7 +159,7 @@ def model_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[AnyM
     """Configs of all stages, of the stream variants of those with state, and of the ensembles."""
     configs: list[AnyModelConfig] = []
     for stage in family:
-        # Padding, trimming and one dot product are not worth a trip to the GPU.
+        # Padding, trimming and one dot product gain nothing on the GPU.
         small = stage.name in {"target_pitch", "pad_source", "pad_source_with_f0", "trim_output"}
         where = Instances("cpu", instances.count, instances.intra_op_threads) if small else instances
         inputs = tuple(tensor.config() for tensor in stage.inputs)

@@ -1,1 +1,1 @@
-"""PyTorch stages to ONNX files, chained where one model is to hold several, and held to their originals."""
+"""PyTorch stages to ONNX files: export, composition, verification, FP16."""

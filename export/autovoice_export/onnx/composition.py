@@ -9,14 +9,15 @@ from pathlib import Path
 import onnx
 from onnx import compose, helper
 
-from autovoice_export.model_config import (
+from autovoice_export.build_errors import ExportError
+from autovoice_export.config_types import (
     EnsembleStep,
     Instances,
     SequenceBatching,
     StageModelConfig,
     StateConfig,
 )
-from autovoice_export.onnx.export import OPSET, ExportError
+from autovoice_export.onnx.export import OPSET
 from autovoice_export.stage import StageTensor
 from autovoice_plugins.onnx_export import attach_functions
 
@@ -41,7 +42,7 @@ class State:
 
 @dataclass(frozen=True)
 class Composition:
-    """Stages in one graph: one run, and one trip to the server's backend, instead of one for each stage.
+    """Stages in one graph: one run, and one request to the server's backend, instead of one for each stage.
 
     Attributes:
         name: folder name.

@@ -16,6 +16,7 @@ import onnxscript.rewriter
 import onnxscript.rewriter.rules.common as rewrite_rules
 import torch
 
+from autovoice_export.build_errors import ExportError
 from autovoice_export.onnx.gru import gru_translation
 from autovoice_export.stage import Axis, Stage, StageTensor
 from autovoice_plugins.onnx_export import attach_functions, translation_table
@@ -36,10 +37,6 @@ _EXACT_RULES = (
     rewrite_rules.cast_constant_of_shape_without_value_rule,
     rewrite_rules.no_op_cast_rule,
 )
-
-
-class ExportError(RuntimeError):
-    """A stage that could not be exported, or whose ONNX file does not do what the stage does."""
 
 
 def export_stage(stage: Stage, path: Path, metadata: Mapping[str, str]) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from autovoice.errors import ConfigurationError
-from autovoice_export.onnx.export import ExportError
-from autovoice_export.repository_writer import RepositoryError
+from autovoice.errors import RepositoryError
 from autovoice_export.rvc.importing import ImportReport, ImportRequest, import_voice
 
 
@@ -21,7 +19,7 @@ def import_rvc(**options: Any) -> int:
         options: those of `ImportRequest`.
 
     Raises:
-        ConfigurationError: one line on what could not be imported; the repository is as it was.
+        VoiceConversionError: one line on what could not be imported; the repository is as it was.
     """
     request = ImportRequest(**options)
     start = time.perf_counter()
@@ -29,8 +27,8 @@ def import_rvc(**options: Any) -> int:
     try:
         with console.status(f"reading {request.checkpoint}") as status:
             report = import_voice(request, progress=lambda model: status.update(f"exporting {model}"))
-    except (ExportError, RepositoryError, OSError) as error:
-        raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        raise RepositoryError(f"{request.repository} could not be changed: {error}") from error
     for line in _lines(report, request.repository, time.perf_counter() - start):
         print(line)
     return 0
@@ -50,7 +48,7 @@ def _lines(report: ImportReport, repository: Path, seconds: float) -> list[str]:
     lines = [f"{report.models.name}, version {report.version}: {', '.join(facts)}"]
     for model in report.written:
         size = sum(file.stat().st_size for file in (repository / model).glob("*/model.onnx")) / 1e6
-        agrees = f"ONNX Runtime within {worst[model].worst:.1e} of PyTorch" if model in worst else ""
+        agrees = f"worst {worst[model].worst:.1%} of the tolerance" if model in worst else ""
         lines.append(f"  {model:24} {size:7.1f} MB  {agrees}")
     if report.reused:
         lines.append(f"  shared with what was there: {', '.join(report.reused)}")

@@ -75,9 +75,8 @@ class SourceGain(nn.Module):
         self.l_linear = nn.Linear(1, 1)
 
     def forward(self, excitation: Tensor) -> Tensor:
-        """Shapes the excitation [B, T]; float32."""
-        weight, bias = self.l_linear.weight.float(), self.l_linear.bias.float()
-        return torch.tanh(excitation * weight[0, 0] + bias)
+        """Shapes the excitation [B, T]."""
+        return torch.tanh(excitation * self.l_linear.weight[0, 0] + self.l_linear.bias)
 
 
 class Decoder(nn.Module):
@@ -154,7 +153,7 @@ class Decoder(nn.Module):
             # The mean's divisor is in the next layer's weights: a leaky ReLU passes a factor through.
             x = sum(branches[1:], branches[0])
         x = self.conv_post(functional.leaky_relu(x, LAST_SLOPE))
-        return torch.tanh(x.float()).reshape(x.shape[0], -1)
+        return torch.tanh(x).reshape(x.shape[0], -1)
 
     def fold_means(self) -> None:
         """Moves the divisor of the residual blocks' mean into the weights that follow; call it once."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autovoice_export.rvc.errors import ImportFailure
+from autovoice_export.build_errors import ImportFailure
 
 NEAREST = 8
 """Neighbours that are blended."""

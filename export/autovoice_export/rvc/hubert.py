@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autovoice_export.rvc.geometry import GRID
-from autovoice_export.rvc.layers import NORM_EPSILON, layer_norm
+from autovoice_export.rvc.layers import NORM_EPSILON
 
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -46,16 +46,8 @@ class HubertConfig:
     projection: int = 256
 
 
-class Norm(nn.LayerNorm):
-    """Layer normalisation in float32 whatever the type of its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last axis."""
-        return layer_norm(x, self.weight, self.bias)
-
-
 class FirstConvolution(nn.Module):
-    """Convolution of the waveform, normalised over time channel by channel, in float32.
+    """Convolution of the waveform, normalised over time channel by channel.
 
     Args:
         channels: width C.
@@ -74,10 +66,10 @@ class FirstConvolution(nn.Module):
         patches = torch.cat([steps[:, :-1], steps[:, 1:]], dim=2)
         # The mean over time of a convolution is the convolution of the mean.
         patches = patches - patches.mean(dim=1, keepdim=True)
-        weight = self.conv.weight[:, 0].T.float()
+        weight = self.conv.weight[:, 0].T
         variance = torch.matmul(patches, weight).square().mean(dim=1, keepdim=True)
-        gain = self.layer_norm.weight.float() / torch.sqrt(variance + NORM_EPSILON)
-        return torch.matmul(patches, weight * gain) + self.layer_norm.bias.float()
+        gain = self.layer_norm.weight / torch.sqrt(variance + NORM_EPSILON)
+        return torch.matmul(patches, weight * gain) + self.layer_norm.bias
 
 
 class StridedConvolution(nn.Module):
@@ -110,7 +102,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Filters [B, T] to [B, G, C]."""
         first, *rest = self.conv_layers
-        x = functional.gelu(first(audio)).to(next(rest[0].parameters()).dtype)
+        x = functional.gelu(first(audio))
         for layer in rest:
             x = functional.gelu(layer(x))
         return x
@@ -121,7 +113,7 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        self.layer_norm = Norm(channels)
+        self.layer_norm = nn.LayerNorm(channels)
         self.projection = nn.Linear(channels, size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,9 +186,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(config.size, config.heads)
-        self.layer_norm = Norm(config.size)
+        self.layer_norm = nn.LayerNorm(config.size)
         self.feed_forward = FeedForward(config.size, config.hidden)
-        self.final_layer_norm = Norm(config.size)
+        self.final_layer_norm = nn.LayerNorm(config.size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes [B, G, size]."""
@@ -211,7 +203,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pos_conv_embed = PositionEmbedding(config.size, config.position_kernel, config.position_groups)
-        self.layer_norm = Norm(config.size)
+        self.layer_norm = nn.LayerNorm(config.size)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -258,4 +250,4 @@ class Hubert(nn.Module):
         x = self.encoder(self.feature_projection(x))
         if self.final_proj is not None:
             x = self.final_proj(x)
-        return x.float()
+        return x

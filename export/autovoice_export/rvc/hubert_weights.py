@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autovoice_export.rvc.errors import ImportFailure
+from autovoice_export.build_errors import ImportFailure
 from autovoice_export.rvc.hubert import CONV_KERNELS, CONV_STRIDES, Hubert, HubertConfig
 from autovoice_export.rvc.safe_loading import load_pickle, load_safetensors, require_tensors
 

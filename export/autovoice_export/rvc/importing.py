@@ -7,28 +7,32 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
-from autovoice_export import config_text
-from autovoice_export.model_config import EnsembleConfig, Instances
+from autovoice.repository.model_config import read_config
+from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository
+from autovoice_export.build_errors import ImportFailure
+from autovoice_export.config_types import NUMPY_TYPES, EnsembleConfig, Instances
+from autovoice_export.examples import example
 from autovoice_export.onnx.export import export_stage
+from autovoice_export.onnx.graph import load_model
+from autovoice_export.onnx.half import measure_ranges, to_half
+from autovoice_export.parity import Agreement
 from autovoice_export.repository_writer import (
     FIRST_VERSION,
     RepositoryWriter,
-    check_repository,
+    finish_interrupted_change,
     model_versions,
 )
 from autovoice_export.rvc import parity, plans, wiring
-from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
-from autovoice_export.rvc.half import half_precision
 from autovoice_export.rvc.hubert import Hubert
 from autovoice_export.rvc.hubert_weights import WHERE as WHERE_CONTENTVEC
 from autovoice_export.rvc.hubert_weights import load_hubert
-from autovoice_export.rvc.parity import StageParity
 from autovoice_export.rvc.retrieval import Retrieval
 from autovoice_export.rvc.rmvpe import WHERE as WHERE_RMVPE
 from autovoice_export.rvc.rmvpe import Rmvpe, load_rmvpe
@@ -36,9 +40,7 @@ from autovoice_export.rvc.voice import IndexedVoice, PitchedVoice, PlainVoice
 from autovoice_export.rvc.voice_checkpoint import CONTENT_SIZES, VoiceCheckpoint, load_voice
 from autovoice_export.rvc.wiring import CONTENT_MODELS, PITCH_MODELS, VoiceModels
 from autovoice_export.stage import Stage
-from autovoice_export.tensorrt import wire
-from autovoice_export.tensorrt.validation import check_engine_configs
-from autovoice_export.wire_config import MODEL_FILENAME
+from autovoice_export.tensorrt.plan_config import to_message
 
 FINGERPRINT = "weights_sha256"
 """Parameter of the configs of shared models: two imports with the same weights share one."""
@@ -46,6 +48,8 @@ FINGERPRINT = "weights_sha256"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SHARED_NAME = re.compile(r"rvc_|(contentvec(_v1)?(_fp16)?|rmvpe)$")
 _HALF_SUFFIX = "_fp16"
+_EXAMPLE_SIZES = {"G": SOURCE_RATE // GRID}
+"""One second of the inputs on which the ranges of float16 are measured."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class ImportReport:
     version: int
     written: tuple[str, ...]
     reused: tuple[str, ...]
-    parity: tuple[StageParity, ...]
+    parity: tuple[Agreement, ...]
     checkpoint: VoiceCheckpoint
 
 
@@ -122,9 +126,11 @@ def import_voice(
 
     Raises:
         ImportFailure: a file or setting that cannot be imported; the repository is as it was.
-        ExportError: a model behaves differently from PyTorch; the repository is as it was.
+        ExportError: a model cannot be exported; the repository is as it was.
+        ParityError: a model behaves differently from PyTorch; the repository is as it was.
         RepositoryError: the repository cannot be written or holds something broken; it is as it was.
     """
+    finish_interrupted_change(request.repository)
     voice = load_voice(request.checkpoint)
     config = voice.synthesizer.config
     if not 0 <= request.speaker < config.speakers:
@@ -165,37 +171,30 @@ def import_voice(
     settings = instances or Instances()
     with RepositoryWriter(request.repository) as repository:
         for config_of_ensemble in (whole, window):
-            repository.add_config(config_of_ensemble, version)
+            repository.add(config_of_ensemble, version)
         for stage in (*absent.values(), *own):
             mine = stage in own
             facts = {} if mine else fingerprints[stage.name]
             config_of_model = wiring.model_config(stage, settings, facts)
-            repository.add_config(config_of_model, version if mine else FIRST_VERSION)
-            if engine := plans.engine_config(stage, config_of_model):
-                repository.add_alternative(stage.name, wire.CONFIG_NAME, wire.to_wire(engine))
-            progress(stage.name)
-            halved = request.half and stage.name in (models.content, models.synthesizer)
-            export_stage(
-                half_precision(stage) if halved else stage,
-                repository.onnx_path(stage.name),
-                metadata if mine else {"family": "rvc", **facts},
+            plan = plans.plan_config(stage, config_of_model)
+            path = repository.add(
+                config_of_model, version if mine else FIRST_VERSION, tensorrt=plan and to_message(plan)
             )
+            progress(stage.name)
+            export_stage(stage, path, metadata if mine else {"family": "rvc", **facts})
+            if request.half and stage.name in (models.content, models.synthesizer):
+                _halve(stage, path)
         made = {stage.name: stage for stage in (*absent.values(), *own)}
         for stale in set(models.possible) - {whole.name, window.name, *made}:
             repository.drop(stale)
-        repository.keep_the_rest()
         progress("checking")
+        checked = repository.check()
         agreement = parity.check_parity(
             whole if made.keys() & {"rvc_pad", models.trim} else window,
             made,
-            {
-                step.model: _newest_file(repository.partial, step.model)
-                for step in (*whole.steps, *window.steps)
-            },
+            {step.model: _file_of(checked, step.model) for step in (*whole.steps, *window.steps)},
             parity.HALF_TOLERANCE if request.half else parity.TOLERANCE,
         )
-        check_repository(repository.partial)
-        check_engine_configs(repository.partial)
     used = {step.model for step in whole.steps}
     return ImportReport(
         models,
@@ -272,9 +271,9 @@ def _next_version(request: ImportRequest, models: VoiceModels) -> int:
 
 
 def _is_voice(folder: Path) -> bool:
-    if not (folder / config_text.CONFIG_FILENAME).is_file():
+    if not (folder / CONFIG_FILENAME).is_file():
         return False
-    config = _read(folder)
+    config = read_config(folder / CONFIG_FILENAME)
     is_window = any(tensor.name == "FIRST_FRAME" for tensor in config.input)
     return config.parameters["family"].string_value == "rvc" and not is_window
 
@@ -315,9 +314,9 @@ def _is_there(repository: Path, model: str, weights: str | None) -> bool:
         ImportFailure: it has one with other weights.
     """
     folder = repository / model
-    if not (folder / config_text.CONFIG_FILENAME).is_file():
+    if not (folder / CONFIG_FILENAME).is_file():
         return False
-    present = _read(folder).parameters[FINGERPRINT].string_value
+    present = read_config(folder / CONFIG_FILENAME).parameters[FINGERPRINT].string_value
     if weights is not None and present != weights:
         raise ImportFailure(
             f"{folder} has other weights than those given, and its voices depend on them: leave the option "
@@ -326,16 +325,19 @@ def _is_there(repository: Path, model: str, weights: str | None) -> bool:
     return True
 
 
-def _read(folder: Path) -> Any:
-    try:
-        return config_text.read(folder)
-    except ValueError as error:
-        raise ImportFailure(str(error)) from error
+def _file_of(repository: ModelRepository, model: str) -> Path:
+    path = repository.spec(model).model_file
+    assert path is not None
+    return path
 
 
-def _newest_file(repository: Path, model: str) -> Path:
-    versions = model_versions(repository / model) or [FIRST_VERSION]
-    return repository / model / str(versions[-1]) / MODEL_FILENAME
+def _halve(stage: Stage, path: Path) -> None:
+    """Makes an exported file compute in float16 where it may."""
+    model, generator = load_model(path), np.random.default_rng(0)
+    shapes = {tensor.name: tensor.shape(2, _EXAMPLE_SIZES) for tensor in stage.inputs}
+    types = {tensor.name: NUMPY_TYPES[tensor.data_type] for tensor in stage.inputs}
+    feed = {name: example(name, shape, generator).astype(types[name]) for name, shape in shapes.items()}
+    path.write_bytes(to_half(model, measure_ranges(model, [feed]), ()).SerializeToString(deterministic=True))
 
 
 def _has_weights(stage: Stage) -> bool:

@@ -16,7 +16,7 @@ NORM_EPSILON = 1e-5
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation whose parameters are called gamma and beta. Always float32 inside."""
+    """Layer normalisation whose parameters are called gamma and beta."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,13 +25,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises the last axis."""
-        return layer_norm(x, self.gamma, self.beta)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalises the last axis in float32, whatever the type of x."""
-    normal = functional.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), NORM_EPSILON)
-    return normal.to(x.dtype)
+        return functional.layer_norm(x, self.gamma.shape, self.gamma, self.beta, NORM_EPSILON)
 
 
 class SameConvolution(nn.Conv1d):

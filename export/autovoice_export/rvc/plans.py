@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autovoice_export.model_config import StageModelConfig
+from autovoice_export.config_types import StageModelConfig
 from autovoice_export.rvc import wiring
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.retrieval import Retrieval
@@ -29,7 +29,7 @@ LARGEST_DISTANCES = 1 << 29
 needs, for each of the few tables that the search works with, and on every GPU."""
 
 
-def engine_config(stage: Stage, model: StageModelConfig) -> PlanConfig | None:
+def plan_config(stage: Stage, model: StageModelConfig) -> PlanConfig | None:
     """Config of a model for TensorRT; None for one that stays with ONNX Runtime.
 
     That are the models without weights, which are small, and the search of an index so large that its plan

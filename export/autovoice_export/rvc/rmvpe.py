@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autovoice_export.base.stages.blocks import mel_filterbank, mel_points, real_dft
+from autovoice_export.base.stages.blocks import mel_filterbank, real_dft
+from autovoice_export.build_errors import ImportFailure
 from autovoice_export.onnx.gru import BidirectionalGRU
-from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.geometry import FRAME, SOURCE_RATE
 from autovoice_export.rvc.safe_loading import load_pickle, require_tensors
 
@@ -80,9 +80,7 @@ class MelSpectrogram(nn.Module):
         self.register_buffer(
             "dft", functional.pad(dft, (0, 0, 0, self.hops * FRAME - _FFT)), persistent=False
         )
-        edges = mel_points(_MELS + 2, _LOW_HZ, _HIGH_HZ)
-        area = (2.0 / (edges[2:] - edges[:-2])).to(torch.float32)
-        bank = mel_filterbank(_MELS, _LOW_HZ, _HIGH_HZ, _FFT, SOURCE_RATE) * area
+        bank = mel_filterbank(_MELS, _LOW_HZ, _HIGH_HZ, _FFT, SOURCE_RATE, unit_area=True)
         self.register_buffer("filterbank", bank, persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autovoice_export.rvc.errors import ImportFailure
+from autovoice_export.build_errors import ImportFailure
 
 
 def load_pickle(path: Path, what: str) -> dict[str, Any]:

@@ -147,10 +147,9 @@ class Synthesizer(nn.Module):
         Returns:
             Audio [B, F hop] in [-1, 1].
         """
-        kind = self.emb_g.weight.dtype
         speaker = self.emb_g(speaker_id)
         mean, deviation = self.enc_p(phone, None if f0 is None else pitch.coarse(f0))
-        latent = mean + torch.exp(deviation) * (prior_noise * PRIOR_SCALE).to(kind)
+        latent = mean + torch.exp(deviation) * (prior_noise * PRIOR_SCALE)
         latent = self.flow(latent, speaker)
         source = None
         if f0 is not None:
@@ -164,6 +163,6 @@ class Synthesizer(nn.Module):
                 hop=self.config.hop,
                 waveform="sine",
             )
-            source = self.dec.m_source(excitation).to(kind)
+            source = self.dec.m_source(excitation)
         result: Tensor = self.dec(latent, speaker, source)
         return result

@@ -43,7 +43,7 @@ class PlainVoice(nn.Module):
     def _phone(self, content: Tensor) -> Tensor:
         """Content behind its projection, doubled to F0 frames: nearest upsampling commutes with it."""
         layer = self.synthesizer.enc_p.emb_phone
-        projected = layer(content.to(layer.weight.dtype)).unsqueeze(2)
+        projected = layer(content).unsqueeze(2)
         batch, steps, _, channels = projected.shape
         result: Tensor = projected.expand(-1, -1, 2, -1).reshape(batch, 2 * steps, channels)
         return result
@@ -144,6 +144,6 @@ class IndexedVoice(PitchedVoice):
             What `PitchedVoice` returns.
         """
         indexed, original = self._phone(retrieved), self._phone(content)
-        share = torch.where((f0 < 1.0) & (protect < 0.5), protect, 1.0).unsqueeze(2).to(indexed.dtype)
+        share = torch.where((f0 < 1.0) & (protect < 0.5), protect, 1.0).unsqueeze(2)
         phone = share * indexed + (1.0 - share) * original
         return self._render(phone, f0, pitch_shift, anchor_frame, anchor_phase, speaker_id, first_frame)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autovoice_export.build_errors import ImportFailure
 from autovoice_export.rvc.decoder import ResidualBlock, Upsampling
-from autovoice_export.rvc.errors import ImportFailure
 from autovoice_export.rvc.geometry import OUTPUT_RATES
 from autovoice_export.rvc.layers import WaveNet
 from autovoice_export.rvc.safe_loading import load_pickle, require_tensors

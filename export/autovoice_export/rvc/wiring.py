@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autovoice_export.model_config import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
-from autovoice_export.model_config import (
+from autovoice_export.config_types import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
+from autovoice_export.config_types import (
     VARIABLE,
     AnyModelConfig,
     EnsembleConfig,
@@ -186,7 +186,7 @@ def synthesizer_stage(models: VoiceModels, module: nn.Module, size: int) -> Stag
 
 def model_config(stage: Stage, instances: Instances, parameters: Mapping[str, str]) -> StageModelConfig:
     """Config of a stage."""
-    # What has no weights is not worth a trip to the GPU.
+    # What has no weights gains nothing on the GPU.
     small = stage.name.startswith(("rvc_pad", "rvc_high_pass", "rvc_spare", "rvc_loudness", "rvc_trim"))
     where = Instances("cpu", instances.count, instances.intra_op_threads) if small else instances
     takes_source = any(tensor.name == "SOURCE_AUDIO" for tensor in stage.inputs)

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from autovoice_export.build_errors import PlanError
 from autovoice_export.tensorrt import runtime
-from autovoice_export.tensorrt.errors import PlanError
 
 _SECONDS = 600
 

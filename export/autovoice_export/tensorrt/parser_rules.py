@@ -1,4 +1,4 @@
-"""What TensorRT's ONNX parser takes, by its own documentation, and a walk over files that holds them to it.
+"""What TensorRT's ONNX parser takes, by its own documentation, and a check of files against it.
 
 Sources: ``docs/operators.md`` of github.com/onnx/onnx-tensorrt at the commits that TensorRT's releases name
 as their parser: 7c51a63a7191 (11.1) and c72727708d4e (10.14). For 10.13 it is the latter without
@@ -16,8 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from autovoice_export.tensorrt.network import load_model, nodes_of
-from autovoice_export.tensorrt.types import element_types
+from autovoice_export.onnx.graph import element_types, load_model, nodes_of
 from autovoice_plugins.function_builder import DOMAIN
 
 VERSIONS = ("10.13", "11.1")
@@ -223,7 +222,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
 
 
 def check_model(path: Path) -> list[Violation]:
-    """Holds one ONNX file to the rules, outside of the bodies of its functions.
+    """Checks one ONNX file by the rules, outside of the bodies of its functions.
 
     Raises:
         PlanError: the file cannot be read.
@@ -239,7 +238,7 @@ def check_model(path: Path) -> list[Violation]:
 
 
 def check_models(root: Path) -> list[Violation]:
-    """Holds every ONNX file below a folder to the rules; a file that models share is looked at once."""
+    """Checks every ONNX file below a folder by the rules; a file that models share is read once."""
     files = sorted({path.resolve() for path in root.rglob("*.onnx")})
     return [violation for file in files for violation in check_model(file)]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 import onnx
 
-from autovoice.errors import RepositoryError as ClientRepositoryError
+from autovoice.atomic import atomic_path
+from autovoice.errors import RepositoryError
 from autovoice.repository.plans import (
     Gpu,
     PlanManifest,
@@ -24,15 +26,15 @@ from autovoice.repository.plans import (
     sha256,
 )
 from autovoice.repository.reader import ModelRepository
-from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT
-from autovoice_export.tensorrt import load, parity, runtime, wire
-from autovoice_export.tensorrt.errors import PlanError
-from autovoice_export.tensorrt.half import measure_ranges, to_half
-from autovoice_export.tensorrt.network import load_model, plugin_versions, without_functions
+from autovoice_export.build_errors import PlanError
+from autovoice_export.onnx.graph import holds_half, load_model, plugin_versions, without_functions
+from autovoice_export.onnx.half import measure_ranges, to_half
+from autovoice_export.parity import Run, cases, compare, session_run
+from autovoice_export.tensorrt import load, parity, runtime
 from autovoice_export.tensorrt.parser_rules import check_model
+from autovoice_export.tensorrt.plan_config import CONFIG_NAME, read_plan_config, read_profiles
+from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.runtime import Compatibility, EngineOptions, Report
-from autovoice_export.tensorrt.types import holds_half
-from autovoice_export.tensorrt.validation import engine_models
 
 Precision = Literal["fp32", "fp16"]
 
@@ -103,11 +105,12 @@ def plan_jobs(repository: ModelRepository, names: Sequence[str] = ()) -> list[Jo
 
     Raises:
         PlanError: a model has no configuration for TensorRT, or a file that its parser would not take.
+        RepositoryError: a file cannot be read.
     """
-    known = engine_models(repository.path)
+    known = models_for_plans(repository)
     if unknown := sorted(set(names) - set(known)):
         raise PlanError(
-            f"{unknown[0]} has no configs/{wire.CONFIG_NAME}.pbtxt; those that have: {', '.join(known)}"
+            f"{unknown[0]} has no configs/{CONFIG_NAME}.pbtxt; those that have: {', '.join(known)}"
         )
     jobs = []
     for name in names or known:
@@ -117,10 +120,10 @@ def plan_jobs(repository: ModelRepository, names: Sequence[str] = ()) -> list[Jo
         if violations := check_model(spec.model_file):
             raise PlanError(str(violations[0]))
         model = load_model(spec.model_file)
-        config = wire.read(repository.path / name)
+        config = read_plan_config(repository.path / name)
         jobs.append(Job(name, spec.model_file, model, config, plugin_versions(model)))
     if not jobs:
-        raise PlanError(f"{repository.path} holds no configs/{wire.CONFIG_NAME}.pbtxt: export it again")
+        raise PlanError(f"{repository.path} holds no configs/{CONFIG_NAME}.pbtxt: export it again")
     return jobs
 
 
@@ -128,7 +131,7 @@ def is_current(repository: ModelRepository, job: Job, options: PlanOptions, mach
     """Whether a model's plan exists and would come out the same."""
     try:
         manifest = check_plan(repository, job.name, job.config, machine.gpu, machine.tensorrt)
-    except ClientRepositoryError:
+    except RepositoryError:
         return False
     return (
         manifest.precision == options.precision
@@ -199,8 +202,8 @@ def _build(
     machine: Machine,
     report: Report,
 ) -> PlanManifest:
-    profiles = wire.read_profiles(job.config)
-    reference = parity.onnx_runtime(job.onnx_path)
+    profiles = read_profiles(job.config)
+    reference = session_run(job.onnx_path)
     model, conversion = job.model, dict[str, float]()
     if options.precision == "fp16":
         report("converting to FP16", 0.0)
@@ -211,67 +214,67 @@ def _build(
         without_functions(model).SerializeToString(), profiles, engine_options, report
     )
     path = _plan_path(job, machine.gpu)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        _write(partial, engine)
+    with tempfile.TemporaryDirectory(prefix="autovoice-plan-") as folder:
+        candidate = Path(folder, path.name)
+        candidate.write_bytes(engine)
         report("loading it in another process", 0.0)
-        load.try_loading(partial, machine.library, job.plugins)
+        load.try_loading(candidate, machine.library, job.plugins)
         report("comparing it with ONNX Runtime", 0.0)
-        deviation = parity.compare_plan(partial, job.model, profiles, reference, tolerance)
-        manifest = PlanManifest(
-            model=job.name,
-            onnx_sha256=sha256(job.onnx_path),
-            plan_sha256=sha256(partial),
-            precision=options.precision,
-            tensorrt=machine.tensorrt,
-            cuda=runtime.cuda_version(),
-            plugins=dict(job.plugins),
-            plugin_library_sha256=_library_digest(job, machine.library),
-            gpu=machine.gpu,
-            hardware_compatibility=options.hardware_compatibility,
-            profiles=profile_texts(job.config),
-            deviation=deviation,
-            conversion=conversion,
-        )
-        publish(partial, path, manifest)
-    finally:
-        partial.unlink(missing_ok=True)
+        deviation = parity.compare_plan(candidate, job.model, profiles, reference, tolerance)
+    manifest = PlanManifest(
+        model=job.name,
+        onnx_sha256=sha256(job.onnx_path),
+        plan_sha256=hashlib.sha256(engine).hexdigest(),
+        precision=options.precision,
+        tensorrt=machine.tensorrt,
+        cuda=runtime.cuda_version(),
+        plugins=dict(job.plugins),
+        plugin_library_sha256=_library_digest(job, machine.library),
+        gpu=machine.gpu,
+        hardware_compatibility=options.hardware_compatibility,
+        profiles=profile_texts(job.config),
+        deviation=deviation,
+        conversion=conversion,
+    )
+    publish(engine, path, manifest)
     _link_compatible(path, job.config, options.hardware_compatibility)
     return manifest
 
 
-def half_model(job: Job, reference: parity.Run) -> tuple[onnx.ModelProto, dict[str, float]]:
+def half_model(job: Job, reference: Run) -> tuple[onnx.ModelProto, dict[str, float]]:
     """The FP16 form of a model, held to its original in ONNX Runtime.
 
     Returns:
         The model, and the worst deviation of each output as a share of what FP16 may cost.
 
     Raises:
-        PlanError: it differs by more than FP16 should.
+        ExportError: the model cannot be converted.
+        ParityError: it differs by more than FP16 should.
     """
-    profiles = wire.read_profiles(job.config)
-    feeds = [feed for profile in profiles[:1] for feed in parity.example_feeds(job.model, profile, reference)]
-    converted = to_half(job.model, measure_ranges(job.model, feeds), (STATE_INPUT, STATE_OUTPUT))
-    run = parity.onnx_runtime(converted.SerializeToString())
-    found = parity.compare(run, reference, feeds, parity.TOLERANCES["fp16"], f"{job.name} in FP16")
-    return converted, found
+    states = parity.states_of(job.model)
+    feeds = parity.example_feeds(job.model, read_profiles(job.config)[0])
+    expected = list(cases(feeds, reference, states))
+    ranges = measure_ranges(job.model, [feed for feed, _ in expected])
+    converted = to_half(job.model, ranges, (*states, *states.values()))
+    run = session_run(converted.SerializeToString())
+    found = compare(f"{job.name} in FP16", run, expected, parity.TOLERANCES["fp16"], "the file in FP32")
+    return converted, dict(found.shares)
 
 
-def publish(partial: Path, path: Path, manifest: PlanManifest) -> None:
+def publish(plan: bytes, path: Path, manifest: PlanManifest) -> None:
     """Puts a plan and its manifest in their places.
 
     A crash between the two leaves a plan that its manifest does not describe, which `check_plan` refuses.
+
+    Raises:
+        OutputError: the disk refused.
     """
     if path.is_symlink():
         path.unlink()  # a link to a plan for several GPUs, which stays
-    partial.replace(path)
-    described = manifest_path(path)
-    unfinished = described.with_name(f".{described.name}.{os.getpid()}.partial")
-    try:
-        _write(unfinished, manifest.dumps().encode())
-        unfinished.replace(described)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_bytes(plan)
+    with atomic_path(manifest_path(path)) as partial:
+        partial.write_text(manifest.dumps(), encoding="utf-8")
 
 
 def _link_compatible(path: Path, config: Any, compatibility: Compatibility) -> None:
@@ -294,10 +297,3 @@ def _plan_path(job: Job, gpu: Gpu) -> Path:
 
 def _library_digest(job: Job, library: Path | None) -> str:
     return sha256(library) if library is not None and job.plugins else ""
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

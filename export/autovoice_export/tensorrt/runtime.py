@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.build_errors import PlanError
 from autovoice_export.tensorrt.plan_config import Profile
 from autovoice_plugins.function_builder import DOMAIN
 

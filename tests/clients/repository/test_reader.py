@@ -149,6 +149,18 @@ def made_twice(models: Path) -> None:
     edit(models / "voice_conversion_stream" / "config.pbtxt", 'value: "delayed"', 'value: "SOURCE_AUDIO"')
 
 
+def crossed_types(models: Path) -> None:
+    edit(models / "voice_conversion" / "config.pbtxt", "TYPE_FP32", "TYPE_FP16")
+
+
+def crossed_sizes(models: Path) -> None:
+    edit(
+        models / "voice_conversion_stream" / "config.pbtxt",
+        'value: "TARGET_EMBEDDING"',
+        'value: "PITCH_SHIFT"',
+    )
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -172,6 +184,8 @@ def made_twice(models: Path) -> None:
         (unmapped_input, "leaves input F0 of synthesizer_stream unmapped"),
         (unknown_tensor, "maps .*put SOUND of"),
         (never_made, "never makes s9"),
+        (crossed_types, r"connects voice_conversion\.SOURCE_AUDIO, float16 .*, float32 .*, by SOURCE_AUDIO"),
+        (crossed_sizes, r"PITCH_SHIFT, float32 \[1\], with synthesizer_stream.EMBEDDING, float32 \[4\]"),
         (made_twice, "makes SOURCE_AUDIO twice"),
     ],
 )
@@ -246,7 +260,10 @@ def test_the_newest_version_is_served_unless_the_policy_names_another(models: Pa
 @pytest.mark.parametrize("order", ["autovoice first", "tritonclient first"])
 def test_the_protobuf_module_lives_beside_the_real_client(order: str, toy: Path) -> None:
     """Loading it by file is only sound if a later, or earlier, ordinary import still works."""
-    ours = f"import autovoice; spec = autovoice.ModelRepository({str(toy)!r}).spec('voice_conversion')"
+    ours = (
+        "from autovoice.repository.reader import ModelRepository; "
+        f"spec = ModelRepository({str(toy)!r}).spec('voice_conversion')"
+    )
     theirs = "import tritonclient.grpc; from tritonclient.grpc import model_config_pb2"
     alone = "import sys; assert 'grpc' not in sys.modules"
     lines = [ours, alone, theirs] if order == "autovoice first" else [theirs, ours]

@@ -20,7 +20,7 @@ import typer
 
 from autovoice.cli.main import app
 from autovoice.repository.plans import LIBRARY_PATTERN, PLUGINS_VARIABLE
-from autovoice_export.tensorrt.wire import CONFIG_NAME
+from autovoice_export.tensorrt.plan_config import CONFIG_NAME
 
 ROOT = Path(__file__).resolve().parents[3]
 INSTRUCTION = re.compile(r"^(FROM|COPY|RUN|CMD|ENTRYPOINT|HEALTHCHECK|USER|ENV|WORKDIR|EXPOSE|ARG)\s+(.*)$")

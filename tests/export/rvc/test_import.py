@@ -13,12 +13,12 @@ from typing import Any
 import published
 import pytest
 import torch
-from conftest import Files, contents, make_index
+from imported_voices import Files, contents, make_index
 
 from autovoice.cli.main import run
-from autovoice_export import config_text
-from autovoice_export.repository_writer import check_repository
-from autovoice_export.rvc.errors import ImportFailure
+from autovoice.repository.model_config import read_config
+from autovoice_export.build_errors import ImportFailure
+from autovoice_export.repository_check import check_repository
 from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.voice_checkpoint import load_voice
@@ -198,7 +198,7 @@ def test_a_new_version_replaces_the_voice(
     written = {name for name in after if after[name] != before.get(name)}
     assert {name.split("/")[0] for name in written} == {"plain", "plain_window", "plain_synthesizer"}
     assert after["plain_synthesizer/1/model.onnx"] == before["plain_synthesizer/1/model.onnx"]
-    config = config_text.read(repository / "plain")
+    config = read_config(repository / "plain" / "config.pbtxt")
     assert config.parameters["default_speaker"].string_value == "2"
     assert config.version_policy.latest.num_versions == 1
     check_repository(repository)
@@ -208,7 +208,7 @@ def test_the_repository_is_what_configs_say(files: Files) -> None:
     check_repository(files.repository)
     for name, has_f0, has_index in (("sung", "1", "1"), ("plain", "0", "0"), ("tracked", "1", "0")):
         for ensemble in (name, f"{name}_window"):
-            config = config_text.read(files.repository / ensemble)
+            config = read_config(files.repository / ensemble / "config.pbtxt")
             facts = {key: value.string_value for key, value in config.parameters.items()}
             assert facts["family"] == "rvc"
             assert (facts["has_f0"], facts["has_index"]) == (has_f0, has_index)
@@ -226,9 +226,9 @@ def test_the_repository_is_what_configs_say(files: Files) -> None:
             for step in config.ensemble_scheduling.step:  # one step at a time
                 assert set(step.input_map.values()) <= ready
                 ready |= set(step.output_map.values())
-        steps = config_text.read(files.repository / name).ensemble_scheduling.step
+        steps = read_config(files.repository / name / "config.pbtxt").ensemble_scheduling.step
         for step in steps:
-            model = config_text.read(files.repository / step.model_name)
+            model = read_config(files.repository / step.model_name / "config.pbtxt")
             assert model.HasField("dynamic_batching")
             assert not model.response_cache.enable
 

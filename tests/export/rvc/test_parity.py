@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import Files
+from imported_voices import Files
 
 from autovoice_export.rvc.noise import prior_noise_table, rows_at, source_noise_table
 

@@ -13,24 +13,26 @@ import onnx
 import published
 import pytest
 import torch
-from conftest import Files
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from imported_voices import Files
 
 from autovoice.repository.reader import ModelRepository
-from autovoice_export.model_config import Instances
+from autovoice_export.build_errors import ParityError
+from autovoice_export.config_types import Instances
+from autovoice_export.onnx.graph import element_types, holds_half
+from autovoice_export.parity import compare, session_run
 from autovoice_export.rvc import plans, wiring
 from autovoice_export.rvc.faiss_index import FeatureIndex
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.retrieval import Retrieval
-from autovoice_export.tensorrt import parity, wire
+from autovoice_export.tensorrt import parity, plan_config
 from autovoice_export.tensorrt.buckets import profiles
 from autovoice_export.tensorrt.parser_rules import check_models
+from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.plans import Precision, half_model, plan_jobs
-from autovoice_export.tensorrt.types import element_types, holds_half
-from autovoice_export.tensorrt.validation import engine_models
 
 SUNG = ("contentvec", "rvc_pitch_yin", "sung_retrieval", "sung_synthesizer")
 MODELS = {*SUNG, "contentvec_v1", "plain_synthesizer", "rmvpe", "tracked_synthesizer"}
@@ -62,8 +64,12 @@ def half_repository(files: Files, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_models_with_weights_have_profiles(files: Files, half_repository: Path) -> None:
-    assert set(engine_models(files.repository)) == MODELS
-    assert set(engine_models(half_repository)) == {"contentvec_v1_fp16", "half_synthesizer", "rmvpe"}
+    assert set(models_for_plans(ModelRepository(files.repository))) == MODELS
+    assert set(models_for_plans(ModelRepository(half_repository))) == {
+        "contentvec_v1_fp16",
+        "half_synthesizer",
+        "rmvpe",
+    }
 
 
 def test_every_exported_file_holds_to_the_rules(files: Files, half_repository: Path) -> None:
@@ -82,7 +88,7 @@ def test_every_request_has_a_profile(samples: int, batch: int) -> None:
 def test_first_profile_is_made_for_live_windows(files: Files) -> None:
     samples = wiring.CONTEXT_LEFT_SAMPLES + wiring.CONTEXT_RIGHT_SAMPLES + 24 * SOURCE_RATE // 100
     for model in SUNG[:2]:
-        window, *_ = wire.read_profiles(wire.read(files.repository / model))
+        window, *_ = plan_config.read_profiles(plan_config.read_plan_config(files.repository / model))
         assert window.shapes["AUDIO"].typical == (4, samples)
 
 
@@ -94,13 +100,13 @@ def test_large_searches_stay_with_onnx_runtime(vectors: int, taken: bool) -> Non
     models = wiring.VoiceModels("voice", "contentvec", None, True, 40000)
     stage = wiring.retrieval_stage(models, Retrieval(index), 2)
     config = wiring.model_config(stage, Instances(), {})
-    assert (plans.engine_config(stage, config) is not None) == taken
+    assert (plans.plan_config(stage, config) is not None) == taken
 
 
 @pytest.mark.parametrize("model", ["contentvec", "sung_retrieval", "sung_synthesizer"])
 def test_conversion_to_half_precision(files: Files, model: str) -> None:
     (job,) = plan_jobs(ModelRepository(files.repository), [model])
-    run = parity.onnx_runtime(job.onnx_path)
+    run = session_run(job.onnx_path)
     half, shares = half_model(job, run)
     assert all(share < 0.5 for share in shares.values())
     assert holds_half(half)
@@ -109,8 +115,8 @@ def test_conversion_to_half_precision(files: Files, model: str) -> None:
     decided = [node for node in half.graph.node if node.op_type in ("TopK", "Round", "Less", "Greater")]
     assert all(kinds[name] != onnx.TensorProto.FLOAT16 for node in decided for name in node.input)
     if model == "sung_synthesizer":
-        *_, feed = parity.example_feeds(job.model, wire.read_profiles(job.config)[0], run)
-        expected, found = (item(feed) for item in (run, parity.onnx_runtime(half.SerializeToString())))
+        *_, feed = parity.example_feeds(job.model, plan_config.read_profiles(job.config)[0])
+        expected, found = (item(feed) for item in (run, session_run(half.SerializeToString())))
         np.testing.assert_array_equal(found["SOURCE_F0"], expected["SOURCE_F0"])
         assert np.abs(found["AUDIO"] - expected["AUDIO"]).max() < 5e-3 * np.abs(expected["AUDIO"]).max()
 
@@ -118,7 +124,7 @@ def test_conversion_to_half_precision(files: Files, model: str) -> None:
 def test_voice_in_half_precision_can_be_converted_again(half_repository: Path) -> None:
     (job,) = plan_jobs(ModelRepository(half_repository), ["half_synthesizer"])
     assert holds_half(job.model)
-    _, shares = half_model(job, parity.onnx_runtime(job.onnx_path))
+    _, shares = half_model(job, session_run(job.onnx_path))
     assert all(share < 0.5 for share in shares.values())
 
 
@@ -127,10 +133,12 @@ def test_near_neighbours_may_change_places() -> None:
     have = want.copy()
     have[0, :5] = 1.0
     tolerance = parity.TOLERANCES["fp32"]
-    assert parity._deviations({"RETRIEVED": want}, {"RETRIEVED": have}, tolerance, "plan") == {
-        "RETRIEVED": pytest.approx(0.5)
-    }
-    assert parity._deviations({"CONTENT": want}, {"CONTENT": have}, tolerance, "plan")["CONTENT"] > 1
+    agreement = compare(
+        "plan", lambda feed: {"RETRIEVED": have}, [({}, {"RETRIEVED": want})], tolerance, "it"
+    )
+    assert agreement.shares == {"RETRIEVED": pytest.approx(0.5)}
+    with pytest.raises(ParityError, match=r"plan: CONTENT is 1e\+03 times as far from that of it as allowed"):
+        compare("plan", lambda feed: {"CONTENT": have}, [({}, {"CONTENT": want})], tolerance, "it")
 
 
 def test_command_builds_a_voice(

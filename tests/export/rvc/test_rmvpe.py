@@ -13,12 +13,11 @@ import published
 import pytest
 import reference
 import torch
-from conftest import Files, contents
+from imported_voices import Files, contents, voice_like
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.cli.main import run
-from autovoice_export import config_text
-from autovoice_export.rvc.parity import voice_like
+from autovoice.repository.model_config import read_config
 from autovoice_export.rvc.rmvpe import Salience, SalienceSizes, load_rmvpe
 
 RATE = 16000
@@ -68,7 +67,7 @@ def test_the_published_sizes_are_the_default() -> None:
 
 
 def test_a_voice_sings_what_rmvpe_hears(files: Files) -> None:
-    config = config_text.read(files.repository / "tracked")
+    config = read_config(files.repository / "tracked" / "config.pbtxt")
     assert [step.model_name for step in config.ensemble_scheduling.step].count("rmvpe") == 1
     audio = voice_like(1, 24000)[0].numpy()
     with VoiceConversionPipeline(

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Files, feeds
+from imported_voices import Files, feeds, voice_like
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.engines.local import LocalEngine
 from autovoice.repository.reader import ModelRepository
 from autovoice.server.options import ServeOptions
 from autovoice.server.server import TritonServer
-from autovoice_export.rvc.parity import voice_like
 
 VOICES = ("sung", "plain", "tracked")
 RATE = 16000

@@ -9,25 +9,21 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import Files, feeds
 from hypothesis import given
 from hypothesis import strategies as st
+from imported_voices import Files, feeds, voice_like
 from scipy import signal
-from torch import Tensor, nn
+from torch import nn
 
 from autovoice.engines.local import LocalEngine
 from autovoice.repository.reader import ModelRepository
 from autovoice_export.onnx.export import export_stage
 from autovoice_export.onnx.gru import BidirectionalGRU
+from autovoice_export.parity import session_run
 from autovoice_export.rvc import pitch
-from autovoice_export.rvc.half import half_precision
-from autovoice_export.rvc.importing import CONTENT_MODELS
 from autovoice_export.rvc.noise import PRIOR_FRAMES, rows_at, source_noise_table
-from autovoice_export.rvc.parity import voice_like
 from autovoice_export.rvc.rmvpe import MelSpectrogram, decode
 from autovoice_export.rvc.source_audio import HighPass, MixLoudness, PadToGrid, TrimToSource
-from autovoice_export.rvc.voice import PitchedVoice
-from autovoice_export.rvc.voice_checkpoint import load_voice
 from autovoice_export.stage import Axis, Stage, StageTensor
 from autovoice_plugins.harmonic_source.torch_op import harmonic_source
 
@@ -220,8 +216,6 @@ def test_salience_is_decoded_around_its_peak() -> None:
 
 
 def test_recurrence_is_exported_for_any_length(tmp_path: Path) -> None:
-    import onnxruntime
-
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = BidirectionalGRU(6, 5).eval()
@@ -230,33 +224,10 @@ def test_recurrence_is_exported_for_any_length(tmp_path: Path) -> None:
     frames = Axis("F")
     stage = Stage("gru", module, (StageTensor("X", (frames, 6)),), (StageTensor("Y", (frames, 10)),))
     export_stage(stage, tmp_path / "gru.onnx", {})
-    session = onnxruntime.InferenceSession(tmp_path / "gru.onnx", providers=["CPUExecutionProvider"])
+    run = session_run(tmp_path / "gru.onnx")
     for length, batch in ((1, 1), (2, 3), (77, 2)):
         x = torch.randn(batch, length, 6)
         with torch.no_grad():
             expected = plain(x)[0].numpy()
             torch.testing.assert_close(module(x), plain(x)[0])
-        (found,) = session.run(None, {"X": x.numpy()})
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_half_precision_keeps_pitch_and_source_whole(files: Files) -> None:
-    voice = PitchedVoice(load_voice(files.sung).synthesizer, bridges_gaps=False).eval()
-    halved = half_precision(Stage(CONTENT_MODELS["v2"], voice, (), ())).module
-    assert all(parameter.dtype == torch.float32 for parameter in voice.parameters())
-    assert all(parameter.dtype == torch.float16 for parameter in halved.parameters())
-    generator = torch.Generator().manual_seed(4)
-    arguments: list[Tensor] = [
-        torch.randn(1, 60, 768, generator=generator),
-        torch.full((1, 120), 387.654321),
-        torch.tensor([[0.3]]),
-        torch.tensor([[0]]),
-        torch.tensor([[0.5]]),
-        torch.tensor([[0]]),
-        torch.tensor([[3]]),
-    ]
-    with torch.no_grad():
-        (whole, f0), (half, half_f0) = voice(*arguments), halved(*arguments)
-    assert half.dtype == half_f0.dtype == torch.float32
-    assert torch.equal(f0, half_f0)
-    assert 1e-6 < float((half - whole).abs().max() / whole.abs().max()) < 2e-2
+        np.testing.assert_allclose(run({"X": x.numpy()})["Y"], expected, atol=1e-5)

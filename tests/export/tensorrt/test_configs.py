@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
+from autovoice.errors import RepositoryError
+from autovoice.repository.model_config import parse_config
 from autovoice.repository.reader import ModelRepository
-from autovoice_export import config_text
 from autovoice_export.base import build, plans, wiring
 from autovoice_export.base.checkpoint import load_checkpoint
-from autovoice_export.model_config import Instances, SequenceBatching
-from autovoice_export.repository_writer import RepositoryError
+from autovoice_export.build_errors import PlanError
+from autovoice_export.config_files import dumps
+from autovoice_export.config_types import Instances, SequenceBatching
 from autovoice_export.stage import Stage
-from autovoice_export.tensorrt import wire
+from autovoice_export.tensorrt import plan_config
 from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, Bucket, profiles
-from autovoice_export.tensorrt.errors import PlanError
 from autovoice_export.tensorrt.plan_config import Graph, PlanConfig, Profile, ShapeRange
-from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
+from autovoice_export.tensorrt.plan_config_check import check_plan_configs, models_for_plans
 
 GPU_MODELS = {
     f"{name}{suffix}"
@@ -35,7 +36,7 @@ GPU_MODELS = {
 
 def test_small_models_stay_on_the_cpu(engines: dict[str, PlanConfig], root: Path) -> None:
     assert set(engines) == GPU_MODELS
-    assert set(engine_models(root)) == GPU_MODELS
+    assert set(models_for_plans(ModelRepository(root))) == GPU_MODELS
 
 
 @given(st.integers(1, 30 * 24000), st.integers(1, wiring.MAX_BATCH_SIZE))
@@ -55,7 +56,7 @@ def test_every_chunk_of_a_stream_has_a_profile(frames: int, batch: int) -> None:
 
 def test_configuration_says_what_a_server_needs(engines: dict[str, PlanConfig]) -> None:
     for name, engine in engines.items():
-        message = config_text.loads(config_text.dumps(wire.to_wire(engine)))
+        message = parse_config(dumps(plan_config.to_message(engine)), "text")
         assert message.backend == "tensorrt"
         assert message.cc_model_filenames["8.6"] == "sm_86.plan"
         assert message.default_model_filename not in message.cc_model_filenames.values()
@@ -63,7 +64,7 @@ def test_configuration_says_what_a_server_needs(engines: dict[str, PlanConfig]) 
         assert group.kind == pb.ModelInstanceGroup.KIND_GPU
         assert list(group.profile) == [str(index) for index in range(len(engine.profiles))]
         assert message.version_policy.latest.num_versions == 1
-        assert wire.read_profiles(message) == engine.profiles
+        assert plan_config.read_profiles(message) == engine.profiles
         streaming = name.endswith("_stream")
         assert bool(message.sequence_batching.state) == streaming
         assert message.optimization.cuda.graphs == streaming
@@ -73,7 +74,7 @@ def test_configuration_says_what_a_server_needs(engines: dict[str, PlanConfig]) 
 
 
 def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, PlanConfig]) -> None:
-    message = wire.to_wire(engines["pitch_extractor_stream"])
+    message = plan_config.to_message(engines["pitch_extractor_stream"])
     shapes = {(spec.batch_size, spec.input["AUDIO"].dim[0]) for spec in message.optimization.cuda.graph_spec}
     assert shapes == {(batch, samples) for batch in (1, 2, 4, 8) for samples in (240, 480, 960)}
     assert all(list(spec.input["STATE_IN"].dim) == [1445] for spec in message.optimization.cuda.graph_spec)
@@ -81,17 +82,17 @@ def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, Pla
 
 def test_committed_configurations_are_the_generated_ones() -> None:
     stages = wiring.stages(load_checkpoint(build.DEFAULT_CHECKPOINT))
-    made = {item.model.name: item for item in plans.engine_configs(stages, Instances())}
+    made = {item.model.name: item for item in plans.plan_configs(stages, Instances())}
     ours = {
         name
-        for name in engine_models(build.DEFAULT_REPOSITORY)
+        for name in models_for_plans(ModelRepository(build.DEFAULT_REPOSITORY))
         if name.removesuffix("_stream") in {stage.name for stage in stages}
     }
     assert ours == set(made)
     for name, engine in made.items():
-        committed = wire.config_path(build.DEFAULT_REPOSITORY / name).read_text()
-        assert committed == config_text.dumps(wire.to_wire(engine)), f"{name}: run  make export"
-    check_engine_configs(build.DEFAULT_REPOSITORY)
+        committed = plan_config.config_path(build.DEFAULT_REPOSITORY / name).read_text()
+        assert committed == dumps(plan_config.to_message(engine)), f"{name}: run  make export"
+    check_plan_configs(ModelRepository(build.DEFAULT_REPOSITORY))
 
 
 def test_the_runtime_does_not_look_at_them(root: Path) -> None:
@@ -118,8 +119,8 @@ def test_profiles_survive_the_file(axes: dict[str, list[tuple[int, int, int]]]) 
     profile = Profile("bucket", {name: shape_range(value) for name, value in axes.items()})
     message = pb.ModelConfig(name="model")
     message.instance_group.add(profile=["0"])
-    message.parameters["profile_0"].string_value = wire._dump_profile(profile)
-    assert wire.read_profiles(config_text.loads(config_text.dumps(message))) == (profile,)
+    message.parameters["profile_0"].string_value = plan_config._dump_profile(profile)
+    assert plan_config.read_profiles(parse_config(dumps(message), "text")) == (profile,)
 
 
 ONE = ShapeRange((1, 1), (1, 1), (16, 9))
@@ -166,9 +167,9 @@ def test_nonsense_is_refused(
 
 
 def edit(root: Path, model: str, change: Callable[[Any], object]) -> None:
-    message = wire.read(root / model)
+    message = plan_config.read_plan_config(root / model)
     change(message)
-    wire.config_path(root / model).write_text(config_text.dumps(message))
+    plan_config.config_path(root / model).write_text(dumps(message))
 
 
 def set_profile(text: str) -> Callable[[Any], object]:
@@ -199,24 +200,24 @@ def set_profile(text: str) -> Callable[[Any], object]:
 def test_what_does_not_fit_is_named(root: Path, change: Callable[[Any], object], message: str) -> None:
     edit(root, "pitch_extractor", change)
     with pytest.raises(RepositoryError, match=message):
-        check_engine_configs(root)
+        check_plan_configs(ModelRepository(root))
 
 
 @pytest.mark.parametrize("text", ["", "short", "short: AUDIO=1x240", "short: AUDIO=a:b:c", "x: A=1:0:1"])
 def test_unreadable_profile_is_named(root: Path, text: str) -> None:
     edit(root, "pitch_extractor", set_profile(text))
     with pytest.raises(PlanError, match="of pitch_extractor has no readable profile 0"):
-        wire.read_profiles(wire.read(root / "pitch_extractor"))
+        plan_config.read_profiles(plan_config.read_plan_config(root / "pitch_extractor"))
 
 
 def test_missing_and_broken_files_are_named(root: Path) -> None:
-    path = wire.config_path(root / "synthesizer")
+    path = plan_config.config_path(root / "synthesizer")
     path.write_text("max_batch: 1")
-    with pytest.raises(PlanError, match=r"configs/tensorrt\.pbtxt is no Triton model configuration"):
-        wire.read(root / "synthesizer")
+    with pytest.raises(RepositoryError, match=r"configs/tensorrt\.pbtxt is not a Triton model config"):
+        plan_config.read_plan_config(root / "synthesizer")
     path.unlink()
-    with pytest.raises(PlanError, match=r"configs/tensorrt\.pbtxt is missing"):
-        wire.read(root / "synthesizer")
+    with pytest.raises(RepositoryError, match=r"configs/tensorrt\.pbtxt is missing"):
+        plan_config.read_plan_config(root / "synthesizer")
 
 
 def test_states_of_streams_are_those_of_the_plain_models(

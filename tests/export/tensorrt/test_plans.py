@@ -6,6 +6,7 @@ Not real: TensorRT itself (`fake/tensorrt.py`), its GPU, and the comparison of w
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -21,17 +22,18 @@ import pytest
 
 from autovoice.cli.main import run
 from autovoice.errors import ConfigurationError, RepositoryError
+from autovoice.repository import plans as serving
+from autovoice.repository.model_config import read_config
 from autovoice.repository.plans import Gpu, PlanManifest, check_plan, plan_arguments, sha256
 from autovoice.repository.reader import ModelRepository
-from autovoice.server import plans as serving
 from autovoice.server.overrides import write_view
-from autovoice_export import config_text
-from autovoice_export.tensorrt import wire
-from autovoice_export.tensorrt.errors import PlanError
+from autovoice_export.build_errors import ParityError, PlanError
+from autovoice_export.onnx.graph import load_model, plugin_versions, without_functions
+from autovoice_export.parity import session_run
+from autovoice_export.tensorrt import plan_config
 from autovoice_export.tensorrt.load import require_plugins
-from autovoice_export.tensorrt.network import load_model, plugin_versions, without_functions
+from autovoice_export.tensorrt.plan_config_check import check_plan_configs, models_for_plans
 from autovoice_export.tensorrt.plans import plan_jobs, publish
-from autovoice_export.tensorrt.validation import check_engine_configs, engine_models
 
 A10, T4 = Gpu("NVIDIA A10", "8.6"), Gpu("Tesla T4", "7.5")
 Build = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,7 +67,7 @@ def test_every_model_gets_its_plan(root: Path, build: Build, some_library: Path)
     assert [job.name for job in jobs] == ["content_encoder_stream", "pitch_extractor", "synthesizer"]
     for job in jobs:
         plan = plan_of(root, job.name)
-        profiles = wire.read_profiles(job.config)
+        profiles = plan_config.read_profiles(job.config)
         assert plan["profiles"] == [
             {
                 name: [list(shape) for shape in (item.smallest, item.typical, item.largest)]
@@ -118,17 +120,15 @@ def test_plans_for_several_gpus_get_all_their_names(root: Path, build: Build) ->
     assert done.returncode == 0, done.stderr
     assert plan_of(root, "pitch_extractor")["level"] == "AMPERE_PLUS"
     repository = ModelRepository(root)
-    config = wire.read(root / "pitch_extractor")
+    config = plan_config.read_plan_config(root / "pitch_extractor")
     for gpu in (A10, Gpu("NVIDIA L4", "8.9"), Gpu("NVIDIA H100", "9.0")):
         assert check_plan(repository, "pitch_extractor", config, gpu, None).gpu == A10
     with pytest.raises(RepositoryError, match="no plan for Tesla T4"):
         check_plan(repository, "pitch_extractor", config, T4, None)
     # A plan of its own takes the place of the link, and the plan for several stays.
     (root / "pitch_extractor" / "1" / "sm_89.plan").resolve(strict=True)
-    unpublished = root / "x.partial"
-    unpublished.write_bytes(b"{}")
     publish(
-        unpublished,
+        b"{}",
         root / "pitch_extractor" / "1" / "sm_89.plan",
         replace(manifest_of(root, "pitch_extractor")),
     )
@@ -214,7 +214,7 @@ class TestServing:
                 plugin_library_sha256="",
                 gpu=A10,
                 hardware_compatibility="none",
-                profiles=serving.profile_texts(wire.read(root / name)),
+                profiles=serving.profile_texts(plan_config.read_plan_config(root / name)),
             )
             (folder / "sm_86.plan.json").write_text(manifest.dumps())
         for path in root.glob("*/configs"):
@@ -299,13 +299,13 @@ class TestServing:
 def test_overridden_instances_reach_plans_too(repository: ModelRepository, tmp_path: Path) -> None:
     view = tmp_path / "view"
     write_view(repository, view, instances=3, threads=2)
-    for name in engine_models(repository.path):
-        message, twin = wire.read(view / name), config_text.read(view / name)
+    for name in models_for_plans(repository):
+        message, twin = plan_config.read_plan_config(view / name), read_config(view / name / "config.pbtxt")
         assert [group.count for group in message.instance_group] == [3]
         assert [group.count for group in twin.instance_group] == [3]
         assert "intra_op_thread_count" not in message.parameters
         assert twin.parameters["intra_op_thread_count"].string_value == "2"
-    check_engine_configs(view)
+    check_plan_configs(ModelRepository(view))
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
@@ -327,24 +327,23 @@ def test_interrupted_publication_is_noticed(
 ) -> None:
     folder = root / "content_encoder" / "1"
     manifest = PlanManifest("content_encoder", "", "", "fp32", "11.1", "13", {}, "", A10, "none", ())
-    config = wire.read(root / "content_encoder")
+    config = plan_config.read_plan_config(root / "content_encoder")
     for number in (1, 2):
-        new = folder / "new.partial"
-        new.write_bytes(b"plan %d" % number)
+        plan = b"plan %d" % number
         described = replace(
             manifest,
             onnx_sha256=sha256(folder / "model.onnx"),
-            plan_sha256=sha256(new),
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
             profiles=serving.profile_texts(config),
         )
         if number == 1:
-            publish(new, folder / "sm_86.plan", described)
+            publish(plan, folder / "sm_86.plan", described)
             check_plan(repository, "content_encoder", config, A10, None)
             continue
         with monkeypatch.context() as patch:
             patch.setattr(PlanManifest, "dumps", lambda self: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                publish(new, folder / "sm_86.plan", described)
+                publish(plan, folder / "sm_86.plan", described)
     with pytest.raises(RepositoryError, match="is not the plan of its manifest"):
         check_plan(repository, "content_encoder", config, A10, None)
     assert not list(folder.glob("*.partial*"))
@@ -359,10 +358,8 @@ def test_custom_ops_reach_the_parser_bare(root: Path) -> None:
     assert all(op in name for op, name in named.items())
     assert set(named) == set(plugin_versions(bare)) == {"HarmonicSource", "SpectralSynth"}
     # Without a plugin nothing can stand for them: ONNX Runtime, too, refuses.
-    from autovoice_export.tensorrt.parity import onnx_runtime
-
-    with pytest.raises(PlanError, match="ONNX Runtime does not take the model"):
-        onnx_runtime(bare.SerializeToString())
+    with pytest.raises(ParityError, match="ONNX Runtime does not take the model"):
+        session_run(bare.SerializeToString())
 
 
 def test_node_that_names_no_plugin_is_refused(root: Path) -> None:
@@ -379,7 +376,7 @@ def test_node_that_names_no_plugin_is_refused(root: Path) -> None:
 def test_unreadable_model_is_named(root: Path, repository: ModelRepository) -> None:
     path = root / "pitch_extractor" / "1" / "model.onnx"
     path.write_bytes(b"\xff\xff nothing")
-    with pytest.raises(PlanError, match=r"model\.onnx cannot be read as ONNX"):
+    with pytest.raises(RepositoryError, match=r"model\.onnx cannot be read as ONNX"):
         plan_jobs(repository)
 
 

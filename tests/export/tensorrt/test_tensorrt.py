@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from autovoice.repository.reader import ModelRepository
 from autovoice_export.base import build
+from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.plans import Precision
-from autovoice_export.tensorrt.validation import engine_models
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("model", engine_models(build.DEFAULT_REPOSITORY))
+@pytest.mark.parametrize("model", models_for_plans(ModelRepository(build.DEFAULT_REPOSITORY)))
 def test_plan_agrees_with_onnx_runtime(
     build_real_plan: Callable[[Path, str, Precision], None], root: Path, model: str, precision: Precision
 ) -> None:

@@ -88,20 +88,37 @@ class GatedBlock(nn.Module):
 
 def mel_points(count: int, low_hz: float, high_hz: float) -> Tensor:
     """Frequencies in Hz that are evenly spaced on the HTK mel scale, [count], float64."""
-    low, high = (
-        2595.0 * torch.log10(1.0 + torch.tensor(hz, dtype=torch.float64) / 700.0) for hz in (low_hz, high_hz)
-    )
-    mels = low + (high - low) * torch.arange(count, dtype=torch.float64) / (count - 1)
-    return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+    import librosa  # where it is used: importing it takes seconds
+
+    return torch.from_numpy(librosa.mel_frequencies(count, fmin=low_hz, fmax=high_hz, htk=True))
 
 
-def mel_filterbank(bands: int, low_hz: float, high_hz: float, fft_size: int, sample_rate: int) -> Tensor:
-    """Triangular mel filters of unit peak (HTK), [fft_size // 2 + 1, bands], float32."""
-    edges = mel_points(bands + 2, low_hz, high_hz)
-    bins = torch.arange(fft_size // 2 + 1, dtype=torch.float64).unsqueeze(1) * sample_rate / fft_size
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rising, falling).clamp(min=0.0).to(torch.float32)
+def mel_filterbank(
+    bands: int,
+    low_hz: float,
+    high_hz: float,
+    fft_size: int,
+    sample_rate: int,
+    *,
+    htk: bool = True,
+    unit_area: bool = False,
+) -> Tensor:
+    """Triangular mel filters, [fft_size // 2 + 1, bands], float32.
+
+    Args:
+        bands: number of filters.
+        low_hz: lower edge of the lowest.
+        high_hz: upper edge of the highest.
+        fft_size: samples of the window.
+        sample_rate: of the audio, Hz.
+        htk: HTK's mel scale, else Slaney's.
+        unit_area: makes the area under each filter the same, else the peak is 1.
+    """
+    from librosa.filters import mel
+
+    norm = "slaney" if unit_area else None
+    bank = mel(sr=sample_rate, n_fft=fft_size, n_mels=bands, fmin=low_hz, fmax=high_hz, htk=htk, norm=norm)
+    return torch.from_numpy(bank.T.copy())
 
 
 def real_dft(size: int) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from autovoice_export.base.stages import sizes
+from autovoice_export.base.stages.blocks import mel_filterbank
 
 SAMPLE_RATE = 24000
 HOP_SAMPLES = 240
@@ -190,31 +191,9 @@ def _windowed_dft() -> Tensor:
 
 
 def _mel_basis() -> Tensor:
-    """Slaney-scale, area-normalised mel triangles [201, 40] from 0 to 8 kHz (librosa's default)."""
-    edges_mel = torch.linspace(0.0, _hz_to_mel(_NETWORK_SAMPLE_RATE / 2), _MEL_BANDS + 2, dtype=torch.float64)
-    edges = torch.tensor([_mel_to_hz(mel) for mel in edges_mel.tolist()], dtype=torch.float64)
-    bins = torch.arange(_BINS, dtype=torch.float64) * (_NETWORK_SAMPLE_RATE / _NETWORK_WINDOW_SAMPLES)
-    rising = (bins.unsqueeze(1) - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins.unsqueeze(1)) / (edges[2:] - edges[1:-1])
-    triangles = torch.clamp(torch.minimum(rising, falling), min=0.0)
-    return (triangles * (2.0 / (edges[2:] - edges[:-2]))).to(torch.float32)
-
-
-_MEL_BREAK_HZ = 1000.0
-_MEL_PER_HZ = 3.0 / 200.0
-_MEL_LOG_STEP = math.log(6.4) / 27.0
-
-
-def _hz_to_mel(hz: float) -> float:
-    if hz < _MEL_BREAK_HZ:
-        return hz * _MEL_PER_HZ
-    return _MEL_BREAK_HZ * _MEL_PER_HZ + math.log(hz / _MEL_BREAK_HZ) / _MEL_LOG_STEP
-
-
-def _mel_to_hz(mel: float) -> float:
-    if mel < _MEL_BREAK_HZ * _MEL_PER_HZ:
-        return mel / _MEL_PER_HZ
-    return _MEL_BREAK_HZ * math.exp(_MEL_LOG_STEP * (mel - _MEL_BREAK_HZ * _MEL_PER_HZ))
+    """Mel filters [201, 40] from 0 to 8 kHz as librosa makes them by default."""
+    rate, window = _NETWORK_SAMPLE_RATE, _NETWORK_WINDOW_SAMPLES
+    return mel_filterbank(_MEL_BANDS, 0.0, rate / 2, window, rate, htk=False, unit_area=True)
 
 
 def _resemblyzer_weights() -> Path:

@@ -1,13 +1,17 @@
-"""Triton's ``ModelConfig`` messages from the dataclasses of `autovoice_export.model_config`."""
+"""Triton's ``ModelConfig`` messages from the dataclasses of `autovoice_export.config_types`, and their text.
+
+They are read back by `autovoice.repository.model_config`.
+"""
 
 from __future__ import annotations
 
 from functools import singledispatch
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2 as pb
+from google.protobuf import text_format
 
-from autovoice_export.model_config import (
+from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, ONNX_BACKEND, protobuf_module
+from autovoice_export.config_types import (
     AnyModelConfig,
     DynamicBatching,
     EnsembleConfig,
@@ -16,8 +20,8 @@ from autovoice_export.model_config import (
     TensorConfig,
 )
 
-BACKEND = "onnxruntime"
-MODEL_FILENAME = "model.onnx"
+pb = protobuf_module()
+
 _DATA_TYPES = {"FP32": pb.TYPE_FP32, "INT64": pb.TYPE_INT64}
 _INSTANCE_KINDS = {
     "auto": pb.ModelInstanceGroup.KIND_AUTO,
@@ -26,7 +30,7 @@ _INSTANCE_KINDS = {
 }
 
 
-def to_wire(config: AnyModelConfig) -> Any:
+def to_message(config: AnyModelConfig) -> Any:
     """Builds the ``ModelConfig`` message of a model or an ensemble."""
     message = pb.ModelConfig(
         name=config.name,
@@ -39,19 +43,24 @@ def to_wire(config: AnyModelConfig) -> Any:
     return message
 
 
+def dumps(message: Any) -> str:
+    """Text of a message; equal messages give equal text."""
+    return str(text_format.MessageToString(message, use_short_repeated_primitives=True))
+
+
 def _tensor(kind: Any, tensor: TensorConfig) -> Any:
     return kind(name=tensor.name, data_type=_DATA_TYPES[tensor.data_type], dims=tensor.dims)
 
 
 @singledispatch
 def _fill(config: AnyModelConfig, message: Any) -> None:
-    raise TypeError(f"no wire form for {type(config).__name__}")
+    raise TypeError(f"no message for {type(config).__name__}")
 
 
 @_fill.register
 def _(config: StageModelConfig, message: Any) -> None:
-    message.backend = BACKEND
-    message.default_model_filename = MODEL_FILENAME
+    message.backend = ONNX_BACKEND
+    message.default_model_filename = DEFAULT_MODEL_FILENAME
     message.instance_group.add(kind=_INSTANCE_KINDS[config.instances.kind], count=config.instances.count)
     # The names the native ONNX Runtime backend reads; it takes 0 for "leave the default".
     message.parameters["intra_op_thread_count"].string_value = str(config.instances.intra_op_threads)
@@ -85,7 +94,7 @@ def _(config: EnsembleConfig, message: Any) -> None:
 
 @singledispatch
 def _fill_batching(batching: DynamicBatching | SequenceBatching, message: Any) -> None:
-    raise TypeError(f"no wire form for {type(batching).__name__}")
+    raise TypeError(f"no message for {type(batching).__name__}")
 
 
 @_fill_batching.register
@@ -97,12 +106,12 @@ def _(batching: DynamicBatching, message: Any) -> None:
 def _(batching: SequenceBatching, message: Any) -> None:
     # No control inputs: the server itself starts each sequence from the initial state, so the graph needs no
     # START flag, and with the "oldest" strategy every row of a batch is a live request, so it needs no READY.
-    wire = message.sequence_batching
-    wire.max_sequence_idle_microseconds = round(batching.idle_seconds * 1e6)
-    wire.oldest.max_candidate_sequences = batching.max_sequences
-    wire.oldest.max_queue_delay_microseconds = batching.max_queue_delay_us
+    sequences = message.sequence_batching
+    sequences.max_sequence_idle_microseconds = round(batching.idle_seconds * 1e6)
+    sequences.oldest.max_candidate_sequences = batching.max_sequences
+    sequences.oldest.max_queue_delay_microseconds = batching.max_queue_delay_us
     for state in batching.states:
-        wire.state.add(
+        sequences.state.add(
             input_name=state.input_name,
             output_name=state.output_name,
             data_type=pb.TYPE_FP32,

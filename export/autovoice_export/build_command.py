@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from autovoice_export.tensorrt.plans import PlanOptions
 
 PLANS = "TensorRT"
 EXPORT = "ONNX"
@@ -80,16 +83,11 @@ def build(
         if getattr(option, "rich_help_panel", None) == other and source and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{option.opts[0]} does not belong to --engine {engine}")
     if engine == "onnx":
-        from autovoice_export.base import build as exporting
+        from autovoice_export.base.build import run_build
+        from autovoice_export.config_types import Instances
 
-        exporting.main(
-            checkpoint or exporting.DEFAULT_CHECKPOINT,
-            repository or exporting.DEFAULT_REPOSITORY,
-            random,
-            seed,
-            instance_count,
-            intra_op_threads,
-        )
+        instances = Instances("auto", instance_count, intra_op_threads)
+        run_build(checkpoint, repository, random=random, seed=seed, instances=instances)
         return
     from autovoice_export.tensorrt.plans import PlanOptions
 
@@ -105,22 +103,22 @@ def build(
     _build_plans(repository, options)
 
 
-def _build_plans(repository: Path | None, options: Any) -> None:
+def _build_plans(repository: Path | None, options: PlanOptions) -> None:
     from rich.console import Console
 
     from autovoice.config import PipelineConfig
-    from autovoice.errors import VoiceConversionError
-    from autovoice_export.tensorrt.errors import PlanError
+    from autovoice.errors import RepositoryError
+    from autovoice_export.repository_writer import finish_interrupted_change
     from autovoice_export.tensorrt.plans import build_plans
 
     console = Console(stderr=True)
+    root = PipelineConfig(repository=repository).repository_path()
     try:
-        root = PipelineConfig(repository=repository).repository_path()
+        finish_interrupted_change(root)
         with _shown_progress(console) as progress:
             done = build_plans(root, options, progress)
-    except (PlanError, VoiceConversionError, OSError) as error:
-        console.print(f"[red]error:[/red] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+    except OSError as error:
+        raise RepositoryError(f"plans of {root} could not be written: {error}") from error
     for name, manifest in done:
         if manifest is None:
             console.print(f"{name:24} up to date", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from autovoice_export.base import build
-from autovoice_export.tensorrt import parity, wire
-from autovoice_export.tensorrt.errors import PlanError
-from autovoice_export.tensorrt.half import measure_ranges, to_half
-from autovoice_export.tensorrt.network import load_model
-from autovoice_export.tensorrt.types import element_types
+from autovoice_export.build_errors import ExportError, ParityError
+from autovoice_export.onnx.graph import element_types, load_model
+from autovoice_export.onnx.half import measure_ranges, to_half
+from autovoice_export.parity import cases, compare, session_run
+from autovoice_export.tensorrt import parity, plan_config
 
 STATES = ("STATE_IN", "STATE_OUT")
 # Largest error that FP16 may cost, relative to the root mean square of the output.
@@ -32,10 +33,13 @@ def committed(request: pytest.FixtureRequest) -> tuple[str, onnx.ModelProto, onn
     """A committed stage, its FP16 form, and inputs that the ranges were not measured on."""
     folder = build.DEFAULT_REPOSITORY / request.param
     model = load_model(folder / "1" / "model.onnx")
-    run = parity.onnx_runtime(folder / "1" / "model.onnx")
-    short, medium = wire.read_profiles(wire.read(folder))[:2]
-    half = to_half(model, measure_ranges(model, list(parity.example_feeds(model, short, run))), STATES)
-    feeds = list(parity.example_feeds(model, medium, run))[:2]
+    run = session_run(folder / "1" / "model.onnx")
+    short, medium = plan_config.read_profiles(plan_config.read_plan_config(folder))[:2]
+    states = parity.states_of(model)
+    measured = [feed for feed, _ in cases(parity.example_feeds(model, short), run, states)]
+    half = to_half(model, measure_ranges(model, measured), STATES)
+    expected = cases(parity.example_feeds(model, medium), run, states)
+    feeds = [feed for feed, _ in itertools.islice(expected, 2)]
     return request.param, model, half, feeds
 
 
@@ -43,7 +47,7 @@ def test_error_is_small_where_fp16_is_used_and_zero_where_not(
     committed: tuple[str, onnx.ModelProto, onnx.ModelProto, list[dict]],
 ) -> None:
     name, model, half, feeds = committed
-    exact, rounded = (parity.onnx_runtime(item.SerializeToString()) for item in (model, half))
+    exact, rounded = (session_run(item.SerializeToString()) for item in (model, half))
     for feed in feeds:
         expected, found = exact(feed), rounded(feed)
         for output, value in expected.items():
@@ -118,7 +122,7 @@ def test_measured_ranges_decide(size: float) -> None:
     feed = {"X": np.full((1, 4), size, np.float32)}
     half = to_half(model, measure_ranges(model, [feed]), ())
     assert halves(half) == ({"MatMul", "Tanh"} if size <= 1024 else set())
-    run = parity.onnx_runtime(half.SerializeToString())
+    run = session_run(half.SerializeToString())
     np.testing.assert_allclose(run(feed)["Y"], np.tanh(feed["X"]), rtol=2e-3, atol=1e-3)
 
 
@@ -146,26 +150,26 @@ def test_values_between_exact_nodes_are_not_rounded() -> None:
     half = to_half(model, {}, ())
     assert halves(half) == {"MatMul", "Sub"}
     feed = {"X": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
-    exact, rounded = (parity.onnx_runtime(item.SerializeToString())(feed)["Y"] for item in (model, half))
+    exact, rounded = (session_run(item.SerializeToString())(feed)["Y"] for item in (model, half))
     np.testing.assert_array_equal(exact, rounded)
 
 
 def test_graphs_inside_nodes_are_refused() -> None:
     inner = helper.make_graph([], "inner", [], [])
     model = model_of([helper.make_node("If", ["X"], ["Y"], then_branch=inner, else_branch=inner)], {})
-    with pytest.raises(PlanError, match="If has a graph inside"):
+    with pytest.raises(ExportError, match="If has a graph inside"):
         to_half(model, {}, ())
 
 
 def test_conversion_that_goes_wrong_is_noticed(exported: Callable[[str], Path], engines: dict) -> None:
     model = load_model(exported("content_encoder"))
     profile = engines["content_encoder"].profiles[0]
-    reference = parity.onnx_runtime(exported("content_encoder"))
-    feeds = list(parity.example_feeds(model, profile, reference))[:2]
+    reference = session_run(exported("content_encoder"))
+    expected = list(itertools.islice(cases(parity.example_feeds(model, profile), reference), 2))
     for item in model.graph.initializer:
         weights = numpy_helper.to_array(item)
         if weights.dtype == np.float32 and weights.ndim == 2:
             item.CopyFrom(numpy_helper.from_array(np.asarray(weights * np.float32(1.1)), item.name))
-    changed = parity.onnx_runtime(model.SerializeToString())
-    with pytest.raises(PlanError, match="times as far from ONNX Runtime's as allowed"):
-        parity.compare(changed, reference, feeds, parity.TOLERANCES["fp16"], "changed")
+    changed = session_run(model.SerializeToString())
+    with pytest.raises(ParityError, match=r"changed: .* times as far from that of the original as allowed"):
+        compare("changed", changed, expected, parity.TOLERANCES["fp16"], "the original")

@@ -15,7 +15,7 @@ import torch
 from autovoice_export.base.stages import speaker_encoder
 from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 
-DEMO = Path(__file__).parents[2] / "demo"
+DEMO = Path(__file__).parents[3] / "demo"
 RECORDINGS = ["source_rms.flac", "target_awb.flac", "target_slt.flac"]
 NETWORK_RATE = 16000
 

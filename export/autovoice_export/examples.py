@@ -1,4 +1,4 @@
-"""Plausible inputs for stages, by the names of their tensors, to compare implementations on."""
+"""Plausible inputs of models, by the names of their tensors, to compare implementations on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autovoice_plugins.geometry import PHASE_GRID, SAMPLE_RATE
 
 
 def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float32]:
-    """One input: voiced sound with a gliding pitch, not noise, so that pitch decisions are clear-cut.
+    """One input.
 
     Args:
         name: of the tensor; states are zeros.
@@ -23,7 +23,7 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
     if "STATE" in name:
         value: NDArray[Any] = np.zeros(shape)
     elif name.endswith("AUDIO"):
-        value = _voice(shape, generator)
+        value = voice(shape, SAMPLE_RATE, generator)
     elif name.endswith("F0"):
         track = 150.0 * np.exp(0.02 * generator.standard_normal(shape).cumsum(axis=1))
         value = np.clip(track, 60.0, 900.0) * (generator.random(shape) < 0.8)
@@ -48,12 +48,18 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
     return value.astype(np.float32)
 
 
-def _voice(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
-    time = np.arange(shape[1]) / SAMPLE_RATE
+def voice(shape: tuple[int, ...], sample_rate: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Something like voices, [batch, samples]: harmonics of a gliding pitch with pauses, and a little noise.
+
+    Unlike noise, it leaves little doubt about its pitch.
+    """
+    time = np.arange(shape[1]) / sample_rate
     base = 100.0 + 150.0 * generator.random((shape[0], 1))
     phase = base * (time + 0.02 * np.sin(2.0 * math.pi * 1.5 * time))
-    audio = sum(np.sin(2.0 * math.pi * harmonic * phase) / harmonic for harmonic in range(1, 9))
-    return 0.1 * np.asarray(audio) + 0.001 * generator.standard_normal(shape)
+    tone = sum(np.sin(2.0 * math.pi * harmonic * phase) / harmonic for harmonic in range(1, 12))
+    envelope = np.maximum(np.sin(2.0 * math.pi * 1.1 * time) + 0.6, 0.0)
+    audio = 0.12 * np.asarray(tone) * envelope + 0.002 * generator.standard_normal(shape)
+    return np.asarray(audio, np.float32)
 
 
 def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:

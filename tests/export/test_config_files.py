@@ -1,4 +1,4 @@
-"""Model configs: what is said, what goes over the wire, what stands in the file."""
+"""Model configs: what is said, the messages made of it, what stands in the file."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
-from autovoice_export import config_text
+from autovoice.errors import RepositoryError
+from autovoice.repository.model_config import parse_config, read_config
 from autovoice_export.base import build, wiring
 from autovoice_export.base.checkpoint import Checkpoint, load_checkpoint
-from autovoice_export.model_config import (
+from autovoice_export.config_files import dumps, to_message
+from autovoice_export.config_types import (
     DynamicBatching,
     EnsembleConfig,
     EnsembleStep,
@@ -25,22 +26,21 @@ from autovoice_export.model_config import (
     TensorConfig,
 )
 from autovoice_export.stage import Stage
-from autovoice_export.wire_config import to_wire
 
 AUDIO, F0 = TensorConfig("AUDIO", (-1,)), TensorConfig("F0", (-1,))
 
 
 @pytest.fixture(scope="module")
-def wires(family: dict[str, Stage]) -> dict[str, pb.ModelConfig]:
+def messages(family: dict[str, Stage]) -> dict[str, pb.ModelConfig]:
     configs = wiring.model_configs(tuple(family.values()), Instances("auto", 2, 3))
-    return {config.name: to_wire(config) for config in configs}
+    return {config.name: to_message(config) for config in configs}
 
 
-def test_text_and_back_is_the_same_message(wires: dict[str, pb.ModelConfig]) -> None:
-    for name, wire in wires.items():
-        text = config_text.dumps(wire)
-        assert config_text.loads(text) == wire, name
-        assert config_text.dumps(config_text.loads(text)) == text, name
+def test_text_and_back_is_the_same_message(messages: dict[str, pb.ModelConfig]) -> None:
+    for name, message in messages.items():
+        text = dumps(message)
+        assert parse_config(text, "text") == message, name
+        assert dumps(parse_config(text, "text")) == text, name
 
 
 NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
@@ -75,19 +75,21 @@ def test_every_setting_survives_the_file(
         SequenceBatching(states, max_sequences=count, idle_seconds=idle),
         Instances(kind, count, 4),  # type: ignore[arg-type]
     )
-    wire = config_text.loads(config_text.dumps(to_wire(config)))
-    assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in wire.input) == inputs
-    assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in wire.output) == outputs
-    assert wire.max_batch_size == batch
-    assert pb.ModelInstanceGroup.Kind.Name(wire.instance_group[0].kind) == f"KIND_{kind.upper()}"
-    assert wire.instance_group[0].count == wire.sequence_batching.oldest.max_candidate_sequences == count
-    assert wire.sequence_batching.max_sequence_idle_microseconds == round(idle * 1e6)
-    assert wire.parameters["intra_op_thread_count"].string_value == "4"
+    message = parse_config(dumps(to_message(config)), "text")
+    assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in message.input) == inputs
+    assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in message.output) == outputs
+    assert message.max_batch_size == batch
+    assert pb.ModelInstanceGroup.Kind.Name(message.instance_group[0].kind) == f"KIND_{kind.upper()}"
+    assert (
+        message.instance_group[0].count == message.sequence_batching.oldest.max_candidate_sequences == count
+    )
+    assert message.sequence_batching.max_sequence_idle_microseconds == round(idle * 1e6)
+    assert message.parameters["intra_op_thread_count"].string_value == "4"
 
 
-def test_stream_variants_keep_their_state_on_the_server(wires: dict[str, pb.ModelConfig]) -> None:
+def test_stream_variants_keep_their_state_on_the_server(messages: dict[str, pb.ModelConfig]) -> None:
     for name in ("content_encoder", "pitch_extractor", "synthesizer"):
-        plain, stream = wires[name], wires[f"{name}_stream"]
+        plain, stream = messages[name], messages[f"{name}_stream"]
         (state,) = stream.sequence_batching.state
         assert (state.input_name, state.output_name) == ("STATE_IN", "STATE_OUT")
         assert [*plain.input] == [*stream.input, plain.input[-1]]
@@ -101,30 +103,32 @@ def test_stream_variants_keep_their_state_on_the_server(wires: dict[str, pb.Mode
         assert plain.HasField("dynamic_batching")
 
 
-def test_converter_keeps_the_states_of_its_stages(wires: dict[str, pb.ModelConfig]) -> None:
+def test_converter_keeps_the_states_of_its_stages(messages: dict[str, pb.ModelConfig]) -> None:
     stages = {"PITCH": "pitch_extractor", "CONTENT": "content_encoder", "SYNTHESIZER": "synthesizer"}
-    converter = wires["converter_stream"]
+    converter = messages["converter_stream"]
     states = converter.sequence_batching.state
     assert [(state.input_name, state.output_name) for state in states] == [
         (f"{name}_STATE_IN", f"{name}_STATE_OUT") for name in stages
     ]
     for state, stage in zip(states, stages.values(), strict=True):
-        (alone,) = wires[f"{stage}_stream"].sequence_batching.state
+        (alone,) = messages[f"{stage}_stream"].sequence_batching.state
         assert state.dims == alone.dims
         assert state.initial_state == alone.initial_state
-    ensemble = wires["voice_conversion_stream"]
+    ensemble = messages["voice_conversion_stream"]
     assert (converter.input, converter.output) == (ensemble.input, ensemble.output)
     (step,) = ensemble.ensemble_scheduling.step
     assert step.model_name == converter.name
 
 
-def test_ensembles_tell_clients_what_they_need(wires: dict[str, pb.ModelConfig]) -> None:
-    ensembles = {name: wire for name, wire in wires.items() if wire.HasField("ensemble_scheduling")}
+def test_ensembles_tell_clients_what_they_need(messages: dict[str, pb.ModelConfig]) -> None:
+    ensembles = {
+        name: message for name, message in messages.items() if message.HasField("ensemble_scheduling")
+    }
     assert set(ensembles) == {
         f"voice_conversion{f0}{stream}" for f0 in ("", "_with_f0") for stream in ("", "_stream")
     }
-    for name, wire in ensembles.items():
-        assert {key: value.string_value for key, value in wire.parameters.items()} == {
+    for name, message in ensembles.items():
+        assert {key: value.string_value for key, value in message.parameters.items()} == {
             "family": "base",
             "sample_rate": "24000",
             "frame_samples": "240",
@@ -137,8 +141,8 @@ def test_ensembles_tell_clients_what_they_need(wires: dict[str, pb.ModelConfig])
             "TARGET_EMBEDDING",
             "PITCH_SHIFT",
         ]
-        assert [tensor.name for tensor in wire.input] == inputs
-        steps = [step.model_name for step in wire.ensemble_scheduling.step]
+        assert [tensor.name for tensor in message.input] == inputs
+        steps = [step.model_name for step in message.ensemble_scheduling.step]
         assert all(step.endswith("_stream") for step in steps) == name.endswith("_stream")
 
 
@@ -178,10 +182,15 @@ def test_nonsense_is_refused(make: Callable[[], object], message: str) -> None:
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.pbtxt").write_text('name: "x"\nmax_batch: 3\n')
-    with pytest.raises(ValueError, match=r"config\.pbtxt is no Triton model configuration: 2:1") as caught:
-        config_text.read(tmp_path)
-    assert isinstance(caught.value.__cause__, text_format.ParseError)
+    path = tmp_path / "config.pbtxt"
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt is missing"):
+        read_config(path)
+    path.write_text('name: "x"\nmax_batch: 3\n')
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt is not a Triton model config \(2:1"):
+        read_config(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be read"):
+        read_config(path)
 
 
 def test_committed_configs_are_the_generated_ones() -> None:
@@ -191,4 +200,4 @@ def test_committed_configs_are_the_generated_ones() -> None:
     checkpoint = load_checkpoint(trained) if trained.is_file() else Checkpoint.untrained(0)
     for config in wiring.model_configs(wiring.stages(checkpoint), Instances()):
         committed = (build.DEFAULT_REPOSITORY / config.name / "config.pbtxt").read_text()
-        assert committed == config_text.dumps(to_wire(config)), f"{config.name}: run  make export"
+        assert committed == dumps(to_message(config)), f"{config.name}: run  make export"

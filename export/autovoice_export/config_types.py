@@ -1,8 +1,7 @@
-"""What AutoVoice says about a served model: plain validated dataclasses, no protobuf.
+"""What a model config says, as validated dataclasses.
 
-`autovoice_export.wire_config` turns them into Triton's ``ModelConfig`` messages and
-`autovoice_export.config_text` writes those as ``config.pbtxt``. Dimensions leave the batch axis out, as
-Triton's own configs do.
+`autovoice_export.config_files` turns them into Triton's ``ModelConfig`` messages and writes those as
+``config.pbtxt``. Dimensions leave the batch axis out, as Triton's own configs do.
 """
 
 from __future__ import annotations
@@ -12,11 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 VARIABLE = -1
 """A dimension whose size the request decides."""
 
 DataType = Literal["FP32", "INT64"]
 """What a tensor holds, in Triton's words."""
+
+NUMPY_TYPES: Mapping[DataType, type[np.generic]] = {"FP32": np.float32, "INT64": np.int64}
 
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 MAX_INPUT_BYTES = 16 << 20
@@ -74,7 +77,7 @@ class DynamicBatching:
     """Requests of one shape are batched when they happen to wait together.
 
     Attributes:
-        max_queue_delay_us: how long a request may wait for company, microseconds.
+        max_queue_delay_us: how long a request may wait for others of its shape, microseconds.
     """
 
     max_queue_delay_us: int = 0
