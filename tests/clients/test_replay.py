@@ -74,7 +74,7 @@ def pipeline_over(engine: Forgetting, replay_seconds: float) -> VoiceConversionP
 def kept_bytes(stream: Any) -> int:
     """Memory behind what a stream keeps: a view holds the whole array that it was cut from."""
     owners = {}
-    for block in stream._converter._recent:
+    for block in stream._stream._recent:
         owner = block
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
@@ -94,7 +94,7 @@ def test_a_stream_keeps_the_latest_input_and_little_more(
         wanted = round(replay * RATE)
         for size in pushes:
             stream.push(np.full(size, 0.1, np.float32))
-            kept = sum(block.size for block in stream._converter._recent)
+            kept = sum(block.size for block in stream._stream._recent)
             converted = stream.samples_in - stream.samples_in % 240
             assert min(wanted, converted) <= kept <= wanted + BLOCK
             assert kept_bytes(stream) <= 4 * (wanted + BLOCK + max(pushes))

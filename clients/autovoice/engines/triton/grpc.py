@@ -19,6 +19,7 @@ from autovoice.engines.triton.wire import (
     WireResponse,
     WireTensor,
     newest,
+    refine_kind,
 )
 
 _ANY_SIZE = 2**31 - 1
@@ -124,10 +125,7 @@ class GrpcTransport:
             return method(message, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             reason = (error.details() or error.code().name).strip().splitlines()[0]
-            # Triton answers a missing key as if it were not there at all.
-            kind = _KINDS.get(error.code(), FailureKind.BROKEN)
-            if "protocol is restricted" in reason:
-                kind = FailureKind.FORBIDDEN
+            kind = refine_kind(_KINDS.get(error.code(), FailureKind.BROKEN), reason)
             raise TransportError(kind, reason) from error
         except ValueError as error:  # a channel that was closed
             raise TransportError(FailureKind.BROKEN, str(error)) from error

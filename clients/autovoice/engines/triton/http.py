@@ -32,6 +32,7 @@ from autovoice.engines.triton.wire import (
     WireResponse,
     WireTensor,
     newest,
+    refine_kind,
 )
 from autovoice.repository.model_config import protobuf_module
 
@@ -203,7 +204,8 @@ class HttpTransport:
             raise TransportError(FailureKind.UNREACHABLE, str(cause) or type(cause).__name__) from error
         if answer.status != 200:
             reason = _reason(answer) or f"HTTP status {answer.status} {answer.reason}"
-            raise TransportError(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+            kind = refine_kind(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+            raise TransportError(kind, reason)
         return answer
 
 

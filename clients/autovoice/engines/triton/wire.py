@@ -38,6 +38,20 @@ class FailureKind(Enum):
     FORBIDDEN = "forbidden"
 
 
+def refine_kind(kind: FailureKind, reason: str) -> FailureKind:
+    """What Triton means where its status says something else.
+
+    Args:
+        kind: by the status of the protocol.
+        reason: Triton's words.
+    """
+    if "protocol is restricted" in reason:  # over gRPC a wrong key is answered as a missing service
+        return FailureKind.FORBIDDEN
+    if "has no available versions" in reason:  # the server loads the model, or ends and has unloaded it
+        return FailureKind.UNREACHABLE
+    return kind
+
+
 class TransportError(Exception):
     """A request that brought no answer.
 
