@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +48,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full.
     """
     target = Path(os.path.realpath(as_path(path, "output", OutputError)))
-    if os.path.isdir(target):
-        raise OutputError(f"output {path} is a directory; name a file in it")
-    if os.path.exists(target) and not os.path.isfile(target):
-        yield target
-        return
-    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+    mode = 0
     try:
-        temporary.touch(exist_ok=False)
-        if os.path.exists(target):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        with suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise OutputError(f"output {path} is a directory; name a file in it")
+        temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+        if stat.S_ISREG(mode) or not mode:
+            temporary.touch(exist_ok=False)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
         ) from error
+    if mode and not stat.S_ISREG(mode):
+        yield target
+        return
     try:
         yield temporary
         try:
             sync(temporary)
+            if mode:
+                temporary.chmod(stat.S_IMODE(mode))
             os.replace(temporary, target)
             sync(target.parent)
         except OSError as error:

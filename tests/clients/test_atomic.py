@@ -18,6 +18,12 @@ def write(path: Path, text: str = "new") -> None:
         temporary.write_text(text)
 
 
+def write_half(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+
+
 @pytest.mark.parametrize("length", [1, 240, 255])
 def test_every_name_that_fits_can_be_written(tmp_path: Path, length: int) -> None:
     path = tmp_path / ("n" * length)
@@ -67,14 +73,8 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
 def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-
-    def fail() -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        fail()
+        write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -111,3 +111,6 @@ def test_folders_are_refused(tmp_path: Path) -> None:
         write(tmp_path)
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / "missing" / "file")
+    with pytest.raises(OutputError, match="File name too long"):
+        write(tmp_path / ("n" * 256))
+    assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from autovoice_export.build_errors import ParityError
+from autovoice_export.config_types import EnsembleStep
 from autovoice_export.onnx.graph import load_model
-from autovoice_export.parity import cases, compare, session_run
+from autovoice_export.parity import Arrays, Run, Tolerance, cases, chain_run, compare, session_run
 from autovoice_export.tensorrt import parity
 from autovoice_export.tensorrt.plan_config import PlanConfig
 
@@ -90,3 +91,46 @@ def test_model_compared_with_itself_agrees(
     run, reference = session_run(file), session_run(file.read_bytes())
     expected = cases(parity.example_feeds(load_model(file), profile), reference)
     assert set(compare("itself", run, expected, TIED, "itself").shares.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "allowed"),
+    [
+        (Tolerance(0.5, 0.1, scale="value"), [0.8, 0.9]),
+        (Tolerance(0.5, 0.1, scale="peak"), 0.9),
+        (Tolerance(0.5, 0.1, scale="rms"), 0.5 + 0.1 * np.sqrt(12.5)),
+    ],
+)
+def test_tolerances_follow_their_scale(tolerance: Tolerance, allowed: object) -> None:
+    np.testing.assert_allclose(tolerance.allowed(np.array([3.0, -4.0])), allowed)
+    assert np.all(np.asarray(tolerance.allowed(np.zeros(3))) > 0)
+
+
+def test_silence_may_differ_by_the_tolerance_of_a_peak_of_one() -> None:
+    silence, tolerance = np.zeros((1, 8), np.float32), Tolerance(0.0, 1e-3, scale="peak")
+    expected = [({}, {"AUDIO": silence})]
+    agreement = compare("model", lambda feed: {"AUDIO": silence + 5e-4}, expected, tolerance, "it")
+    assert agreement.shares["AUDIO"] == pytest.approx(0.5)
+    with pytest.raises(ParityError, match="AUDIO is 2 times as far"):
+        compare("model", lambda feed: {"AUDIO": silence + 2e-3}, expected, tolerance, "it")
+
+
+def test_every_feed_is_followed_by_the_state_that_it_left() -> None:
+    def count(feed: Arrays) -> Arrays:
+        return {"Y": feed["X"] + feed["IN"], "OUT": feed["IN"] + 1}
+
+    feeds = [{"X": np.array([x]), "IN": np.array([0])} for x in (10, 20)]
+    made = [int(outputs["Y"][0]) for _, outputs in cases(feeds, count, {"IN": "OUT"})]
+    assert made == [10, 11, 20, 21]
+
+
+def test_a_chain_gives_every_tensor_by_its_name_there() -> None:
+    runs: dict[str, Run] = {
+        "double": lambda feed: {"Y": 2 * feed["X"], "UNUSED": feed["X"]},
+        "add": lambda feed: {"SUM": feed["A"] + feed["B"]},
+    }
+    steps = (
+        EnsembleStep("double", {"X": "IN"}, {"Y": "TWICE"}),
+        EnsembleStep("add", {"A": "TWICE", "B": "IN"}, {"SUM": "OUT"}),
+    )
+    assert chain_run(steps, runs)({"IN": np.array(5)}) == {"IN": 5, "TWICE": 10, "OUT": 15}
