@@ -24,6 +24,7 @@ def call(*options: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("harder", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_folder_of_recordings_is_judged(evaluation_set: Path, tmp_path: Path, harder: int) -> None:
     conditions = harder_conditions() if harder else []
