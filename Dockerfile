@@ -31,7 +31,8 @@ RUN cmake -S /src/plugins -B /tmp/build -DCMAKE_BUILD_TYPE=Release -DAUTOVOICE_R
     && mkdir -p /opt/autovoice/plugins \
     && cp /tmp/build/libautovoice_plugins_trt*.so /opt/autovoice/plugins/
 
-# The client package as a wheel: all images install the same file.
+# The client package as a wheel: all images install the same file. Without setup.py, which would put the
+# models into it: the images hold them in /models.
 FROM python:${PYTHON}-slim-bookworm AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

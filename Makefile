@@ -52,7 +52,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/.dev ## what to run before a commit: linters and the quick tests
 	$(LINT)
-	$(PYTEST) -m "not (server or slow or gpu)" $(ARGS)
+	$(PYTEST) -m "not (server or slow or gpu or heavy)" $(ARGS)
 
 test: $(VENV)/.dev ## linters and all tests but the slow ones
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"

@@ -9,8 +9,13 @@ from hypothesis import settings
 settings.register_profile("autovoice", deadline=None)
 settings.load_profile("autovoice")
 
-# Fixtures that need what a mark stands for; what asks for the folder of Triton's backends starts a server.
-MARK_OF_FIXTURE = {"cache": pytest.mark.server, "build_real_plan": pytest.mark.gpu}
+# Fixtures that cost what a mark stands for.
+MARK_OF_FIXTURE = {
+    "cache": pytest.mark.server,  # the folder of a Triton server's backends
+    "build_real_plan": pytest.mark.gpu,
+    "exported": pytest.mark.heavy,  # the base voice in ONNX
+    "files": pytest.mark.heavy,  # a repository of imported voices
+}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import warnings
@@ -253,36 +254,37 @@ class Conversion:
         self.resolve()
         yielded = 0
         for left in reversed(range(MAX_RESTARTS + 1)):
-            position = 0
+            position = self.samples = 0
+            stream = self._voice.open_stream(
+                self._engine, self.target, block_seconds=self._config.block_seconds
+            )
             try:
-                for block in self._blocks_from_start():
-                    fresh = block[max(yielded - position, 0) :]
-                    position += block.size
-                    if fresh.size:
-                        yielded = position
-                        yield fresh
+                with StreamSession(
+                    stream, self._voice, self.source.sample_rate, self.output_sample_rate
+                ) as session:
+                    for chunk in itertools.chain(self.source.blocks(self._block), [None]):
+                        self._advance(chunk)
+                        with observe_steps(self.timer.on_step), self.timer.stage("resample"):
+                            converted = session.flush() if chunk is None else session.push(chunk)
+                        fresh = converted[max(yielded - position, 0) :]
+                        position += converted.size
+                        if fresh.size:
+                            yielded = position
+                            yield fresh
                 return
             except SequenceError as error:
                 if not left:
                     raise
                 logger.warning("converting %s from its start again: %s", self.name, error)
 
-    def _blocks_from_start(self) -> Iterator[FloatArray]:
-        stream = self._voice.open_stream(self._engine, self.target, block_seconds=self._config.block_seconds)
-        self.samples = 0
-        with StreamSession(stream, self._voice, self.source.sample_rate, self.output_sample_rate) as session:
-            for number, chunk in enumerate(self.source.blocks(self._block), start=1):
-                self.timer.chunk = number
-                self.samples += chunk.size
-                self.timer.advance(0.99 * self.samples / max(self.source.frames, self.samples))
-                with observe_steps(self.timer.on_step), self.timer.stage("resample"):
-                    converted = session.push(chunk)
-                if converted.size:
-                    yield converted
-            self._check_length()
-            with observe_steps(self.timer.on_step), self.timer.stage("resample"):
-                converted = session.flush()
-        yield converted
+    def _advance(self, chunk: FloatArray | None) -> None:
+        """Note that `chunk` is converted next; None is the end of the source."""
+        if chunk is None:
+            check_duration(self.samples, self.source.sample_rate, self._voice.frames_per_second, self.name)
+            return
+        self.samples += chunk.size
+        self.timer.chunk = -(-self.samples // self._block)
+        self.timer.advance(0.99 * self.samples / max(self.source.frames, self.samples))
 
     def resolve(self) -> None:
         """Find the target's pitch shift where the request leaves it open."""
@@ -297,7 +299,7 @@ class Conversion:
             self.samples += chunk.size
             peak = max(peak, float(np.abs(chunk).max()))
             square_sum += float(np.square(chunk, dtype=np.float64).sum())
-        self._check_length()
+        self._advance(None)
         gain = np.float32(passthrough_gain(peak, square_sum / self.samples))
         total = output_length(self.samples, self.source.sample_rate, self.output_sample_rate)
         resampler = Resampler(self.source.sample_rate, self.output_sample_rate)
@@ -312,9 +314,6 @@ class Conversion:
     def profile(self) -> ConversionProfile:
         """Timings so far."""
         return self.timer.profile(self.samples / self.source.sample_rate, self.samples)
-
-    def _check_length(self) -> None:
-        check_duration(self.samples, self.source.sample_rate, self._voice.frames_per_second, self.name)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
  *
  * Every launch is asynchronous on the given stream, allocates nothing, waits for nothing and may be captured in
  * a CUDA graph. Arrays are dense, row-major, in device memory, and may not overlap. B is batch, F frames (at least one of each).
- * `reference.py` in each op's room defines the results. Samples may be float32 or float16, each array for itself;
+ * `reference.py` in each op's folder defines the results. Samples may be float32 or float16, each array for itself;
  * F0, periodicity and state are always float32.
  */
 #ifndef AUTOVOICE_PLUGINS_KERNELS_H

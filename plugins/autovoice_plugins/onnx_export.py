@@ -42,8 +42,8 @@ class Op(NamedTuple):
 
 
 OPS = {
-    room.NAME: Op(room.NAME, torch_name, room.INPUTS, room.OUTPUTS, room.ATTRIBUTES, function)
-    for room, torch_name, function in (
+    op.NAME: Op(op.NAME, torch_name, op.INPUTS, op.OUTPUTS, op.ATTRIBUTES, function)
+    for op, torch_name, function in (
         (pitch_yin, "pitch_yin", pitch_yin.pitch_yin_function),
         (harmonic_source, "harmonic_source", harmonic_source.harmonic_source_function),
         (spectral_synth, "spectral_synth", spectral_synth.spectral_synth_function),

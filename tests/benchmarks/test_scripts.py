@@ -32,6 +32,7 @@ def run_quickly(script: str, repository: Path | None, folder: Path) -> dict[str,
     return content
 
 
+@pytest.mark.heavy
 def test_pipeline(repository: Path, tmp_path: Path) -> None:
     content = run_quickly("pipeline.py", repository, tmp_path)
     results = {name: section["rows"] for name, section in content["results"].items()}
@@ -55,6 +56,7 @@ def test_pipeline(repository: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.heavy
 def test_pitch(repository: Path, tmp_path: Path) -> None:
     results = run_quickly("pitch.py", repository, tmp_path)["results"]
     assert results["speed"]["rows"][0]["times_PitchYin"] == 1

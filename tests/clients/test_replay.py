@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy_repository import expected_conversion
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice.engines.engine import Sequence
+from autovoice.engines.engine import Sequence, Tensors
 from autovoice.engines.local import LocalEngine
 from autovoice.errors import SequenceError
 from autovoice.repository.model_config import ModelSpec
@@ -51,6 +51,9 @@ class Forgetting:
             self._known.add(sequence.id)
         return self._engine.infer(model, inputs, sequence=sequence, timeout=timeout)
 
+    def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
+        self._engine.end_sequence(model, inputs, sequence_id)
+
     def forget(self) -> None:
         """Lose every state, as a server that is started again."""
         self._known.clear()
@@ -71,7 +74,7 @@ def pipeline_over(engine: Forgetting, replay_seconds: float) -> VoiceConversionP
 def kept_bytes(stream: Any) -> int:
     """Memory behind what a stream keeps: a view holds the whole array that it was cut from."""
     owners = {}
-    for block in stream._converter._recent:
+    for block in stream._stream._recent:
         owner = block
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
@@ -91,7 +94,7 @@ def test_a_stream_keeps_the_latest_input_and_little_more(
         wanted = round(replay * RATE)
         for size in pushes:
             stream.push(np.full(size, 0.1, np.float32))
-            kept = sum(block.size for block in stream._converter._recent)
+            kept = sum(block.size for block in stream._stream._recent)
             converted = stream.samples_in - stream.samples_in % 240
             assert min(wanted, converted) <= kept <= wanted + BLOCK
             assert kept_bytes(stream) <= 4 * (wanted + BLOCK + max(pushes))

@@ -253,6 +253,7 @@ def test_the_speaker_loss_can_be_trained_through_on_a_gpu() -> None:
     assert SpeakerLoss().encoder.lstm.training
 
 
+@pytest.mark.slow
 def test_training_learns_and_publishes(corpus_folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(corpus_folder, tmp_path / "run", steps=30)
     before = trainer.validate()["mel"]

@@ -59,7 +59,7 @@ class AudioSource:
         import soundfile
 
         try:
-            info = soundfile.info(str(self.path), verbose=True)
+            info = soundfile.info(os.fsencode(self.path), verbose=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioFileError(
                 f"{self.path} cannot be read as audio ({reason_of(error)}); {self._remedy()}"
@@ -88,7 +88,7 @@ class AudioSource:
 
         position = 0
         try:
-            with soundfile.SoundFile(str(self.path)) as file:
+            with soundfile.SoundFile(os.fsencode(self.path)) as file:
                 # soundfile seeks after every read, and a seek inside an MP3 loses the bits its frames share.
                 file.seekable = lambda: False
                 while True:
@@ -279,7 +279,11 @@ def open_sink(
             encoder = soundfile.SoundFile(
                 disk, "w", samplerate=sample_rate, channels=1, subtype=subtype, format=file_format
             )
-        except (soundfile.LibsndfileError, ValueError) as error:
+        except (
+            soundfile.LibsndfileError,
+            ValueError,
+            TypeError,
+        ) as error:  # TypeError: RAW has no usual subtype
             disk.close()
             raise OutputError(
                 f"output {path} cannot be written as {file_format} at {sample_rate} Hz ({reason_of(error)}); "

@@ -1,13 +1,19 @@
-"""What every command shares: its error line, and loading the engine so that Ctrl-C ends it in good order."""
+"""What every command shares: its error line, its tables, and loading the engine so that Ctrl-C can end it."""
 
 from __future__ import annotations
 
 import importlib
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NATIVE_LIBRARIES = ("onnxruntime", "soundfile", "soxr")
+_UNLIMITED = 1_000_000  # columns
 
 
 def load_engine() -> None:
@@ -35,3 +41,29 @@ def load_engine() -> None:
 def report_error(error: BaseException | str) -> None:
     """Write one line on stderr, whatever the length of the message."""
     print("autovoice: " + " ".join(str(error).split()), file=sys.stderr)
+
+
+def make_table(*headers: str, right: Iterable[str] = ()) -> Table:
+    """An empty table whose cells are folded where they do not fit, never cut.
+
+    Args:
+        headers: of the columns.
+        right: those of numbers, which are aligned on the right.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for header in headers:
+        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Write a table on stdout: as wide as the terminal, and one line for each row where there is none."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _UNLIMITED
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as lines:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in lines.get().splitlines()))

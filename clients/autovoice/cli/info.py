@@ -1,30 +1,79 @@
-"""`autovoice info`: what is installed and what would run."""
+"""`autovoice info`: what is installed and what would run, or what a server holds and where its time goes."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from autovoice import PipelineConfig, __version__
-from autovoice.cli.voices import voice_table
-from autovoice.config import BASE_VOICE, usable_cores
-from autovoice.engines.local import check_repository
-from autovoice.engines.onnx_session import available_devices
-from autovoice.repository.reader import ModelRepository
-from autovoice.voices.catalogue import VoiceInfo, voices_of
+from autovoice.cli.console import make_table, print_table
+from autovoice.cli.options import (
+    ApiKeyFileOption,
+    JsonOption,
+    RepositoryOption,
+    ServerOption,
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    pipeline_config,
+    require_one_place,
+)
+from autovoice.cli.voices import print_voices
+
+if TYPE_CHECKING:
+    from autovoice.engines.triton.engine import TritonEngine
+    from autovoice.engines.triton.wire import ModelStatistics
+    from autovoice.repository.reader import ModelRepository
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "soundfile", "soxr")
+_STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
-def show_info(repository: Path | None, *, check: bool, as_json: bool) -> int:
-    """Print repository, models, engines, versions and devices; with `check`, load every model first."""
-    config = PipelineConfig(repository=repository)
+def info(
+    check: Annotated[
+        bool, typer.Option("--check", help="Load every model and check it against its configuration.")
+    ] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="With --server: only check that it is ready (exit code 0 or 1).")
+    ] = False,
+    as_json: JsonOption = False,
+    repository: RepositoryOption = None,
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+) -> int:
+    """Show the model repository, engines, versions and devices, or what a server does and how fast."""
+    from autovoice.engines.local import check_repository
+    from autovoice.engines.opening import connect
+    from autovoice.errors import ConfigurationError
+    from autovoice.repository.reader import ModelRepository
+
+    require_one_place(repository, server)
+    if check and server is not None:
+        raise ConfigurationError("--check is for a repository, and --server for a server; give one of them")
+    if ready and server is None:
+        raise ConfigurationError("--ready is for a server; give --server too, or leave it out")
+    config = pipeline_config(
+        repository=repository,
+        server=server,
+        api_key_file=api_key_file,
+        tls_ca=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+    )
+    if server is not None:
+        engine = connect(config)
+        try:
+            engine.check_ready()
+            if not ready:
+                _show_server(engine, as_json=as_json)
+        finally:
+            engine.close()
+        return 0
     models = ModelRepository(config.repository_path())
     if check:
         check_repository(models)
@@ -32,11 +81,18 @@ def show_info(repository: Path | None, *, check: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        _print(facts)
+        _print_facts(facts)
     return 0
 
 
 def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
+    import platform
+
+    from autovoice import __version__
+    from autovoice.config import BASE_VOICE, usable_cores
+    from autovoice.engines.onnx_session import available_devices
+    from autovoice.voices.catalogue import voices_of
+
     models = []
     for name in repository.names():
         spec = repository.spec(name)
@@ -71,43 +127,78 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _print(facts: dict[str, Any]) -> None:
-    console = Console()
-    summary = Table(box=None, pad_edge=False, show_header=False)
-    summary.add_column(style="dim")
-    summary.add_column(overflow="fold")
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+def _print_facts(facts: dict[str, Any]) -> None:
+    from rich.filesize import decimal
+
+    from autovoice import VoiceInfo
+
+    cores = f"{facts['cores']} core{'s' * (facts['cores'] != 1)}"
+    checked = ", all models loaded and checked" if facts["checked"] else ""
+    summary = make_table("", "")
+    summary.show_header = False
+    summary.columns[0].style = "dim"
     for label, value in (
         ("autovoice", f"{facts['autovoice']} on Python {facts['python']}"),
-        ("devices", f"{', '.join(facts['devices'])} ({facts['cores']} core{'s' * (facts['cores'] != 1)})"),
-        ("versions", versions),
-        ("voice", ", ".join(f"{name} {value}" for name, value in sorted(facts["voice"].items()))),
-        (
-            "repository",
-            facts["repository"] + (", all models loaded and checked" if facts["checked"] else ""),
-        ),
+        ("devices", f"{', '.join(facts['devices'])} ({cores})"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+        ("base voice", ", ".join(f"{name} {value}" for name, value in sorted(facts["voice"].items()))),
+        ("repository", facts["repository"] + checked),
     ):
-        summary.add_row(label, value)
-    console.print(summary)
-    console.print()
-    console.print(voice_table([VoiceInfo(**voice) for voice in facts["voices"]]))
-    console.print()
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("model", no_wrap=True)
-    table.add_column("engine")
-    table.add_column("MB", justify="right")
-    table.add_column("inputs -> outputs", overflow="fold")
+        if value:
+            summary.add_row(label, value)
+    print_table(summary)
+    print()
+    print_voices(VoiceInfo(**voice) for voice in facts["voices"])
+    print()
+    table = make_table("model", "engine", "size", "inputs -> outputs", right=("size",))
     for model in facts["models"]:
         engine = " ".join([model["kind"], *model["tensorrt_plans"]])
-        size = f"{model['bytes'] / 1e6:.1f}" if model["bytes"] is not None else ""
+        size = decimal(model["bytes"]) if model["bytes"] is not None else ""
         if model["shared_with"]:
             size = "shared"
         tensors = " -> ".join(", ".join(model[side]) for side in ("inputs", "outputs"))
         table.add_row(model["name"], engine, size, tensors)
-    console.print(table)
+    print_table(table)
+
+
+def _show_server(engine: TritonEngine, *, as_json: bool) -> None:
+    """Print version, models and, for every model, how its requests spent their time since it was loaded."""
+    name, version = engine.server_version()
+    models = [_model_facts(statistics) for statistics in engine.statistics()]
+    if as_json:
+        print(json.dumps({"server": name, "version": version, "models": models}, indent=2))
+        return
+    print(f"{engine.device}: {name} {version}, ready\n")
+    numbers = ("requests", "failed", "batch", "total ms", "queue", "input", "infer", "output")
+    table = make_table("model", *numbers, right=numbers)
+    for model in models:
+        table.add_row(
+            model["name"],
+            str(model["requests"]),
+            str(model["failures"]),
+            f"{model['batch']:.1f}" if model["batch"] else "",
+            *(f"{model[f'{part}_ms']:.2f}" for part in ("total", *_STAGES)),
+        )
+    print_table(table)
+
+
+def _model_facts(model: ModelStatistics) -> dict[str, Any]:
+    """Counts and mean milliseconds per request of one model."""
+    return {
+        "name": model.name,
+        "version": str(model.version),
+        "requests": model.durations["success"].count,
+        "failures": model.durations["fail"].count,
+        # How many requests ran together on average; 0 for ensembles, which execute nothing themselves.
+        "batch": model.inferences / model.executions if model.executions else 0.0,
+        "total_ms": model.durations["success"].mean_ms,
+        **{f"{stage}_ms": model.durations[stage].mean_ms for stage in _STAGES},
+    }

@@ -1,27 +1,30 @@
 """The `autovoice` command: options, exit codes and error lines over the Python API.
 
 Exit codes: 0 done, 1 the conversion itself failed, 2 the caller's mistake, 130 interrupted, 143 told to stop.
-A failure is one line on stderr. What a command does lives in `cli_<command>.py`, imported when it runs, so
-that `--help` does not wait for ONNX Runtime.
+A failure is one line on stderr. Each command is a function in the module of its name, which imports the
+engine when it runs, so that `--help` does not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from autovoice.cli.build import BuildCommand, build
+from autovoice.cli.build import BuildCommand, build, import_app
 from autovoice.cli.console import report_error
-from autovoice.cli.conversions import convert, embed, stream
-from autovoice.cli.import_voice import app as import_app
-from autovoice.cli.options import JsonOption, RepositoryOption
+from autovoice.cli.convert import convert
+from autovoice.cli.embed import embed
+from autovoice.cli.info import info
+from autovoice.cli.serve import serve
+from autovoice.cli.stream import stream
+from autovoice.cli.voices import voices
 
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
@@ -37,161 +40,12 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_SECURITY = "Security"
-_LOG = "Log and traces"
 
 
-for _command in (convert, embed, stream):
+for _command in (convert, embed, stream, voices, info, serve):
     app.command()(_command)
-
-
-@app.command()
-def voices(
-    repository: RepositoryOption = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="List those of a server: grpc://host:port or http://host:port. Its key: $AUTOVOICE_API_KEY.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """List the voices of the model repository or of a server."""
-    from autovoice.cli.voices import show_voices
-
-    return show_voices(repository, server, as_json=as_json)
-
-
-@app.command()
-def info(
-    repository: RepositoryOption = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Load every model and check it against its configuration.")
-    ] = False,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Show a server instead: http://host:port. Its key: $AUTOVOICE_API_KEY."
-        ),
-    ] = None,
-    ready: Annotated[
-        bool, typer.Option("--ready", help="With --server: only check that it is ready (exit code 0 or 1).")
-    ] = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Show the model repository, engines, versions and devices, or what a server does and how fast."""
-    if server is not None:
-        from autovoice.cli.server_info import check_ready, show_server
-
-        return check_ready(server) if ready else show_server(server, as_json=as_json)
-    from autovoice.cli.info import show_info
-
-    return show_info(repository, check=check, as_json=as_json)
-
-
-@app.command()
-def serve(
-    repository: RepositoryOption = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to bind to.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8002,
-    metrics: Annotated[bool, typer.Option(help="Serve Prometheus metrics.")] = True,
-    config_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Use configs/NAME.pbtxt of the models that have it.")
-    ] = None,
-    instances: Annotated[
-        int | None, typer.Option(metavar="N", help="Copies of each model. Default: what its config says.")
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="ONNX Runtime threads per copy. Default: what its config says."),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key that inference asks for. Default: $AUTOVOICE_API_KEY, else none.",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    control_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Key that loading models, tracing and log settings ask for. Default: "
-            "$AUTOVOICE_CONTROL_KEY, else the other key; with neither they are closed unless on loopback.",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None,
-        typer.Option(metavar="PEM", help="Certificate for TLS on gRPC.", rich_help_panel=_SECURITY),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Its private key.", rich_help_panel=_SECURITY)
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PEM", help="Ask clients for a certificate of this CA.", rich_help_panel=_SECURITY
-        ),
-    ] = None,
-    log_level: Annotated[
-        Literal["error", "warning", "info", "verbose"],
-        typer.Option(help="Least severe lines of the server's log to show.", rich_help_panel=_LOG),
-    ] = "warning",
-    log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="One JSON object per line, or text.", rich_help_panel=_LOG)
-    ] = "text",
-    trace_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP).", rich_help_panel=_LOG),
-    ] = None,
-    trace_rate: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Trace one request in N.", rich_help_panel=_LOG)
-    ] = 1,
-    startup_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long loading the models may take.")
-    ] = 300.0,
-    extra: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
-    ] = None,
-) -> int:
-    """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
-    from autovoice import PipelineConfig
-    from autovoice.cli.serve import API_KEY_VARIABLE, CONTROL_KEY_VARIABLE, read_key
-    from autovoice.cli.serve import serve as run_server
-    from autovoice.server.options import ServeOptions
-
-    options = ServeOptions(
-        repository=PipelineConfig(repository=repository).repository_path(),
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        metrics=metrics,
-        config_name=config_name,
-        api_key=read_key(api_key_file, API_KEY_VARIABLE),
-        control_key=read_key(control_key_file, CONTROL_KEY_VARIABLE),
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-        tls_client_ca=tls_client_ca,
-        log_level=log_level,
-        instances=instances,
-        threads=threads,
-        trace_url=trace_url,
-        trace_rate=trace_rate,
-        startup_seconds=startup_timeout,
-        extra=tuple(extra or ()),
-    )
-    return run_server(options, log_format=log_format)
-
-
-app.add_typer(import_app, name="import")
 app.command(cls=BuildCommand)(build)
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)
@@ -212,8 +66,27 @@ def report_usage_error(error: Any) -> None:
         report_error(f"{message}; see {error.ctx.command_path} --help" if error.ctx else message)
 
 
+def empty_value(arguments: Sequence[str]) -> str | None:
+    """What has an empty value, as `-o "$NAME"` has with a variable that is not set; None where nothing has.
+
+    As a path it would be the working folder. What comes after `--` is for another program.
+    """
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for position, argument in enumerate(ours):
+        if not argument:
+            before = ours[position - 1] if position else ""
+            return before if before.startswith("-") else "an argument"
+        if argument.startswith("--") and argument.endswith("="):
+            return argument[:-1]
+    return None
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    empty = empty_value(arguments)
+    if empty is not None:
+        report_error(f"{empty} is empty; give it a value, or leave it out")
+        return 2
     try:
         code = app(list(arguments), prog_name="autovoice", standalone_mode=False)
         sys.stdout.flush()
@@ -228,10 +101,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from autovoice.errors import VoiceConversionError
 
-        if not isinstance(error, VoiceConversionError):
-            raise  # a defect of ours: its traceback is what a report needs
-        report_error(error)
-        return error.exit_code
+        if isinstance(error, VoiceConversionError):
+            report_error(error)
+            return error.exit_code
+        if isinstance(error, OSError) and error.strerror:  # no permission, a name too long, a full disk
+            report_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+            return 2
+        raise  # a defect of ours: its traceback is what a report needs
     if code == INTERRUPTED:
         report_error("interrupted; finished outputs are kept, the current one was not written")
     return code if isinstance(code, int) else 0
@@ -245,4 +121,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # The commands flag passed-through results themselves, in one line each.
     warnings.simplefilter("ignore", PassthroughWarning)
+    # The name of a file need not be valid in the terminal's encoding; to say it must not fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -1,15 +1,20 @@
-"""Options that several commands of `autovoice` share."""
+"""Options that several commands of `autovoice` share, and what they mean to the Python API."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from autovoice import PipelineConfig
 
 ENGINE = "Engine"
 IMPORTED = "Imported voice (default: the voice's own)"
 RESULT = "Result"
+SERVER = "Server"
 
 TargetOption = Annotated[
     Path | None,
@@ -58,12 +63,17 @@ RepositoryOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Model repository. Default: $AUTOVOICE_REPOSITORY, else the checkout's model_repository.",
+        help="Model repository. Default: $AUTOVOICE_REPOSITORY, else the one that comes with AutoVoice.",
         rich_help_panel=ENGINE,
     ),
 ]
 DeviceOption = Annotated[
-    Literal["auto", "cuda", "cpu"], typer.Option(help="Where the models run.", rich_help_panel=ENGINE)
+    str,
+    typer.Option(
+        metavar="auto|cuda|cpu|cuda:N",
+        help="Where the models run; cuda:1 is the second GPU.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -105,3 +115,146 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=RESULT),
 ]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Triton server to use instead of a local repository: grpc://host:port or http://host:port, "
+        "with TLS grpcs:// or https://.",
+        rich_help_panel=SERVER,
+    ),
+]
+ApiKeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Key that the server asks for. Default: $AUTOVOICE_API_KEY, else none.",
+        rich_help_panel=SERVER,
+    ),
+]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PEM",
+        help="Authorities that may vouch for the server. Default: the usual ones.",
+        rich_help_panel=SERVER,
+    ),
+]
+TlsCertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PEM", help="Certificate of this client, where the server asks.", rich_help_panel=SERVER
+    ),
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option(metavar="PEM", help="Its private key.", rich_help_panel=SERVER)
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Limit for one request, its retries included. Default: 60 for a server, none here.",
+        rich_help_panel=SERVER,
+    ),
+]
+RetriesOption = Annotated[
+    int,
+    typer.Option(metavar="N", help="How often a transient failure is tried again.", rich_help_panel=SERVER),
+]
+
+
+def pipeline_config(
+    *,
+    repository: Path | None,
+    voice: str | None = None,
+    speaker: int | None = None,
+    index_rate: float | None = None,
+    protect: float | None = None,
+    rms_mix: float | None = None,
+    server: str | None = None,
+    api_key_file: Path | None = None,
+    tls_ca: Path | None = None,
+    tls_certificate: Path | None = None,
+    tls_key: Path | None = None,
+    timeout: float | None = None,
+    **engine: Any,
+) -> PipelineConfig:
+    """The configuration that the options ask for.
+
+    Args:
+        engine: options that the configuration has under the same name.
+
+    Raises:
+        ConfigurationError: options that make no sense, or a key file that cannot be read.
+    """
+    from autovoice import PipelineConfig, RvcSettings
+    from autovoice.errors import ConfigurationError
+
+    files = {
+        "--api-key-file": api_key_file,
+        "--tls-ca": tls_ca,
+        "--tls-certificate": tls_certificate,
+        "--tls-key": tls_key,
+    }
+    for name, file in files.items():
+        if file is not None and server is None:
+            raise ConfigurationError(f"{name} {file} is for a server; give --server too, or leave it out")
+    settings = RvcSettings(speaker, index_rate, protect, rms_mix)
+    return PipelineConfig(
+        backend="embedded" if server is None else server,
+        repository=repository,
+        voice=voice,
+        voice_settings=None if settings == RvcSettings() else settings,
+        timeout_seconds=timeout,
+        api_key=None if api_key_file is None else read_key(api_key_file),
+        tls_root_certificates=tls_ca,
+        tls_client_certificate=tls_certificate,
+        tls_client_key=tls_key,
+        **engine,
+    )
+
+
+def require_one_place(repository: Path | None, server: str | None) -> None:
+    """Refuse a repository and a server together, where only one of them can be shown.
+
+    Raises:
+        ConfigurationError: both are given.
+    """
+    from autovoice.errors import ConfigurationError
+
+    if server is not None and repository is not None:
+        raise ConfigurationError(
+            f"--repository {repository} and --server {server} contradict each other; give one of them"
+        )
+
+
+def parse_pitch_shift(text: str) -> float | Literal["auto"]:
+    """Read `--pitch-shift`: a number of semitones or `auto`.
+
+    Raises:
+        PitchError: it is neither. The range is the pipeline's to check.
+    """
+    from autovoice.errors import PitchError
+
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise PitchError(f"--pitch-shift {text!r} is neither a number of semitones nor auto") from None
+
+
+def read_key(path: Path | None, variable: str | None = None) -> str | None:
+    """A secret from a file, else from an environment variable, else None.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    from autovoice.errors import ConfigurationError
+
+    if path is None:
+        return os.environ.get(variable) or None if variable else None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"key file {path} cannot be read ({error}); give a text file") from error

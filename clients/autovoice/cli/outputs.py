@@ -15,14 +15,16 @@ Existing = Literal["refuse", "replace", "skip"]
 
 
 @dataclass(frozen=True)
-class Job:
+class FilePair:
     """One source file and the file its conversion is written to."""
 
     source: Path
     output: Path
 
 
-def plan_jobs(sources: Sequence[Path], output: Path, audio_format: str, existing: Existing) -> list[Job]:
+def pair_files(
+    sources: Sequence[Path], output: Path, audio_format: str, existing: Existing
+) -> list[FilePair]:
     """Pair every source with its output.
 
     Args:
@@ -32,7 +34,7 @@ def plan_jobs(sources: Sequence[Path], output: Path, audio_format: str, existing
         existing: what to do about outputs that are there already.
 
     Returns:
-        The jobs in the order of the sources; those to skip are left out.
+        The pairs in the order of the sources; those to skip are left out.
 
     Raises:
         AudioFileError: a source does not exist, or a folder holds no audio.
@@ -44,11 +46,11 @@ def plan_jobs(sources: Sequence[Path], output: Path, audio_format: str, existing
         raise OutputError(f"{output} is a file, but several sources need a folder; give -o a folder")
     if into_folder and not output.exists() and output.suffix.lower() in AUDIO_SUFFIXES:
         raise OutputError(f"-o {output} names one file, but several sources need a folder; give -o a folder")
-    jobs: dict[Path, Job] = {}
+    pairs: dict[Path, FilePair] = {}
     for file, relative in found:
         target = output / relative.with_suffix("." + audio_format) if into_folder else output
-        jobs.setdefault(file.resolve(), Job(file, target))
-    return _checked(list(jobs.values()), existing)
+        pairs.setdefault(file.resolve(), FilePair(file, target))
+    return _checked(list(pairs.values()), existing)
 
 
 def require_writable(output: Path, overwrite: bool) -> None:
@@ -94,28 +96,30 @@ def _files(source: Path, exclude: Path) -> Iterable[tuple[Path, Path]]:
         raise AudioFileError(f"the folder {source} holds no audio files ({suffixes})")
 
 
-def _checked(jobs: list[Job], existing: Existing) -> list[Job]:
-    sources = {job.source.resolve() for job in jobs}
-    writers: dict[Path, Job] = {}
-    for job in jobs:
-        resolved = job.output.resolve()
+def _checked(pairs: list[FilePair], existing: Existing) -> list[FilePair]:
+    sources = {pair.source.resolve() for pair in pairs}
+    writers: dict[Path, FilePair] = {}
+    for pair in pairs:
+        resolved = pair.output.resolve()
         if resolved in sources:
-            raise OutputError(f"{job.output} is also a source and would be replaced; write to another folder")
+            raise OutputError(
+                f"{pair.output} is also a source and would be replaced; write to another folder"
+            )
         if resolved in writers:
             raise OutputError(
-                f"{writers[resolved].source} and {job.source} would both be written to {job.output}; "
+                f"{writers[resolved].source} and {pair.source} would both be written to {pair.output}; "
                 "rename one or convert them into separate folders"
             )
-        writers[resolved] = job
-    present = [job for job in jobs if job.output.exists()]
+        writers[resolved] = pair
+    present = [pair for pair in pairs if pair.output.exists()]
     if existing == "skip":
-        return [job for job in jobs if job not in present]
-    for job in present:
-        if job.output.is_dir():
-            raise OutputError(f"{job.output} is a folder; give -o another name")
+        return [pair for pair in pairs if pair not in present]
+    for pair in present:
+        if pair.output.is_dir():
+            raise OutputError(f"{pair.output} is a folder; give -o another name")
     if existing == "refuse" and present:
         more = f" and {len(present) - 1} more exist" if len(present) > 1 else " exists"
         raise OutputError(
             f"{present[0].output}{more}; pass --overwrite to replace or --skip-existing to keep"
         )
-    return jobs
+    return pairs

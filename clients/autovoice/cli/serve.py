@@ -2,95 +2,180 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from autovoice.errors import ConfigurationError
-from autovoice.repository.reader import ModelRepository
+import typer
+
+from autovoice.cli.options import RepositoryOption, read_key
+from autovoice.config import API_KEY_VARIABLE, PipelineConfig
+from autovoice.errors import VoiceConversionError
 from autovoice.server.logs import LogRecord
-from autovoice.server.options import ServeOptions
-from autovoice.server.server import ServerError, TritonServer
 
-API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
+if TYPE_CHECKING:
+    from autovoice.server.options import ServeOptions
+    from autovoice.server.server import TritonServer
+
 CONTROL_KEY_VARIABLE = "AUTOVOICE_CONTROL_KEY"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SECURITY = "Security"
+_LOG = "Log and traces"
 
 
-def read_key(path: Path | None, variable: str) -> str | None:
-    """A secret from a file, else from the environment, else None.
+def serve(
+    repository: RepositoryOption = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to bind to.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(metavar="PORT", help="0 picks a free one.")] = 8002,
+    metrics: Annotated[bool, typer.Option(help="Serve Prometheus metrics.")] = True,
+    config_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use configs/NAME.pbtxt of the models that have it.")
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(metavar="N", help="Copies of each model. Default: what its config says.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="ONNX Runtime threads per copy. Default: what its config says."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Key that inference asks for. Default: $AUTOVOICE_API_KEY, else none. While the server "
+            "starts, users of this machine can read it in tritonserver's command line for a moment; where "
+            "they must not, use --tls-client-ca or a proxy that asks for the key.",
+            rich_help_panel=_SECURITY,
+        ),
+    ] = None,
+    control_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Key that loading models, tracing and log settings ask for. Default: "
+            "$AUTOVOICE_CONTROL_KEY, else the other key; with neither they are closed unless on loopback.",
+            rich_help_panel=_SECURITY,
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Certificate for TLS on gRPC.", rich_help_panel=_SECURITY),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Its private key.", rich_help_panel=_SECURITY)
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM", help="Ask clients for a certificate of this CA.", rich_help_panel=_SECURITY
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["error", "warning", "info", "verbose"],
+        typer.Option(help="Least severe lines of the server's log to show.", rich_help_panel=_LOG),
+    ] = "warning",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="One JSON object per line, or text.", rich_help_panel=_LOG)
+    ] = "text",
+    trace_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP).", rich_help_panel=_LOG),
+    ] = None,
+    trace_rate: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Trace one request in N.", rich_help_panel=_LOG)
+    ] = 1,
+    startup_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long loading the models may take.")
+    ] = 300.0,
+    extra: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
+    ] = None,
+) -> int:
+    """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
+    server: TritonServer | None = None
+    told = False
 
-    Raises:
-        ConfigurationError: when the file cannot be read.
-    """
-    if path is None:
-        return os.environ.get(variable) or None
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"key file {path} cannot be read ({error}); give a text file") from error
-
-
-def serve(options: ServeOptions, *, log_format: Literal["text", "json"]) -> int:
-    """Run a server until it is told to stop; progress and log go to stderr, addresses to stdout.
-
-    Returns:
-        0 after SIGINT, SIGTERM or SIGHUP.
-
-    Raises:
-        ServerError: when it did not start, or ended by itself.
-    """
-    models = len(ModelRepository(options.repository).names())
-    loaded: set[str] = set()
-
-    def on_log(record: LogRecord) -> None:
-        model = record.loaded_model
-        if model is not None and model not in loaded:
-            loaded.add(model)
-            _say(f"loaded {model} ({len(loaded)} of {models})", log_format)
-        elif record.shown_at(options.log_level):
-            print(record.as_json() if log_format == "json" else record.as_text(), file=sys.stderr, flush=True)
-
-    server = TritonServer(options, on_log=on_log)
-    stopping = False
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal stopping
-        process = server.process
-        if process is not None and process.poll() is None:
-            # The first signal lets the server finish its requests, the second does not.
-            process.send_signal(signal.SIGKILL if stopping else signal.SIGTERM)
-        stopping = True
+    def stop(number: int, frame: FrameType | None) -> None:
+        """The first signal lets the server finish its requests, the second kills it."""
+        nonlocal told
+        told = True
+        if server is not None:
+            server.terminate()
 
     previous = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
-        server.start()
-        try:
-            server.wait_ready()
-        except ServerError:
-            server.stop()
-            if stopping:
-                return 0
+        from autovoice.server.options import ServeOptions
+        from autovoice.server.server import ServerError, TritonServer
+
+        options = ServeOptions(
+            repository=PipelineConfig(repository=repository).repository_path(),
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            metrics=metrics,
+            config_name=config_name,
+            api_key=read_key(api_key_file, API_KEY_VARIABLE),
+            control_key=read_key(control_key_file, CONTROL_KEY_VARIABLE),
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            log_level=log_level,
+            instances=instances,
+            threads=threads,
+            trace_url=trace_url,
+            trace_rate=trace_rate,
+            startup_seconds=startup_timeout,
+            extra=tuple(extra or ()),
+        )
+        server = TritonServer(options, on_log=_Log(options, log_format))
+        if told:  # before there was a server to tell
+            return 0
+        with server:
+            _announce(server.options)
+            code = server.wait()
+        if not told:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
+            raise ServerError(f"tritonserver {how}; its log says why (--log-level info)")
+    except VoiceConversionError:
+        if not told:
             raise
-        _announce(server.options)
-        code = server.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if stopping:
-        return 0
-    how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
-    raise ServerError(f"tritonserver {how}; its log says why (--log-level info)")
+    return 0
+
+
+class _Log:
+    """Writes the server's log to stderr, and how many models are loaded."""
+
+    def __init__(self, options: ServeOptions, log_format: str) -> None:
+        from autovoice.repository.reader import ModelRepository
+
+        self._options = options
+        self._format = log_format
+        self._models = len(ModelRepository(options.repository).names())
+        self._loaded: set[str] = set()
+
+    def __call__(self, record: LogRecord) -> None:
+        model = record.loaded_model
+        if model is not None and model not in self._loaded:
+            self._loaded.add(model)
+            text = f"loaded {model} ({len(self._loaded)} of {self._models})"
+            self._print(text if self._format == "text" else LogRecord("info", text).as_json())
+        elif record.shown_at(self._options.log_level):
+            self._print(record.as_text() if self._format == "text" else record.as_json())
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _announce(options: ServeOptions) -> None:
     print(f"ready: {options.grpc_url} {options.http_url}", flush=True)
     if options.metrics:
         print(f"metrics: {options.metrics_url}", flush=True)
-
-
-def _say(text: str, log_format: str) -> None:
-    line = LogRecord("info", text).as_json() if log_format == "json" else text
-    print(line, file=sys.stderr, flush=True)

@@ -9,21 +9,41 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import typer
 
-from autovoice import PipelineConfig, StreamSession, VoiceConversionPipeline, read_audio, write_audio
-from autovoice.audio.provenance import provenance_tags
-from autovoice.audio.samples import check_sample_rate, resample
-from autovoice.cli.console import load_engine, report_error
-from autovoice.cli.convert import parse_pitch_shift
-from autovoice.cli.embed import load_voice
+from autovoice.cli.console import load_engine, make_table, print_table, report_error
+from autovoice.cli.embed import load_target
+from autovoice.cli.options import (
+    ApiKeyFileOption,
+    DeviceOption,
+    FallbackOption,
+    IndexRateOption,
+    JsonOption,
+    OverwriteOption,
+    ProtectOption,
+    ProvenanceOption,
+    RepositoryOption,
+    RetriesOption,
+    RmsMixOption,
+    ServerOption,
+    SpeakerOption,
+    TargetOption,
+    ThreadsOption,
+    TimeoutOption,
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    VoiceOption,
+    parse_pitch_shift,
+    pipeline_config,
+)
 from autovoice.cli.outputs import require_writable
-from autovoice.errors import ConfigurationError, PitchError
-from autovoice.results import FloatArray
+
+if TYPE_CHECKING:
+    from autovoice import StreamSession
+    from autovoice.results import FloatArray
 
 CHUNK_MS_RANGE = (1.0, 1000.0)
 
@@ -75,21 +95,50 @@ class StreamReport:
     passthrough: bool
 
 
-def simulate_stream(
-    source: Path,
-    target: Path | None,
-    config: PipelineConfig,
-    *,
-    chunk_ms: float,
-    core_ms: float | None,
-    pitch_shift: str,
-    sample_rate: int | None,
-    output: Path | None,
-    overwrite: bool,
-    provenance: bool,
-    as_json: bool,
+def stream(
+    simulate: Annotated[
+        Path, typer.Option(metavar="FILE", help="Recording to play as if a microphone heard it.")
+    ],
+    target: TargetOption = None,
+    voice: VoiceOption = None,
+    chunk_ms: Annotated[float, typer.Option(metavar="MS", help="Length of a chunk, 1 to 1000 ms.")] = 20.0,
+    core_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Audio converted at once. Default: 10; an imported voice: 240."),
+    ] = None,
+    pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="HZ",
+            help="Rate of the simulated sound card. Default: the voice's own; resampling adds delay.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Keep what was heard in this file.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    provenance: ProvenanceOption = True,
+    as_json: JsonOption = False,
+    speaker: SpeakerOption = None,
+    index_rate: IndexRateOption = None,
+    protect: ProtectOption = None,
+    rms_mix: RmsMixOption = None,
+    repository: RepositoryOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    fallback: FallbackOption = "cpu",
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    timeout: TimeoutOption = None,
+    retries: RetriesOption = 2,
 ) -> int:
-    """Feed `source` to a stream as a microphone would, report the timing, keep the result if asked to."""
+    """Convert a recording at the pace of real time and report latency and underruns."""
+    from autovoice.errors import ConfigurationError, PitchError
+
     low, high = CHUNK_MS_RANGE
     if not low <= chunk_ms <= high:  # also refuses NaN
         raise ConfigurationError(f"--chunk-ms is {chunk_ms:g}; give a length from {low:g} to {high:g} ms")
@@ -98,20 +147,44 @@ def simulate_stream(
         raise PitchError(
             "--pitch-shift auto needs the whole source, which a live stream has not heard; give semitones"
         )
+    config = pipeline_config(
+        repository=repository,
+        voice=voice,
+        speaker=speaker,
+        index_rate=index_rate,
+        protect=protect,
+        rms_mix=rms_mix,
+        device=device,
+        threads=threads,
+        fallback=fallback,
+        server=server,
+        api_key_file=api_key_file,
+        tls_ca=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        timeout=timeout,
+        retries=retries,
+    )
     if output is not None:
         require_writable(output, overwrite)
     load_engine()
-    recorded, recorded_rate = read_audio(source)
+    import numpy as np
+
+    from autovoice import VoiceConversionPipeline, read_audio, write_audio
+    from autovoice.audio.provenance import provenance_tags
+    from autovoice.audio.samples import check_sample_rate, resample
+
+    recorded, recorded_rate = read_audio(simulate)
     with VoiceConversionPipeline(config) as pipeline:
         # A live service opens its microphone at the rate of the voice, so that nothing need be resampled.
         own_rate = pipeline.voice.output_sample_rate
         rate = own_rate if sample_rate is None else check_sample_rate(sample_rate)
         audio = resample(recorded, recorded_rate, rate)
-        voice = load_voice(pipeline, target, with_pitch=False)
+        found = load_target(pipeline, target, with_pitch=False)
 
         def start() -> StreamSession:
             return pipeline.stream(
-                voice.embedding,
+                found.embedding,
                 sample_rate=rate,
                 pitch_shift_semitones=shift,
                 core_seconds=None if core_ms is None else core_ms / 1e3,
@@ -120,12 +193,12 @@ def simulate_stream(
         with start() as rehearsal:  # loads the models, which a live service does before it takes a call
             rehearsal.push(np.zeros(rate // 2, np.float32))
             rehearsal.flush()
-        with start() as session:
-            report, converted = _play(session, audio, rate, chunk_ms, pipeline.device, quiet=as_json)
+        with start() as live:
+            report, converted = _play(live, audio, rate, chunk_ms, pipeline.device, quiet=as_json)
     if output is not None:
         write_audio(output, converted, rate, tags=provenance_tags() if provenance else None)
     if as_json:
-        files = {"source": str(source), "output": str(output) if output else None}
+        files = {"source": str(simulate), "output": str(output) if output else None}
         print(json.dumps(files | asdict(report), indent=2))
     else:
         _print(report, output)
@@ -135,8 +208,12 @@ def simulate_stream(
 
 
 def _play(
-    session: StreamSession, audio: FloatArray, sample_rate: int, chunk_ms: float, device: str, *, quiet: bool
+    live: StreamSession, audio: FloatArray, sample_rate: int, chunk_ms: float, device: str, *, quiet: bool
 ) -> tuple[StreamReport, FloatArray]:
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     deliveries: list[Delivery] = []
     latencies: list[float] = []
     busy = 0.0
@@ -152,7 +229,7 @@ def _play(
             captured = last / sample_rate
             time.sleep(max(0.0, start + captured - time.perf_counter()))
             began = time.perf_counter()
-            piece = session.push(audio[first:last])
+            piece = live.push(audio[first:last])
             ready = time.perf_counter() - start
             busy += ready - (began - start)
             latencies.append(ready - captured)
@@ -161,19 +238,19 @@ def _play(
                 pieces.append(piece)
                 heard += len(piece)
             bars.update(bar, completed=last)
-        pieces.append(session.flush())
+        pieces.append(live.flush())
     report = StreamReport(
         sample_rate=sample_rate,
         chunk_ms=chunk_ms,
         chunks=len(latencies),
         audio_s=len(audio) / sample_rate,
-        algorithmic_ms=1e3 * session.latency_seconds,
+        algorithmic_ms=1e3 * live.latency_seconds,
         latency_ms=percentiles(latencies),
         end_to_end_ms=percentiles([each.ready - each.position for each in deliveries]),
         underruns=count_underruns(deliveries, chunk_ms / 1e3),
         rtf=busy / (len(audio) / sample_rate),
         device=device,
-        passthrough=session.passthrough,
+        passthrough=live.passthrough,
     )
     return report, np.concatenate(pieces)
 
@@ -187,6 +264,8 @@ def chunk_bounds(samples: int, sample_rate: int, chunk_ms: float) -> Iterator[tu
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and maximum in milliseconds; NaN of an empty list would not be JSON, so zeros."""
+    import numpy as np
+
     values = 1e3 * np.array(seconds or [0.0])
     p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]))
     return {"p50": p50, "p95": p95, "p99": p99, "max": float(values.max())}
@@ -213,25 +292,20 @@ def count_underruns(deliveries: Sequence[Delivery], slack: float) -> int:
 
 
 def _print(report: StreamReport, output: Path | None) -> None:
-    console = Console()
     chunks = f"{report.chunks} chunks of {report.chunk_ms:g} ms"
     underruns = f"{report.underruns} underrun{'s' * (report.underruns != 1)}"
-    summary = (
+    print(
         f"{report.audio_s:.2f} s at {report.sample_rate} Hz in {chunks} on {report.device}, "
         f"RTF {report.rtf:.3f}, {underruns}"
     )
-    console.print(summary, highlight=False)
-    console.print(f"algorithmic latency {report.algorithmic_ms:.1f} ms", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("ms")
-    for name in report.latency_ms:
-        table.add_column(name, justify="right")
-    table.add_column("", style="dim")
+    print(f"algorithmic latency {report.algorithmic_ms:.1f} ms")
+    table = make_table("ms", *report.latency_ms, "", right=report.latency_ms)
+    table.columns[-1].style = "dim"
     for label, values, meaning in (
         ("latency", report.latency_ms, "chunk complete to output ready"),
         ("end to end", report.end_to_end_ms, "sample heard to its conversion ready"),
     ):
         table.add_row(label, *(f"{value:.1f}" for value in values.values()), meaning)
-    console.print(table)
+    print_table(table)
     if output is not None:
-        console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+        print(f"written to {output}")

@@ -1,60 +1,64 @@
-"""`autovoice voices`, and how every command turns `--voice` and its settings into a configuration."""
+"""`autovoice voices`: the voices of a repository or a server."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from autovoice.cli.console import make_table, print_table
+from autovoice.cli.options import (
+    ApiKeyFileOption,
+    JsonOption,
+    RepositoryOption,
+    ServerOption,
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    pipeline_config,
+    require_one_place,
+)
 
-from autovoice import PipelineConfig, RvcSettings, VoiceInfo, list_voices
-from autovoice.errors import ConfigurationError
+if TYPE_CHECKING:
+    from autovoice import VoiceInfo
 
 
-def voice_config(
-    voice: str | None,
-    settings: tuple[int | None, float | None, float | None, float | None],
-    **options: Any,
-) -> PipelineConfig:
-    """The configuration for a voice; with no setting at all, none is asked for."""
-    chosen = RvcSettings(*settings)
-    return PipelineConfig(voice=voice, voice_settings=None if chosen == RvcSettings() else chosen, **options)
+def voices(
+    as_json: JsonOption = False,
+    repository: RepositoryOption = None,
+    server: ServerOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+) -> int:
+    """List the voices of the model repository or of a server."""
+    from autovoice import list_voices
 
-
-def show_voices(repository: Path | None, server: str | None, *, as_json: bool) -> int:
-    """Print the voices of a repository or of a server.
-
-    Raises:
-        ConfigurationError: both are given, or the server wants another API key.
-        InferenceError: the server does not answer.
-        RepositoryError: no repository, or a voice whose config does not fit together.
-    """
-    if server is not None and repository is not None:
-        raise ConfigurationError("--repository and --server contradict each other; give one of them")
-    found = list_voices(PipelineConfig(backend=server or "embedded", repository=repository))
+    require_one_place(repository, server)
+    config = pipeline_config(
+        repository=repository,
+        server=server,
+        api_key_file=api_key_file,
+        tls_ca=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+    )
+    found = list_voices(config)
     if as_json:
         print(json.dumps([voice.to_dict() for voice in found], indent=2))
     elif found:
-        Console().print(voice_table(found))
+        print_voices(found)
     else:
         print("no voices")
     return 0
 
 
-def voice_table(voices: Sequence[VoiceInfo]) -> Table:
-    """One row per voice."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("voice", no_wrap=True)
-    table.add_column("family")
-    table.add_column("Hz", justify="right")
-    table.add_column("speakers", justify="right")
-    for column in ("pitch", "index", "checkpoint"):
-        table.add_column(column)
-    table.add_column("version", justify="right")
-    for voice in voices:
+def print_voices(found: Iterable[VoiceInfo]) -> None:
+    """Write a table with a row for each voice."""
+    headers = ("voice", "family", "Hz", "speakers", "pitch", "index", "checkpoint", "version")
+    table = make_table(*headers, right=("Hz", "speakers", "version"))
+    for voice in found:
         table.add_row(
             voice.name,
             voice.family,
@@ -65,4 +69,4 @@ def voice_table(voices: Sequence[VoiceInfo]) -> Table:
             voice.checkpoint or "",
             str(voice.version or ""),
         )
-    return table
+    print_table(table)

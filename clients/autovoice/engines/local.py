@@ -161,7 +161,10 @@ class LocalEngine:
         """The config of a model; see `Engine.spec`."""
         if self._closed:
             raise StreamClosedError("this pipeline has been closed; make another")
-        return self._repository.spec(model)
+        spec = self._repository.spec(model)
+        if spec.kind == ENSEMBLE:
+            self._ordered_steps(spec)  # what does not fit together is said before the first request
+        return spec
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
@@ -191,7 +194,10 @@ class LocalEngine:
             RepositoryError: when it does not fit its config.
             DeviceError: when the device cannot run it.
         """
-        self._session(self.spec(model))
+        spec = self.spec(model)
+        self._sessions[spec.name, spec.version] = load_session(
+            spec, device=self._device, threads=self._threads
+        )
 
     def close(self) -> None:
         """Free the sessions that no other engine uses, and drop all sequences; see `Engine.close`."""
@@ -200,9 +206,7 @@ class LocalEngine:
         self._sequences.clear()
 
     def _run_ensemble(self, spec: ModelSpec, tensors: _Arrays, request: _Request) -> _Arrays:
-        steps = self._steps.get(spec.name)
-        if steps is None:
-            steps = self._steps[spec.name] = self._repository.steps_in_order(spec)
+        steps = self._ordered_steps(spec)
         wanted = {tensor.name for tensor in spec.outputs}
         for position, step in enumerate(steps):
             model = self._repository.spec(step.model, step.version)
@@ -215,7 +219,10 @@ class LocalEngine:
         return {name: tensors[name] for name in wanted}
 
     def _run_model(self, spec: ModelSpec, feeds: _Arrays, request: _Request) -> _Arrays:
-        session = self._session(spec)
+        session = self._sessions.get((spec.name, spec.version))
+        if session is None:
+            session = load_session(spec, device=self._device, threads=self._threads)
+            self._sessions[spec.name, spec.version] = session
         if spec.states:
             feeds.update(_states_before(spec, feeds, request))
         names = [tensor.name for tensor in spec.outputs] + [state.output_name for state in spec.states]
@@ -235,12 +242,11 @@ class LocalEngine:
         report_step(StepTiming(spec.name, elapsed, self._device))
         return outputs
 
-    def _session(self, spec: ModelSpec) -> OnnxSession:
-        key = (spec.name, spec.version)
-        session = self._sessions.get(key)
-        if session is None:
-            session = self._sessions[key] = load_session(spec, device=self._device, threads=self._threads)
-        return session
+    def _ordered_steps(self, ensemble: ModelSpec) -> list[StepSpec]:
+        steps = self._steps.get(ensemble.name)
+        if steps is None:
+            steps = self._steps[ensemble.name] = self._repository.steps_in_order(ensemble)
+        return steps
 
 
 def _states_before(spec: ModelSpec, feeds: _Arrays, request: _Request) -> _Arrays:

@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 
 import numpy.typing as npt
 
-from autovoice.config import check_device
 from autovoice.engines.engine import time_limit
 from autovoice.errors import (
     DeviceError,
@@ -190,6 +189,8 @@ def resolve_device(device: str) -> str:
         DeviceError: when ONNX Runtime does not offer CUDA, or this machine has no GPU of that number.
         ConfigurationError: for an unknown device.
     """
+    from autovoice.config import check_device  # not at the top: Triton's backend processes do without
+
     check_device(device)
     if device == "cpu":
         return "cpu"

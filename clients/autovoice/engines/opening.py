@@ -121,7 +121,7 @@ def connect(config: PipelineConfig) -> TritonEngine:
     Raises:
         ConfigurationError: TLS files that cannot be used.
     """
-    from autovoice.engines.triton.engine import TritonEngine
+    from autovoice.engines.triton.engine import SPEC_SECONDS, TritonEngine
 
     address = parse_address(config.backend)
     # Only the protocol in use is imported.
@@ -136,7 +136,10 @@ def connect(config: PipelineConfig) -> TritonEngine:
         )
     except OSError as error:  # which ssl.SSLError is, too
         raise ConfigurationError(f"the TLS files cannot be used ({error}); give PEM files") from error
-    return TritonEngine(address, transport)
+    limit = config.timeout_seconds
+    return TritonEngine(
+        address, transport, spec_timeout=SPEC_SECONDS if limit is None else min(SPEC_SECONDS, limit)
+    )
 
 
 def _require_same_voice(embedded: LocalEngine, server: TritonEngine, voice: str) -> None:

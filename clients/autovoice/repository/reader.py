@@ -61,7 +61,8 @@ class ModelRepository:
 
     def names(self) -> list[str]:
         """Names of all models, sorted."""
-        return sorted(entry.name for entry in self.path.iterdir() if (entry / CONFIG_FILENAME).is_file())
+        # os.path: a folder that must not be entered (lost+found) is no model, and no error either.
+        return sorted(entry.name for entry in self.path.iterdir() if os.path.isfile(entry / CONFIG_FILENAME))
 
     def spec(self, name: str, version: int = -1) -> ModelSpec:
         """Return a model's config with its version and file resolved.
@@ -167,7 +168,7 @@ class ModelRepository:
 
     def _read(self, name: str) -> ModelSpec:
         config_path = self.path / name / CONFIG_FILENAME
-        if not config_path.is_file():
+        if not os.path.isfile(config_path):
             raise RepositoryError(
                 f"model repository {self.path} has no model {name!r}; it holds {', '.join(self.names())}"
             )

@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from autovoice.errors import ConfigurationError
 
 BACKEND = "onnxruntime"
@@ -133,7 +135,7 @@ def backend_directory(installation: Installation, cache: Path | None = None) -> 
     if installation.has_native_backend:
         return installation.backends
     sources = _sources(installation)
-    root = (cache or _default_cache()).absolute()
+    root = (cache or platformdirs.user_cache_path("autovoice")).absolute()
     target = root / f"triton-backends-{_digest(sources)}"
     if target.is_dir():
         return target
@@ -148,9 +150,9 @@ def backend_directory(installation: Installation, cache: Path | None = None) -> 
                 shutil.copy2(source, path)
             partial.chmod(0o755)
             partial.rename(target)
-        except OSError:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if not target.is_dir():  # else another process was faster
+            if not (isinstance(error, OSError) and target.is_dir()):  # else another process was faster
                 raise
     except OSError as error:
         raise ConfigurationError(
@@ -183,8 +185,3 @@ def _digest(sources: dict[str, Path]) -> str:
         status = source.stat()
         digest.update(f"{name}\0{source}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]
-
-
-def _default_cache() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME")
-    return (Path(configured) if configured else Path.home() / ".cache") / "autovoice"

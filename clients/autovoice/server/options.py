@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autovoice.address import API_KEY_HEADER
+from autovoice.atomic import reason_of
 from autovoice.errors import ConfigurationError
 from autovoice.server.logs import LEVELS, Level
-
-"""Triton puts this before the name of a restricted API's header on gRPC."""
 
 INFERENCE_APIS = ("inference", "shared-memory", "statistics")
 CONTROL_APIS = ("model-repository", "trace", "logging")
 _KEY = re.compile(r"[A-Za-z0-9._~-]{16,}")
-_LOOPBACK = ("127.", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class ServeOptions:
         metrics_port: likewise.
         metrics: whether Prometheus metrics are served.
         config_name: `configs/NAME.pbtxt` of each model is used where it exists.
-        api_key: asked for by inference, shared memory and statistics; None for no key.
+        api_key: asked for by inference, shared memory and statistics; None for no key. Triton takes keys on
+            its command line only, where every user of the machine can read them for a moment while the server
+            starts; after that they are overwritten. Where that moment is too long, use TLS client
+            certificates, a proxy that asks for the key, or a machine without other users.
         control_key: asked for by model control, tracing and log settings; None for `api_key`. With neither,
             these are open on loopback and closed elsewhere.
         tls_certificate: PEM file; gRPC then speaks TLS.
@@ -68,6 +71,8 @@ class ServeOptions:
     extra: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not self.host:
+            raise ConfigurationError("host is empty; give an address, or 0.0.0.0 for all of this machine")
         for name in ("http_port", "grpc_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigurationError(
@@ -99,8 +104,13 @@ class ServeOptions:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        return self.host.startswith(_LOOPBACK)
+        """Whether only this machine can reach the server: every address of `host` is a loopback address."""
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # no such name
+            return False
+        addresses = {str(address[0]).partition("%")[0] for *_, address in found}
+        return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
     @property
     def http_url(self) -> str:
@@ -137,18 +147,18 @@ class ServeOptions:
             metrics_port=self.metrics_port or next(free),
         )
 
-    def arguments(self, repository: Path, backends: Path) -> list[str]:
+    def arguments(self, repository: Path, backends: Path, models: Sequence[str]) -> list[str]:
         """Triton's command line, without the program.
 
         Args:
             repository: folder to serve, which may be a view of `self.repository`.
             backends: the backend directory.
+            models: names of the models to load. Triton's `*` takes every folder for a model.
         """
         values: dict[str, object] = {
             "model-repository": repository,
             "backend-directory": backends,
             "model-control-mode": "explicit",
-            "load-model": "*",
             "strict-readiness": "true",
             "exit-on-error": "true",
             "http-address": self.host,
@@ -174,12 +184,13 @@ class ServeOptions:
             if mutual:
                 values["grpc-root-cert"] = self.tls_client_ca
         arguments = [f"--{name}={value}" for name, value in values.items()]
+        arguments += [f"--load-model={name}" for name in models]
         # The configs are complete. Completing them would start every model's process twice.
         arguments.append("--disable-auto-complete-config")
         return [*arguments, *self._restrictions(), *self._tracing(), *self.extra]
 
     def closed(self) -> ServeOptions:
-        """These options, with a control key that nobody knows where others reach the server without one."""
+        """These options, with a random control key where others reach the server and there is none."""
         if self.is_loopback or self.api_key or self.control_key:
             return self
         return replace(self, control_key=secrets.token_hex(16))
@@ -218,9 +229,9 @@ def free_ports(host: str, count: int) -> list[int]:
             sockets.append(listener)
             listener.bind((host, 0))
         return [int(listener.getsockname()[1]) for listener in sockets]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigurationError(
-            f"cannot bind to {host} ({error.strerror}); give an address of this machine"
+            f"cannot bind to {host} ({reason_of(error)}); give an address of this machine"
         ) from error
     finally:
         for listener in sockets:
@@ -233,7 +244,7 @@ def _is_free(host: str, port: int) -> bool:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError:
+        except (OSError, UnicodeError):
             return False
     return True
 

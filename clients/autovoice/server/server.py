@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from autovoice.errors import ConfigurationError, InferenceError
 from autovoice.repository.plans import plan_arguments
 from autovoice.repository.reader import ModelRepository
-from autovoice.server.installation import backend_directory, find_installation
+from autovoice.server import command_line, control
+from autovoice.server.installation import Installation, backend_directory, find_installation
 from autovoice.server.logs import LogRecord, parse_line
 from autovoice.server.mending import Mender
 from autovoice.server.options import ServeOptions
 from autovoice.server.overrides import write_view
 
+logger = logging.getLogger(__name__)
+
 EXIT_SECONDS = 10  # for the requests and the live streams that a stopping server has
+KILL_SECONDS = 20.0  # a server that was told to stop is killed after this time
+_GIVING_UP = "Exit timeout expired"  # after these words Triton 2.51 exits, crashes, or hangs for ever
+_GIVING_UP_SECONDS = 1.0
 _UNLOADING = "All models are stopped, unloading models"
-_UNLOAD_SECONDS = 3.0
+_UNLOADING_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = re.compile(r"\btriton_\w+_shm_region_[\w-]+")
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")
+_libc = ctypes.CDLL(None)
 
 
 class ServerError(InferenceError):
@@ -44,6 +52,8 @@ class ServerError(InferenceError):
 
 class TritonServer:
     """One server process; a context manager that starts it and waits until it is ready.
+
+    The process ends when this one ends, however that happens.
 
     Args:
         options: what to serve and how. Ports that are 0 are chosen here.
@@ -66,11 +76,13 @@ class TritonServer:
         self.process: subprocess.Popen[str] | None = None
         self._on_log = on_log
         self._cache = cache
-        self._reader: threading.Thread | None = None
+        self._keeper: threading.Thread | None = None
         self._failures: dict[str, str] = {}
         self._errors: list[str] = []
-        self._folder: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._mender: Mender | None = None
+        self._ending = False
+        self._deadline: float | None = None
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -92,32 +104,26 @@ class TritonServer:
         Raises:
             RepositoryError: the repository is missing or empty, or a TensorRT plan of it cannot be served.
             ConfigurationError: there is no server, no place for its backends, or no plugin library.
+            ServerError: `terminate` was called before.
         """
-        repository = ModelRepository(self.options.repository)
-        plan_options = plan_arguments(repository, self.options.config_name)
-        installation = find_installation()
-        backends = backend_directory(installation, self._cache)
-        self._folder = Path(tempfile.mkdtemp(prefix="autovoice-serve-"))
-        served = self._served_folder(repository)
-        if not installation.has_native_backend and not _SHELL_SAFE.fullmatch(str(backends)):
-            backends = self._link("backends", backends)
-        command = [str(installation.executable), *self.options.arguments(served, backends)]
-        command += plan_options
-        command.append(f"--exit-timeout-secs={EXIT_SECONDS}")
-        self.process = subprocess.Popen(
-            command,
-            env=installation.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            # Its own session: a Ctrl-C reaches the server once, through us, and nothing of it outlives it.
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        self._reader = threading.Thread(target=self._read_log, name="tritonserver-log", daemon=True)
-        self._reader.start()
+        started: Future[subprocess.Popen[str]] = Future()
+        try:
+            command, environment = self._prepare()
+            if self._ending:
+                raise ServerError("the server was told to stop before it started")
+            self._keeper = threading.Thread(
+                target=self._run, args=(command, environment, started), name="tritonserver", daemon=True
+            )
+            self._keeper.start()
+            process = started.result()
+        except BaseException:
+            if not started.cancel() and started.exception() is None:
+                started.result().kill()
+                self.wait()
+            self._remove_folder()
+            raise
+        if self._ending:  # `terminate` was called in the meantime and may have seen no process
+            self._end(process)
 
     def wait_ready(self) -> None:
         """Wait until every model is loaded.
@@ -127,6 +133,8 @@ class TritonServer:
         """
         deadline = time.monotonic() + self.options.startup_seconds
         while not self.is_ready():
+            if self._ending:
+                break
             if self._running().poll() is not None:
                 raise ServerError(self._reason())
             if time.monotonic() > deadline:
@@ -135,6 +143,8 @@ class TritonServer:
                     "(--log-level info) or give it longer (--startup-timeout)"
                 )
             time.sleep(_POLL_SECONDS)
+        if self._ending:
+            raise ServerError("the server was told to stop while it started")
         self._mender = Mender(
             self._running().pid, self.options.http_url, self.options.control_headers(), self._report
         )
@@ -142,83 +152,189 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Whether the server answers and all models are available."""
-        try:
-            with urllib.request.urlopen(f"{self.options.http_url}/v2/health/ready", timeout=2) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return control.is_ready(self.options.http_url)
+
+    def terminate(self) -> None:
+        """Tell the server to end, without waiting for it; signal handlers may call this at any time.
+
+        It finishes the requests it has, and `wait` kills it when that takes longer than `KILL_SECONDS`. A
+        second call kills it at once. A server that has not started yet will not.
+        """
+        again, self._ending = self._ending, True
+        if self._mender is not None:
+            self._mender.paused = True
+        process = self.process
+        if process is None or process.poll() is not None:
+            return
+        if again:
+            process.kill()
+        else:
+            self._end(process)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        self._deadline = time.monotonic() + KILL_SECONDS
+        process.terminate()
 
     def wait(self) -> int:
         """Wait until the server ends, and clean up; returns its exit code, negative for a signal."""
-        code = self._running().wait()
+        process = self._running()
+        while (code := process.poll()) is None:
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                self._deadline = None
+                self._report(LogRecord("warning", "the server did not end in time and is killed"))
+                process.kill()
+            time.sleep(_POLL_SECONDS)
         if self._mender is not None:
             self._mender.stop()
         self._clean_up()
         return code
 
     def stop(self) -> int:
-        """End the server: it finishes the requests it has, and is killed when that takes too long."""
-        process = self._running()
-        if self._mender is not None:
-            self._mender.stop()
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(EXIT_SECONDS + 15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        """End the server and clean up; returns its exit code. It is killed when it takes too long."""
+        if not self._ending:
+            self.terminate()
         return self.wait()
 
+    def _prepare(self) -> tuple[list[str], dict[str, str]]:
+        """Command line and environment of the server, with everything that they name in place."""
+        repository = ModelRepository(self.options.repository)
+        models = repository.names()
+        folders = {entry.name for entry in repository.path.iterdir() if os.path.isdir(entry)}
+        if strays := sorted(folders - set(models)):
+            text = f"folders without a readable config.pbtxt are ignored: {', '.join(strays)}"
+            self._report(LogRecord("warning", text))
+        plan_options = plan_arguments(repository, self.options.config_name)
+        installation = find_installation()
+        try:
+            served = self._served_folder(repository)
+            backends = self._backends(installation)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the server's temporary folder cannot be made ({error}); free some space or set TMPDIR to "
+                "a folder that can be written"
+            ) from error
+        command = [str(installation.executable), *self.options.arguments(served, backends, models)]
+        return [*command, *plan_options, f"--exit-timeout-secs={EXIT_SECONDS}"], installation.environment()
+
     def _served_folder(self, repository: ModelRepository) -> Path:
-        assert self._folder is not None
         path = repository.path.absolute()
         if self.options.instances is not None or self.options.threads is not None:
-            view = self._folder / "repository"
+            view = self._temporary("repository")
             write_view(repository, view, instances=self.options.instances, threads=self.options.threads)
             return view
         # Triton starts the processes of Python backends through a shell, without quotes.
         return path if _SHELL_SAFE.fullmatch(str(path)) else self._link("repository", path)
 
+    def _backends(self, installation: Installation) -> Path:
+        backends = backend_directory(installation, self._cache)
+        if installation.has_native_backend or _SHELL_SAFE.fullmatch(str(backends)):
+            return backends
+        return self._link("backends", backends)
+
     def _link(self, name: str, target: Path) -> Path:
-        assert self._folder is not None
-        link = self._folder / name
+        link = self._temporary(name)
         link.symlink_to(target)
-        if not _SHELL_SAFE.fullmatch(str(link)):
-            raise ConfigurationError(
-                f"Triton cannot use {target} nor the temporary folder {self._folder}; set TMPDIR to a path "
-                "without spaces"
-            )
         return link
+
+    def _temporary(self, name: str) -> Path:
+        """A path in a folder that lives as long as the server."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="autovoice-serve-", ignore_cleanup_errors=True)
+        path = Path(self._folder.name, name)
+        if not _SHELL_SAFE.fullmatch(str(path)):
+            raise ConfigurationError(
+                f"Triton cannot use the temporary folder {path.parent}; set TMPDIR to a path without spaces"
+            )
+        return path
+
+    def _run(
+        self, command: list[str], environment: Mapping[str, str], started: Future[subprocess.Popen[str]]
+    ) -> None:
+        """Start the server and read its log until it ends.
+
+        One thread does both: the kernel sends the parent-death signal when the thread ends that started the
+        process, so that has to be one which lives as long as the server.
+        """
+        if not started.set_running_or_notify_cancel():
+            return
+        parent = os.getpid()
+
+        def end_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before it could be watched
+                os._exit(1)
+
+        try:
+            process = self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # Its own session: Ctrl-C reaches it once, through this process, and all of it can be found.
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        except OSError as error:
+            started.set_exception(
+                ConfigurationError(f"{command[0]} cannot be run ({error.strerror}); install it anew")
+            )
+            return
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        assert process.stdout is not None
+        keys_shown = True
+        for line in process.stdout:
+            record = parse_line(line)
+            self._take_in(record)
+            if keys_shown and record.source:  # by its first log line the server has read its command line
+                self._hide_keys(process.pid)
+                keys_shown = False
+        process.wait()
+
+    def _take_in(self, record: LogRecord) -> None:
+        failed = record.failed_model
+        if failed is not None:
+            self._failures.setdefault(*failed)
+        elif record.level == "error":
+            self._errors.append(record.text)
+            del self._errors[:-20]
+        if record.text.strip():
+            self._report(record)
+        if _GIVING_UP in record.text:
+            self._deadline = time.monotonic() + _GIVING_UP_SECONDS
+        elif record.text == _UNLOADING and self._mender is not None and self._mender.mended:
+            # All requests are answered. Triton would now wait in vain for the process that died.
+            self._deadline = time.monotonic() + _UNLOADING_SECONDS
+
+    def _hide_keys(self, pid: int) -> None:
+        try:
+            command_line.hide(pid, filter(None, (self.options.api_key, self.options.control_key)))
+        except OSError as error:
+            if self._running().poll() is None:
+                text = f"the keys stay readable in the server's command line ({error.strerror})"
+                self._report(LogRecord("warning", text))
+
+    def _report(self, record: LogRecord) -> None:
+        if self._on_log is None:
+            return
+        try:
+            self._on_log(record)
+        except Exception:  # the caller's code; the server needs the thread that reads its log
+            logger.exception("on_log failed")
 
     def _running(self) -> subprocess.Popen[str]:
         if self.process is None:
             raise ServerError("the server was never started; call start() first")
         return self.process
 
-    def _read_log(self) -> None:
-        stream = self._running().stdout
-        assert stream is not None
-        for line in stream:
-            record = parse_line(line)
-            failed = record.failed_model
-            if failed is not None:
-                self._failures.setdefault(*failed)
-            elif record.level == "error":
-                self._errors.append(record.text)
-                del self._errors[:-20]
-            if line.strip():
-                self._report(record)
-            if record.text == _UNLOADING and self._mender is not None and self._mender.mended:
-                # All requests are answered. Triton would now wait in vain for the process that died.
-                threading.Timer(_UNLOAD_SECONDS, self._running().kill).start()
-
-    def _report(self, record: LogRecord) -> None:
-        if self._on_log is not None:
-            self._on_log(record)
-
     def _reason(self) -> str:
-        if self._reader is not None:
-            self._reader.join(5)  # the last lines are the telling ones
+        if self._keeper is not None:
+            self._keeper.join(5)  # the last lines are the telling ones
         if self._failures:
             return "; ".join(f"model {name} did not load: {why}" for name, why in self._failures.items())
         code = self._running().returncode
@@ -226,34 +342,19 @@ class TritonServer:
         return f"the server ended with {how}: {self._errors[-1] if self._errors else 'it gave no reason'}"
 
     def _clean_up(self) -> None:
-        # A server that was killed leaves processes of Python backends behind, and their shared memory.
-        orphans = _commands_of_group(self._running().pid)
-        for pid in orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for command in orphans.values():
-            for region in _SHARED_MEMORY.findall(command):
-                (Path("/dev/shm") / region).unlink(missing_ok=True)
-        if self._reader is not None:
-            self._reader.join(5)
+        """Remove what a server leaves that was killed: backend processes, their shared memory, our folder."""
+        group = self._running().pid
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):  # it may end while it is looked at
+                if os.getpgid(process.pid) == group:
+                    command = " ".join(process.cmdline())
+                    process.kill()
+                    for region in _SHARED_MEMORY.findall(command):
+                        Path("/dev/shm", region).unlink(missing_ok=True)
+        if self._keeper is not None:
+            self._keeper.join(5)
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _commands_of_group(group: int) -> dict[int, str]:
-    """Command lines of the processes of a process group by process id."""
-    commands = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        # A process may end while it is looked at.
-        with contextlib.suppress(OSError):
-            if os.getpgid(int(folder.name)) == group:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                commands[int(folder.name)] = command.decode(errors="replace")
-    return commands
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end the server when this process dies without a chance to."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            self._folder.cleanup()

@@ -63,9 +63,7 @@ class CausalStream(VoiceStream):
         self._block = block
         self._f0 = target.f0
         self._pending = np.zeros(0, np.float32)
-        self._history = np.zeros(
-            clock.lookahead_samples, np.float32
-        )  # what the models still hold back, for a pass-through
+        self._history = np.zeros(clock.lookahead_samples, np.float32)  # delays a source passed through
         self._replay = replay
         self._recent: deque[FloatArray] = deque()  # what has been converted, `replay` samples of it
         self._recent_samples = 0
@@ -73,9 +71,7 @@ class CausalStream(VoiceStream):
         self._started = False
         self._ended = False
         self._frames_sent = 0
-        self._returned = (
-            -clock.lookahead_samples
-        )  # the first samples out lie before the source and are dropped
+        self._returned = -clock.lookahead_samples  # what comes first lies before the source and is dropped
 
     @property
     def latency_seconds(self) -> float:
@@ -100,7 +96,13 @@ class CausalStream(VoiceStream):
         if not self.received:
             return np.zeros(0, np.float32)
         if not self._started and not self._live:
-            return self._convert_at_once(self._pending)
+            # What fits one request needs no state; the offline ensemble, which servers can batch, gives the
+            # same samples.
+            inputs = self._voice.offline_inputs(self._target, self._pending)
+            self._returned = self._pending.size
+            outputs = self._engine.infer(self._voice.offline_model(self._target), inputs)
+            whole: FloatArray = outputs["CONVERTED_AUDIO"][0]
+            return whole
         tail = self._clock.lookahead_samples
         tail += -(self.received + tail) % self._clock.frame_samples
         converted = self._convert(np.concatenate((self._pending, np.zeros(tail, np.float32))), end=True)
@@ -111,15 +113,6 @@ class CausalStream(VoiceStream):
         """Have the engine drop the state of an unfinished source."""
         if not self.passthrough:
             self._drop_state()
-
-    def _convert_at_once(self, audio: FloatArray) -> FloatArray:
-        """A source that fits one request needs no state: the offline ensemble, which servers can batch, does
-        the same."""
-        model = self._voice.offline_model(self._target)
-        inputs = self._voice.offline_inputs(self._target, audio)
-        converted: FloatArray = self._engine.infer(model, inputs)["CONVERTED_AUDIO"][0]
-        self._returned = audio.size
-        return converted
 
     def _convert(self, block: FloatArray, *, end: bool) -> FloatArray:
         if not self.passthrough:

@@ -82,7 +82,7 @@ def open_voice(engine: Engine, voice: str | None) -> Voice:
         window = engine.spec(opened.windows.model)
     except RepositoryError as error:
         raise RepositoryError(
-            f"voice {voice!r} lacks the model for windows: {error}; import the voice again"
+            f"voice {voice!r} has no usable model for windows: {error}; import the voice again"
         ) from error
     check_ensembles(spec, window, opened)
     return opened

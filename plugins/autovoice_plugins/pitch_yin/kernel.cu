@@ -63,7 +63,7 @@ struct Layout {
 
   Layout(const autovoice_pitch_yin_options& options, std::int64_t batch, std::int64_t frames)
       : search(search_of(options)), size(transform_size(options.hop)) {
-    block_bytes = aligned(Room::bytes(size, options.hop, search.length));
+    block_bytes = aligned(Scratch::bytes(size, options.hop, search.length));
     in_shared = block_bytes <= kSharedBytes;
     // Odd runs end with a pair. Long ones waste few blocks at their beginning; short ones fill the device when
     // there is little to do. Where blocks need memory of their own, the length may not depend on the device.

@@ -34,7 +34,7 @@ struct Work {
 };
 
 // What a block keeps in shared memory. Rings are indexed by the number of a block of audio.
-struct Room {
+struct Scratch {
   int hop, bins;
   Complex *ping, *pong, *roots;  // [size] each
   Complex* spectra;              // [2, size / 2 + 1], a ring
@@ -51,7 +51,7 @@ struct Room {
     return (3 * size + 2 * (size / 2 + 1)) * sizeof(Complex) + floats * sizeof(float);
   }
 
-  __device__ __forceinline__ Room(unsigned char* memory, int size, int hop_samples, int length)
+  __device__ __forceinline__ Scratch(unsigned char* memory, int size, int hop_samples, int length)
       : hop(hop_samples),
         bins(size / 2 + 1),
         ping(reinterpret_cast<Complex*>(memory)),
@@ -129,16 +129,16 @@ __device__ __forceinline__ float past(const W& work, int row, std::int64_t index
   return index < state + samples ? load(work.audio, row * samples + (index - state)) : 0.0f;
 }
 
-// Smooths outputs [first, 2 hop) of room.audio, which has a block before, four a thread.
+// Smooths outputs [first, 2 hop) of scratch.audio, which has a block before, four a thread.
 template <class W>
-__device__ __forceinline__ void smooth(const W& work, const Room& room, Lane lane) {
+__device__ __forceinline__ void smooth(const W& work, const Scratch& scratch, Lane lane) {
   const int hop = work.hop, length = work.search.length;
   for (int i = lane.thread * kOutputs; i < 2 * hop; i += lane.threads * kOutputs) {
-    const float* const input = room.audio + hop + i;
+    const float* const input = scratch.audio + hop + i;
     float values[kOutputs], sums[kOutputs] = {};
     unrolled<kOutputs>([&](auto o) { values[o] = input[o]; });
     for (int tap = 0;;) {
-      const float weight = room.taps[tap];
+      const float weight = scratch.taps[tap];
       unrolled<kOutputs>([&](auto o) { sums[o] += weight * values[o]; });
       if (++tap == length) break;
       unrolled<kOutputs - 1>([&](auto o) { values[kOutputs - 1 - o] = values[kOutputs - 2 - o]; });
@@ -146,104 +146,104 @@ __device__ __forceinline__ void smooth(const W& work, const Room& room, Lane lan
     }
     for (int o = 0; o < kOutputs && i + o < 2 * hop; ++o) {
       const int index = i + o, second = index >= hop;
-      room.signal()[index] = sums[o];
-      room.sum(1 + second)[index - second * hop + 1] = sums[o];
+      scratch.signal()[index] = sums[o];
+      scratch.sum(1 + second)[index - second * hop + 1] = sums[o];
     }
   }
 }
 
-// Takes blocks `block` and the next into room: audio, running sums, filtered signal, squares, energies.
+// Takes blocks `block` and the next into scratch: audio, running sums, filtered signal, squares, energies.
 template <class W>
-__device__ __forceinline__ void take_pair(const W& work, const Room& room, Lane lane, HalfLane half, int row, int block) {
+__device__ __forceinline__ void take_pair(const W& work, const Scratch& scratch, Lane lane, HalfLane half, int row, int block) {
   const int hop = work.hop;
   const std::int64_t first = static_cast<std::int64_t>(block) * hop;
   for (int i = lane.thread; i < hop; i += lane.threads) {
-    room.audio[i] = room.audio[2 * hop + i];
-    room.audio[hop + i] = past(work, row, first + i);
-    room.audio[2 * hop + i] = past(work, row, first + hop + i);
-    room.sum(0)[i + 1] = room.sum(2)[i + 1];
+    scratch.audio[i] = scratch.audio[2 * hop + i];
+    scratch.audio[hop + i] = past(work, row, first + i);
+    scratch.audio[2 * hop + i] = past(work, row, first + hop + i);
+    scratch.sum(0)[i + 1] = scratch.sum(2)[i + 1];
   }
   __syncthreads();
-  smooth(work, room, lane);
+  smooth(work, scratch, lane);
   __syncthreads();
-  scan(half, room.sum(1 + half.number) + 1, hop);
+  scan(half, scratch.sum(1 + half.number) + 1, hop);
   const float share = 1.0f / static_cast<float>(work.search.span);
   for (int i = lane.thread; i < 2 * hop; i += lane.threads) {
     const int second = i >= hop, index = i - second * hop;
-    const float mean = share * moving_sum(room.sum(1 + second), room.sum(second), index, work.search.span, hop);
-    const float value = room.signal()[i] - mean;
-    room.signal()[i] = value;
-    room.square(block + second)[index + 1] = value * value;
+    const float mean = share * moving_sum(scratch.sum(1 + second), scratch.sum(second), index, work.search.span, hop);
+    const float value = scratch.signal()[i] - mean;
+    scratch.signal()[i] = value;
+    scratch.square(block + second)[index + 1] = value * value;
   }
   __syncthreads();
-  float* const squares = room.square(block + half.number);
+  float* const squares = scratch.square(block + half.number);
   scan(half, squares + 1, hop);
-  if (half.thread == 0) room.energies[(block + half.number) & 7] = squares[hop];
+  if (half.thread == 0) scratch.energies[(block + half.number) & 7] = squares[hop];
 }
 
 // Leaves the spectra of the pair and, with `differ`, its differences. Ends with a barrier.
 template <class W>
-__device__ __forceinline__ void transform_pair(const W& work, const Room& room, Lane lane, int block, bool differ) {
+__device__ __forceinline__ void transform_pair(const W& work, const Scratch& scratch, Lane lane, int block, bool differ) {
   const int size = work.plan.size(), hop = work.hop;
-  const Roots roots{room.roots, size};
-  const float energy = room.square(block)[hop], next_energy = room.square(block + 1)[hop];
+  const Roots roots{scratch.roots, size};
+  const float energy = scratch.square(block)[hop], next_energy = scratch.square(block + 1)[hop];
   const float level_now = level(energy), level_next = level(next_energy);
   const float unlevel_now = 1.0f / level_now, unlevel_next = 1.0f / level_next;
   const auto pair = [&](int i) {
-    return i < hop ? Complex{level_now * room.signal()[i], level_next * room.signal()[hop + i]} : Complex{0.0f, 0.0f};
+    return i < hop ? Complex{level_now * scratch.signal()[i], level_next * scratch.signal()[hop + i]} : Complex{0.0f, 0.0f};
   };
-  work.plan.transform(roots, lane, room.ping, room.pong, pair, [&](int i, Complex v) { room.ping[i] = v; });
+  work.plan.transform(roots, lane, scratch.ping, scratch.pong, pair, [&](int i, Complex v) { scratch.ping[i] = v; });
   __syncthreads();
   // What the correlations are multiplied with: a block's level times the least of the three that it meets.
-  const float before_level = level(room.energies[(block - 1) & 7]);
-  const float gain = level_now * fminf(level_now, fminf(before_level, level(room.energies[(block - 2) & 7])));
+  const float before_level = level(scratch.energies[(block - 1) & 7]);
+  const float gain = level_now * fminf(level_now, fminf(before_level, level(scratch.energies[(block - 2) & 7])));
   const float next_gain = level_next * fminf(level_next, fminf(level_now, before_level));
-  for (int f = lane.thread; f < room.bins; f += lane.threads) {
+  for (int f = lane.thread; f < scratch.bins; f += lane.threads) {
     const int mirror = f == 0 ? 0 : size - f;
-    const Complex here = room.ping[f], other = conjugate(room.ping[mirror]);
+    const Complex here = scratch.ping[f], other = conjugate(scratch.ping[mirror]);
     const Complex first = (0.5f * unlevel_now) * (here + other), rest = (0.5f * unlevel_next) * (here - other);
     const Complex second{rest.im, -rest.re};
     // The pair takes the place of the pair before.
-    const Complex earlier = room.spectrum(block)[f], before = room.spectrum(block + 1)[f];
-    room.spectrum(block)[f] = first;
-    room.spectrum(block + 1)[f] = second;
+    const Complex earlier = scratch.spectrum(block)[f], before = scratch.spectrum(block + 1)[f];
+    scratch.spectrum(block)[f] = first;
+    scratch.spectrum(block + 1)[f] = second;
     if (!differ) continue;
     const int angle = size == 3 * hop ? f % 3 * hop : static_cast<int>(static_cast<std::int64_t>(f) * hop % size);
-    const Complex turn = conjugate(room.roots[angle]);
+    const Complex turn = conjugate(scratch.roots[angle]);
     const Complex a = gain * correlated(first, before, earlier, turn);
     const Complex b = next_gain * correlated(second, first, before, turn);
     // Both spectra of one inverse, conjugated because it is made of a forward one: conj(a + i b) and its mirror.
-    room.ping[f] = {a.re - b.im, -(a.im + b.re)};
-    if (f != mirror) room.ping[mirror] = {a.re + b.im, a.im - b.re};
+    scratch.ping[f] = {a.re - b.im, -(a.im + b.re)};
+    if (f != mirror) scratch.ping[mirror] = {a.re + b.im, a.im - b.re};
   }
   __syncthreads();
   if (!differ) return;
   const float scale = 1.0f / (gain * static_cast<float>(size)), next_scale = 1.0f / (next_gain * static_cast<float>(size));
   const auto keep = [&](int lag, Complex v) {
     if (lag > 2 * hop) return;
-    const float *const newest = room.square(block), *const before = room.square(block - 1);
-    const float lagged = lagged_energy(newest, before, room.square(block - 2), lag, hop);
-    const float next_lagged = lagged_energy(room.square(block + 1), newest, before, lag, hop);
-    room.difference(block)[lag] = difference(energy, lagged, v.re * scale);
-    room.difference(block + 1)[lag] = difference(next_energy, next_lagged, -v.im * next_scale);
+    const float *const newest = scratch.square(block), *const before = scratch.square(block - 1);
+    const float lagged = lagged_energy(newest, before, scratch.square(block - 2), lag, hop);
+    const float next_lagged = lagged_energy(scratch.square(block + 1), newest, before, lag, hop);
+    scratch.difference(block)[lag] = difference(energy, lagged, v.re * scale);
+    scratch.difference(block + 1)[lag] = difference(next_energy, next_lagged, -v.im * next_scale);
   };
-  work.plan.transform(roots, lane, room.pong, room.ping, [&](int i) { return room.ping[i]; }, keep);
+  work.plan.transform(roots, lane, scratch.pong, scratch.ping, [&](int i) { return scratch.ping[i]; }, keep);
   __syncthreads();
 }
 
 // Each half picks the pitch of the frame whose newest block is `block`. Ends with a barrier.
 template <class W>
 __device__ __forceinline__ void pick(
-    const W& work, const Room& room, HalfLane lane, int block, float* f0, float* periodicity) {
+    const W& work, const Scratch& scratch, HalfLane lane, int block, float* f0, float* periodicity) {
   const int hop = work.hop, longest = 2 * hop;
   const Search& search = work.search;
   // ratio[lag] and sums[lag - 1], in memory that the transforms have left.
-  float* const ratio = reinterpret_cast<float*>(room.ping) + lane.number * (longest + 1);
-  float* const sums = reinterpret_cast<float*>(room.pong) + lane.number * (longest + 1);
-  const float *const d0 = room.difference(block), *const d1 = room.difference(block - 1);
-  const float *const d2 = room.difference(block - 2), *const d3 = room.difference(block - 3);
+  float* const ratio = reinterpret_cast<float*>(scratch.ping) + lane.number * (longest + 1);
+  float* const sums = reinterpret_cast<float*>(scratch.pong) + lane.number * (longest + 1);
+  const float *const d0 = scratch.difference(block), *const d1 = scratch.difference(block - 1);
+  const float *const d2 = scratch.difference(block - 2), *const d3 = scratch.difference(block - 3);
   float power = 0.0f;
-  for (int b = 0; b < 4; ++b) power += room.energies[(block - b) & 7];
+  for (int b = 0; b < 4; ++b) power += scratch.energies[(block - b) & 7];
   const float noise = power * (kRelativeNoise / (4.0f * static_cast<float>(hop))) + kAbsoluteNoise;
   for (int lag = 1 + lane.thread; lag <= longest; lag += kHalf) {
     const float value = window(d0[lag], d1[lag], d2[lag], d3[lag], lag, hop) + noise;
@@ -285,36 +285,36 @@ __device__ __forceinline__ void track(const W& work, unsigned char* memory) {
   const int size = work.plan.size(), hop = work.hop, length = work.search.length;
   const int thread = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y);
   const Lane lane{thread, kThreads};
-  const Room room(memory, size, hop, length);
-  float* const partial = room.partial + thread / kHalf * (kHalf + kGroup);
+  const Scratch scratch(memory, size, hop, length);
+  float* const partial = scratch.partial + thread / kHalf * (kHalf + kGroup);
   const HalfLane half{thread / kHalf, thread % kHalf, partial, partial + kHalf};
 
   const int begin = static_cast<int>(blockIdx.x) * work.run;
   const int end = begin + work.run < work.frames ? begin + work.run : work.frames;
-  for (int i = thread; i < size; i += kThreads) room.roots[i] = work.tables.roots[i];
-  for (int i = thread; i < length; i += kThreads) room.taps[i] = work.tables.taps[i];
-  if (thread < 4) room.square(thread)[0] = 0.0f;
-  if (thread < 3) room.sum(thread)[0] = 0.0f;
+  for (int i = thread; i < size; i += kThreads) scratch.roots[i] = work.tables.roots[i];
+  for (int i = thread; i < length; i += kThreads) scratch.taps[i] = work.tables.taps[i];
+  if (thread < 4) scratch.square(thread)[0] = 0.0f;
+  if (thread < 3) scratch.sum(thread)[0] = 0.0f;
   // The block before the first pair. Its first samples lack a past, but no average reaches them.
   for (int i = thread; i < hop; i += kThreads) {
-    room.audio[i] = 0.0f;
-    room.audio[hop + i] = 0.0f;
-    room.audio[2 * hop + i] = past(work, row, static_cast<std::int64_t>(begin) * hop + i);
+    scratch.audio[i] = 0.0f;
+    scratch.audio[hop + i] = 0.0f;
+    scratch.audio[2 * hop + i] = past(work, row, static_cast<std::int64_t>(begin) * hop + i);
   }
-  if (thread < kOutputs) room.audio[3 * hop + thread] = 0.0f;
+  if (thread < kOutputs) scratch.audio[3 * hop + thread] = 0.0f;
   __syncthreads();
-  smooth(work, room, lane);
+  smooth(work, scratch, lane);
   __syncthreads();
-  scan(half, room.sum(1 + half.number) + 1, hop);
+  scan(half, scratch.sum(1 + half.number) + 1, hop);
 
   for (int block = begin + 1; block < end + kBlocksOfState; block += 2) {
-    take_pair(work, room, lane, half, row, block);
-    transform_pair(work, room, lane, block, block >= begin + 3);
+    take_pair(work, scratch, lane, half, row, block);
+    transform_pair(work, scratch, lane, block, block >= begin + 3);
     if (block < begin + kBlocksOfState - 1) continue;
     const int frame = block + half.number - kBlocksOfState;
     const bool wanted = begin <= frame && frame < end;
     const std::int64_t index = static_cast<std::int64_t>(row) * work.frames + frame;
-    pick(work, room, half, block + half.number, wanted ? work.f0 + index : nullptr, work.periodicity + index);
+    pick(work, scratch, half, block + half.number, wanted ? work.f0 + index : nullptr, work.periodicity + index);
   }
   if (end != work.frames) return;
   const std::int64_t state = static_cast<std::int64_t>(kBlocksOfState) * hop;

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) table_kernel(TableWork work) {
 }
 
 // What a block keeps in shared memory.
-struct Room {
+struct Scratch {
   Complex *ping, *pong;          // [fft_size] each
   Complex* roots;                // As many as both plans need, and half a turn for unpacking
   Complex* responses;            // Of this frame and the one before, harmonic and noise; [2, 2, fft_size / 2 + 1]
@@ -62,7 +62,7 @@ struct Room {
     return (2 * size + roots + 5 * bins) * sizeof(Complex) + (size + 2 * bands) * sizeof(float);
   }
 
-  __device__ __forceinline__ Room(unsigned char* memory, int size, int root_count)
+  __device__ __forceinline__ Scratch(unsigned char* memory, int size, int root_count)
       : ping(reinterpret_cast<Complex*>(memory)),
         pong(ping + size),
         roots(pong + size),
@@ -75,28 +75,28 @@ struct Room {
   __device__ __forceinline__ Complex* response(int slot, int kind) const { return responses + (2 * slot + kind) * bins; }
 };
 
-// Leaves the responses of `frame`, -1 being the state's, in room.responses[slot]. Ends with a barrier.
+// Leaves the responses of `frame`, -1 being the state's, in scratch.responses[slot]. Ends with a barrier.
 template <class W>
-__device__ __forceinline__ void respond(const W& work, const Room& room, Lane lane, int row, int frame, int slot) {
+__device__ __forceinline__ void respond(const W& work, const Scratch& scratch, Lane lane, int row, int frame, int slot) {
   const int size = work.whole.size(), bands = work.bands;
   for (int i = lane.thread; i < 2 * bands; i += lane.threads) {
     const bool harmonic = i < bands;
     const int band = harmonic ? i : i - bands;
     const std::int64_t index = (static_cast<std::int64_t>(row) * work.frames + frame) * bands + band;
     const int state = 2 * bands + size - work.hop;
-    room.above[i] = frame < 0 ? work.state_in[static_cast<std::int64_t>(row) * state + i]
+    scratch.above[i] = frame < 0 ? work.state_in[static_cast<std::int64_t>(row) * state + i]
                               : above_floor(load(harmonic ? work.harmonic_filter : work.noise_filter, index));
   }
   __syncthreads();
-  const Roots roots{room.roots, size};
+  const Roots roots{scratch.roots, size};
   const auto envelopes = [&](int i) {
     const Place place = work.tables.places[2 * i <= size ? i : size - i];
-    return Complex{interpolated(room.above, place), interpolated(room.above + bands, place)};
+    return Complex{interpolated(scratch.above, place), interpolated(scratch.above + bands, place)};
   };
-  const auto make_odd = [&](int i, Complex v) { room.ping[i] = odd_cepstrum(v, i, size); };
-  work.whole.transform(roots, lane, room.ping, room.pong, envelopes, make_odd);
+  const auto make_odd = [&](int i, Complex v) { scratch.ping[i] = odd_cepstrum(v, i, size); };
+  work.whole.transform(roots, lane, scratch.ping, scratch.pong, envelopes, make_odd);
   __syncthreads();
-  Complex *const harmonic = room.response(slot, 0), *const noise = room.response(slot, 1);
+  Complex *const harmonic = scratch.response(slot, 0), *const noise = scratch.response(slot, 1);
   const auto finish = [&](int i, Complex v) {
     if (2 * i > size) return;
     const Complex above = envelopes(i);
@@ -104,28 +104,28 @@ __device__ __forceinline__ void respond(const W& work, const Room& room, Lane la
     noise[i] = response(above.im, -v.re);
   };
   // ping and pong have changed places.
-  work.whole.transform(roots, lane, room.pong, room.ping, [&](int i) { return room.ping[i]; }, finish);
+  work.whole.transform(roots, lane, scratch.pong, scratch.ping, [&](int i) { return scratch.ping[i]; }, finish);
   __syncthreads();
 }
 
-// Adds one filtered signal of the frame to room.spectrum. Ends with a barrier.
+// Adds one filtered signal of the frame to scratch.spectrum. Ends with a barrier.
 template <class W>
 __device__ __forceinline__ void filter(
-    const W& work, const Room& room, Lane lane, const autovoice_samples& signal, std::int64_t first, int kind, int slot) {
+    const W& work, const Scratch& scratch, Lane lane, const autovoice_samples& signal, std::int64_t first, int kind, int slot) {
   const int size = work.whole.size();
   const auto faded = [&](int i) {
     if (i >= work.hop) return Complex{0.0f, 0.0f};
     const float sample = load(signal, first + i), rising = sample * work.tables.rise[i];
     return Complex{rising, sample - rising};
   };
-  const auto keep = [&](int i, Complex v) { room.ping[i] = v; };
-  work.whole.transform(Roots{room.roots, size}, lane, room.ping, room.pong, faded, keep);
+  const auto keep = [&](int i, Complex v) { scratch.ping[i] = v; };
+  work.whole.transform(Roots{scratch.roots, size}, lane, scratch.ping, scratch.pong, faded, keep);
   __syncthreads();
   for (int k = lane.thread; 2 * k <= size; k += lane.threads) {
-    const Complex mirror = room.ping[k == 0 ? 0 : size - k];
+    const Complex mirror = scratch.ping[k == 0 ? 0 : size - k];
     const Complex bin =
-        filtered(room.ping[k], mirror, room.response(slot, kind)[k], room.response(1 - slot, kind)[k]);
-    room.spectrum[k] = kind == 0 ? bin : room.spectrum[k] + bin;
+        filtered(scratch.ping[k], mirror, scratch.response(slot, kind)[k], scratch.response(1 - slot, kind)[k]);
+    scratch.spectrum[k] = kind == 0 ? bin : scratch.spectrum[k] + bin;
   }
   __syncthreads();
 }
@@ -135,51 +135,51 @@ __device__ __forceinline__ void synthesise(const W& work, unsigned char* memory)
   const int size = work.whole.size(), half = work.half.size(), hop = work.hop, bands = work.bands;
   const int tail = size - hop, state = 2 * bands + tail, row = static_cast<int>(blockIdx.y);
   const Lane lane{static_cast<int>(threadIdx.x), kThreads};
-  const Room room(memory, size, work.whole.root_count());
+  const Scratch scratch(memory, size, work.whole.root_count());
   const float* const state_in = work.state_in + static_cast<std::int64_t>(row) * state;
   float* const state_out = work.state_out + static_cast<std::int64_t>(row) * state;
 
   const int first = static_cast<int>(blockIdx.x) * work.run;
   const int end = first + work.run < work.frames ? first + work.run : work.frames;
   const int early = first - (size / hop - 1), begin = early > 0 ? early : 0;
-  for (int i = lane.thread; i < work.whole.root_count(); i += lane.threads) room.roots[i] = work.tables.roots[i];
+  for (int i = lane.thread; i < work.whole.root_count(); i += lane.threads) scratch.roots[i] = work.tables.roots[i];
   for (int i = lane.thread; i < size; i += lane.threads) {
-    room.owed[i] = begin == 0 && i < tail ? state_in[2 * bands + i] : 0.0f;
+    scratch.owed[i] = begin == 0 && i < tail ? state_in[2 * bands + i] : 0.0f;
   }
   __syncthreads();
   int slot = 0, base = 0;
-  respond(work, room, lane, row, begin - 1, slot);
+  respond(work, scratch, lane, row, begin - 1, slot);
   for (int frame = begin; frame < end; ++frame) {
     slot = 1 - slot;
-    respond(work, room, lane, row, frame, slot);
+    respond(work, scratch, lane, row, frame, slot);
     const std::int64_t sample = (static_cast<std::int64_t>(row) * work.frames + frame) * hop;
-    filter(work, room, lane, work.excitation, sample, 0, slot);
-    filter(work, room, lane, work.noise, sample, 1, slot);
+    filter(work, scratch, lane, work.excitation, sample, 0, slot);
+    filter(work, scratch, lane, work.noise, sample, 1, slot);
     const auto pack = [&](int k) {
-      return packed_bin(room.spectrum[k], room.spectrum[half - k], room.roots[k], half);
+      return packed_bin(scratch.spectrum[k], scratch.spectrum[half - k], scratch.roots[k], half);
     };
     const bool audible = frame >= first;
     const auto put = [&](int i, float value) {
       int place = base + i;
       if (place >= size) place -= size;
-      const float sum = room.owed[place] + value;
-      room.owed[place] = i < hop ? 0.0f : sum;
+      const float sum = scratch.owed[place] + value;
+      scratch.owed[place] = i < hop ? 0.0f : sum;
       if (audible && i < hop) store(work.audio, sample + i, sum);
     };
     const auto add = [&](int i, Complex v) {
       put(2 * i, v.re);
       put(2 * i + 1, -v.im);
     };
-    work.half.transform(Roots{room.roots, size}, lane, room.ping, room.pong, pack, add);
+    work.half.transform(Roots{scratch.roots, size}, lane, scratch.ping, scratch.pong, pack, add);
     __syncthreads();
     base += hop;
     if (base >= size) base -= size;
   }
   if (end != work.frames) return;
-  for (int i = lane.thread; i < 2 * bands; i += lane.threads) state_out[i] = room.above[i];
+  for (int i = lane.thread; i < 2 * bands; i += lane.threads) state_out[i] = scratch.above[i];
   for (int i = lane.thread; i < tail; i += lane.threads) {
     const int place = base + i;
-    state_out[2 * bands + i] = room.owed[place < size ? place : place - size];
+    state_out[2 * bands + i] = scratch.owed[place < size ? place : place - size];
   }
 }
 
@@ -208,7 +208,7 @@ struct Layout {
     const int size = options.fft_size;
     is_base = size == WholeBase::kSize;
     const int roots = is_base ? WholeBase{}.root_count() : AnyPlan(size).root_count();
-    block_bytes = aligned(Room::bytes(size, roots, options.bands));
+    block_bytes = aligned(Scratch::bytes(size, roots, options.bands));
     in_shared = block_bytes <= kSharedBytes;
     // Long runs waste few frames on tails; short ones fill the device when there is little to do. Where blocks
     // need memory of their own, the length may not depend on the device.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autovoice.cli.outputs import plan_jobs, require_writable
+from autovoice.cli.outputs import pair_files, require_writable
 from autovoice.errors import AudioFileError, OutputError
 
 
@@ -37,7 +37,7 @@ def outputs(jobs: list, base: Path) -> dict[str, str]:
 
 
 def test_folder_keeps_its_structure_and_takes_audio_only(tree: Path, tmp_path: Path) -> None:
-    jobs = plan_jobs([tree], tmp_path / "out", "flac", "refuse")
+    jobs = pair_files([tree], tmp_path / "out", "flac", "refuse")
     assert outputs(jobs, tmp_path / "out") == {
         "a.wav": "a.flac",
         "b.FLAC": "deep/b.flac",
@@ -49,23 +49,23 @@ def test_output_is_a_file_only_for_one_source_file(tree: Path, tmp_path: Path) -
     one = tree / "a.wav"
     existing_folder = tmp_path / "looks.wav"
     existing_folder.mkdir()
-    assert plan_jobs([one], tmp_path / "x.ogg", "wav", "refuse")[0].output == tmp_path / "x.ogg"
-    assert plan_jobs([one], tmp_path / "folder", "wav", "refuse")[0].output == tmp_path / "folder/a.wav"
-    assert plan_jobs([one], existing_folder, "wav", "refuse")[0].output == existing_folder / "a.wav"
+    assert pair_files([one], tmp_path / "x.ogg", "wav", "refuse")[0].output == tmp_path / "x.ogg"
+    assert pair_files([one], tmp_path / "folder", "wav", "refuse")[0].output == tmp_path / "folder/a.wav"
+    assert pair_files([one], existing_folder, "wav", "refuse")[0].output == existing_folder / "a.wav"
     for sources in ([tree], [one, tree / "deep" / "c.mp3"]):
         with pytest.raises(OutputError, match="give -o a folder"):
-            plan_jobs(sources, tmp_path / "x.wav", "wav", "refuse")
+            pair_files(sources, tmp_path / "x.wav", "wav", "refuse")
 
 
 def test_existing_file_is_no_folder(tree: Path, tmp_path: Path) -> None:
     touch(tmp_path / "taken")
     with pytest.raises(OutputError, match="taken is a file"):
-        plan_jobs([tree], tmp_path / "taken", "wav", "refuse")
+        pair_files([tree], tmp_path / "taken", "wav", "refuse")
 
 
 def test_results_inside_the_source_folder_are_not_sources(tree: Path) -> None:
     touch(tree / "out" / "old.wav")
-    assert {job.source.name for job in plan_jobs([tree], tree / "out", "wav", "refuse")} == {
+    assert {job.source.name for job in pair_files([tree], tree / "out", "wav", "refuse")} == {
         "a.wav",
         "b.FLAC",
         "c.mp3",
@@ -75,14 +75,14 @@ def test_results_inside_the_source_folder_are_not_sources(tree: Path) -> None:
 def test_two_sources_never_share_an_output(tree: Path, tmp_path: Path) -> None:
     touch(tree / "a.flac")
     with pytest.raises(OutputError, match=r"a\.flac and .*a\.wav would both be written to .*a\.wav"):
-        plan_jobs([tree], tmp_path / "out", "wav", "refuse")
+        pair_files([tree], tmp_path / "out", "wav", "refuse")
     touch(tmp_path / "other" / "a.wav")
     with pytest.raises(OutputError, match="would both be written"):
-        plan_jobs([tree / "a.wav", tmp_path / "other" / "a.wav"], tmp_path / "out", "wav", "replace")
+        pair_files([tree / "a.wav", tmp_path / "other" / "a.wav"], tmp_path / "out", "wav", "replace")
 
 
 def test_the_same_source_twice_is_one_job(tree: Path, tmp_path: Path) -> None:
-    jobs = plan_jobs(
+    jobs = pair_files(
         [tree / "a.wav", tree, tree / "deep" / ".." / "a.wav"], tmp_path / "out", "wav", "refuse"
     )
     assert sorted(job.source.name for job in jobs) == ["a.wav", "b.FLAC", "c.mp3"]
@@ -93,29 +93,29 @@ def test_a_source_is_never_replaced(tree: Path, tmp_path: Path) -> None:
     link.symlink_to(tree / "a.wav")
     for output in (tree / "a.wav", link):
         with pytest.raises(OutputError, match="also a source"):
-            plan_jobs([tree / "a.wav"], output, "wav", "replace")
+            pair_files([tree / "a.wav"], output, "wav", "replace")
 
 
 def test_existing_outputs_are_refused_replaced_or_skipped(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     touch(out / "a.wav", out / "deep" / "b.wav")
     with pytest.raises(OutputError, match=r"a\.wav and 1 more exist.*--overwrite.*--skip-existing"):
-        plan_jobs([tree], out, "wav", "refuse")
-    assert len(plan_jobs([tree], out, "wav", "replace")) == 3
-    assert outputs(plan_jobs([tree], out, "wav", "skip"), out) == {"c.mp3": "deep/c.wav"}
+        pair_files([tree], out, "wav", "refuse")
+    assert len(pair_files([tree], out, "wav", "replace")) == 3
+    assert outputs(pair_files([tree], out, "wav", "skip"), out) == {"c.mp3": "deep/c.wav"}
 
 
 def test_missing_sources_and_folders_without_audio_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AudioFileError, match=r"nowhere\.wav does not exist"):
-        plan_jobs([tmp_path / "nowhere.wav"], tmp_path / "out", "wav", "refuse")
+        pair_files([tmp_path / "nowhere.wav"], tmp_path / "out", "wav", "refuse")
     with pytest.raises(AudioFileError, match=r"empty holds no audio files \(.*flac.*\)"):
-        plan_jobs([tmp_path / "empty"], tmp_path / "out", "wav", "refuse")
+        pair_files([tmp_path / "empty"], tmp_path / "out", "wav", "refuse")
 
 
 def test_folder_loops_by_symlink_end(tree: Path, tmp_path: Path) -> None:
     (tree / "deep" / "loop").symlink_to(tree)
-    assert len(plan_jobs([tree], tmp_path / "out", "wav", "refuse")) == 3
+    assert len(pair_files([tree], tmp_path / "out", "wav", "refuse")) == 3
 
 
 @given(
@@ -129,9 +129,9 @@ def test_outputs_are_distinct_or_refused(tmp_path_factory: pytest.TempPathFactor
     stems = [str(Path(name).with_suffix("")) for name in names]
     if len(set(stems)) < len(stems):
         with pytest.raises(OutputError, match="would both be written"):
-            plan_jobs([root], root / "out", "wav", "refuse")
+            pair_files([root], root / "out", "wav", "refuse")
     else:
-        jobs = plan_jobs([root], root / "out", "wav", "refuse")
+        jobs = pair_files([root], root / "out", "wav", "refuse")
         assert sorted(str(job.output.relative_to(root / "out").with_suffix("")) for job in jobs) == sorted(
             stems
         )

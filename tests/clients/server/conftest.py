@@ -8,8 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from triton_calls import Client, find_repository, grpc_client, http_client, local_options
+from triton_calls import (
+    CONTROL_KEY,
+    KEY,
+    Client,
+    find_repository,
+    grpc_client,
+    http_client,
+    local_options,
+    write_small_repository,
+)
 
+from autovoice.server.logs import LogRecord
 from autovoice.server.server import TritonServer
 
 
@@ -36,6 +46,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(installed: None, repository: Path, cache: Path) -> Iterator[TritonServer]:
     """A server that tests send anything to but neither kill nor reconfigure."""
     with TritonServer(local_options(repository), cache=cache) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository that a server loads in a second; see `write_small_repository`."""
+    folder = tmp_path_factory.mktemp("small") / "models"
+    write_small_repository(folder, repository)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_log() -> list[LogRecord]:
+    """The log of `small_server`."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def small_server(
+    installed: None, small: Path, cache: Path, small_log: list[LogRecord]
+) -> Iterator[TritonServer]:
+    """A server of the small repository, which lies under a path with a space and asks for keys."""
+    spaced = small.parent / "with a space"
+    spaced.symlink_to(small)
+    options = local_options(spaced, api_key=KEY, control_key=CONTROL_KEY, metrics=False, threads=2)
+    with TritonServer(options, cache=cache, on_log=small_log.append) as running:
         yield running
 
 

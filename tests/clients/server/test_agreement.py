@@ -11,6 +11,8 @@ from triton_calls import Client, cut, hum, joined, voice
 from autovoice.engines.local import LocalEngine
 from autovoice.repository.reader import ModelRepository
 
+pytestmark = pytest.mark.server
+
 TOLERANCE = 1e-4
 SAMPLES = 24_137  # no whole number of frames
 

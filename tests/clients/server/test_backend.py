@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
+import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from google.protobuf import json_format
 from onnx import TensorProto, helper, save
 
 import autovoice.server
+from autovoice.errors import RepositoryError
 from autovoice.repository.model_config import parse_config
 
 BACKEND = Path(autovoice.server.__file__).parent / "backend" / "onnxruntime" / "model.py"
@@ -34,6 +38,7 @@ class Tensor:
 
 
 class TritonError(Exception):
+    INTERNAL = 1
     INVALID_ARG = 3
 
     def __init__(self, message: str, code: int = 0) -> None:
@@ -90,6 +95,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+HEAVY = ("grpc", "tritonclient", "soundfile", "soxr", "typer", "rich", "psutil", "urllib3", "pynvml")
+
 CONFIG = """
 name: "sums" backend: "onnxruntime" max_batch_size: 8
 input { name: "X" data_type: TYPE_FP32 dims: [-1] }
@@ -101,7 +108,7 @@ sequence_batching { max_sequence_idle_microseconds: 2000000 oldest { max_candida
 """
 
 
-def load(backend: Any, folder: Path, extra: str, **args: str) -> Any:
+def load(backend: Any, folder: Path, extra: str, whole: bool = False, **args: str) -> Any:
     """A model that adds to X all that came before in its sequence: Y = X + S, T = S + sum(X)."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "2*F"]) for name in "XY")
     s, t = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1]) for name in "ST")
@@ -116,7 +123,7 @@ def load(backend: Any, folder: Path, extra: str, **args: str) -> Any:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     save(model, folder / "1" / "model.onnx")
     config = json_format.MessageToDict(
-        parse_config(CONFIG + extra, "test"),
+        parse_config(extra if whole else CONFIG + extra, "test"),
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
     )
@@ -144,6 +151,10 @@ def ask(values: list[float], sequence: int = 1, flags: int = 0) -> Request:
     """What Triton sends: the initial state comes with every request."""
     feeds = {"X": np.array([values], np.float32), "S": np.zeros((1, 1), np.float32)}
     return Request(feeds, sequence, flags)
+
+
+def codes(served: Any, *requests: Request) -> list[int | None]:
+    return [response.error.code if response.error else None for response in served.execute(list(requests))]
 
 
 def answers(served: Any, *requests: Request) -> list[Any]:
@@ -187,11 +198,60 @@ def test_bad_requests_fail_alone_and_end_their_sequence(backend: Any, sums: Any)
     assert backend.pb_utils.logged[0].startswith("[request id: r1] sums: X holds")
 
 
-def test_overflow_in_a_batch_fails_alone(sums: Any) -> None:
+def test_overflow_in_a_batch_fails_alone(backend: Any, sums: Any) -> None:
     answers(sums, ask([3e38, 0], 1, START), ask([1, 0], 2, START))
     made = answers(sums, ask([3e38, 0], 1), ask([0, 0], 2))
     assert "not a number" in made[0]
     assert made[1] == [1, 1]
+
+
+def test_only_what_the_client_sent_is_its_mistake(backend: Any, sums: Any) -> None:
+    internal, invalid = backend.pb_utils.TritonError.INTERNAL, backend.pb_utils.TritonError.INVALID_ARG
+    answers(sums, ask([3e38, 0], 1, START))
+    assert codes(sums, ask([3e38, 0], 1)) == [internal]
+    assert codes(sums, ask([float("inf"), 0], 2, START), ask([1, 2, 3], 3, START)) == [invalid, invalid]
+    assert codes(sums, ask([0, 0], 4)) == [invalid]
+
+
+def test_refused_arrays_are_freed_at_once(sums: Any) -> None:
+    """They can be hundreds of megabytes; Python's garbage collector comes late."""
+    array = np.full((1, 2), np.nan, np.float32)
+    freed = weakref.ref(array)
+    gc.disable()
+    try:
+        (response,) = sums.execute([Request({"X": array}, 1, START)])
+        assert "not finite" in str(response.error)
+        del array, response
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_interpreter_without_the_package_is_told_so_in_one_line() -> None:
+    """The backend directory holds a copy of the file, for a Python that may be another."""
+    script = f"""
+import runpy, sys, types
+sys.modules["triton_python_backend_utils"] = types.ModuleType("utils")
+sys.modules["autovoice"] = None
+runpy.run_path({str(BACKEND)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "ImportError: the onnxruntime backend needs the package autovoice in the Python of"
+    )
+
+
+def test_only_what_a_model_needs_is_imported() -> None:
+    """Every process of a model pays for it when it starts."""
+    script = f"""
+import runpy, sys, types
+sys.modules["triton_python_backend_utils"] = types.ModuleType("utils")
+runpy.run_path({str(BACKEND)!r})
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in {HEAVY!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_abandoned_sequences_are_bounded_and_expire(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +309,24 @@ def test_large_input_is_refused_where_the_config_says_so(backend: Any, tmp_path:
     assert "X has 24 bytes, more than the 16 allowed" in answers(served, ask([1] * 6, 2, START))[0]
 
 
-def test_config_and_file_that_disagree_do_not_load(backend: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="disagree about the input S; the file has S, X"):
-        load(backend, tmp_path, "")
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CONFIG, "needs input S, which the config of sums lacks"),
+        (CONFIG.replace('name: "Y"', 'name: "Z"') + STATEFUL, "names output Z"),
+        (CONFIG.replace("TYPE_FP32", "TYPE_FP64") + STATEFUL, "input X the type float64"),
+        (CONFIG.replace("dims: [-1]", "dims: [-1, 2]") + STATEFUL, "input X the dims"),
+        (CONFIG + STATEFUL.replace("dims: [1]", "dims: [2]"), "input S the dims"),
+    ],
+)
+def test_config_and_file_that_disagree_do_not_load(
+    backend: Any, tmp_path: Path, config: str, message: str
+) -> None:
+    with pytest.raises(RepositoryError, match=message):
+        load(backend, tmp_path, config, whole=True)
+
+
+def test_file_that_is_missing_does_not_load(backend: Any, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"NoSuch\.onnx"):
         load(backend, tmp_path, STATEFUL + 'default_model_filename: "NoSuch.onnx"')
 

@@ -19,6 +19,8 @@ from tritonclient.utils import InferenceServerException
 
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 GOOD = {"SOURCE_AUDIO": hum(4800), **voice(0)}
 
 

@@ -114,7 +114,7 @@ def test_what_the_context_leaves_out() -> None:
         "training/checkpoints/base.safetensors",
     ):
         assert not in_context(secret), secret
-    for other in ("tests/test_house.py", ".git/config", "benchmarks/pipeline.py", "data/corpus/a.flac"):
+    for other in ("tests/conftest.py", ".git/config", "benchmarks/pipeline.py", "data/corpus/a.flac"):
         assert not in_context(other), other
 
 
@@ -189,6 +189,8 @@ def test_images_are_pinned_and_hold_no_secret() -> None:
                 assert not re.search(r"(?i)(key|secret|token|password)\s*=", step), step
 
 
+@pytest.mark.server
+@pytest.mark.slow
 def test_cpu_image_replayed(installed: None, repository: Path, cache: Path, tmp_path: Path) -> None:
     """Its steps from an exported context, in a new environment: build, install, start, check, stop.
 

@@ -1,13 +1,8 @@
-"""Servers that are killed, reloaded, locked and given broken models."""
+"""Servers whose backends are killed and whose models are replaced."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,31 +10,29 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from triton_calls import (
+    PATIENCE,
     Array,
     Client,
-    Connect,
+    backend_processes,
     cut,
     grpc_client,
-    http_client,
     hum,
     joined,
     local_options,
+    until,
     voice,
 )
 from tritonclient.utils import InferenceServerException
 
-from autovoice.address import API_KEY_HEADER, GRPC_HEADER_PREFIX
-from autovoice.errors import ConfigurationError
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
 FEEDS = {"SOURCE_AUDIO": hum(4800), **voice(0)}
 STREAM = "voice_conversion_stream"
 IDLE_SECONDS = 1
-PATIENCE = 60.0  # never waited for when all is well
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +50,6 @@ def copy(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fragile(installed: None, copy: Path, cache: Path) -> Iterator[TritonServer]:
     with TritonServer(local_options(copy), cache=cache) as running:
         yield running
-
-
-def shared_memory(pid: int) -> set[Path]:
-    """Regions of the backend processes below a process; other servers may run on this machine."""
-    commands = (" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True))
-    names = {name for command in commands for name in re.findall(r"triton_\w+_shm_region_[\w-]+", command)}
-    return {Path("/dev/shm", name) for name in names}
-
-
-def backend_processes(server: TritonServer, model: str) -> list[psutil.Process]:
-    assert server.process is not None
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def feeds_of(caller: int) -> dict[str, Array]:
@@ -135,11 +107,12 @@ class Callers:
 
 
 def test_killed_backend_process_comes_back(fragile: TritonServer) -> None:
+    assert fragile.process is not None
     with grpc_client(fragile.options) as client:
         expected = conversions(client, 4)
         with Callers(fragile, 4) as callers:
             callers.wait_for_answers(4)
-            (victim,) = backend_processes(fragile, "synthesizer")
+            (victim,) = backend_processes(fragile.process.pid, "synthesizer")
             victim.kill()
             callers.wait_for_answers(8)
         for number, answer in callers.answers:
@@ -148,12 +121,13 @@ def test_killed_backend_process_comes_back(fragile: TritonServer) -> None:
 
 
 def test_stream_whose_backend_died_is_told_so(fragile: TritonServer) -> None:
+    assert fragile.process is not None
     audio = hum(4800)
     chunks = cut(audio, [480])
     with grpc_client(fragile.options) as client:
         (expected,) = client.infer("voice_conversion", FEEDS).values()
         client.infer(STREAM, {**FEEDS, "SOURCE_AUDIO": chunks[0]}, sequence_id=7, sequence_start=True)
-        (victim,) = backend_processes(fragile, "converter_stream")
+        (victim,) = backend_processes(fragile.process.pid, "converter_stream")
         victim.kill()
 
         def go_on() -> None:
@@ -228,132 +202,3 @@ def test_new_version_under_load(
     record_property("answers", len(callers.answers))
     record_property("failures", len(callers.errors))
     assert callers.errors == []
-
-
-def test_killed_server_leaves_nothing_behind(installed: None, copy: Path, cache: Path) -> None:
-    with TritonServer(local_options(copy), cache=cache) as server:
-        assert server.process is not None
-        regions = shared_memory(server.process.pid)
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        assert children
-        assert any(region.exists() for region in regions)
-        with Callers(server, 2) as callers:
-            callers.wait_for_answers(4)
-            server.process.kill()
-            assert server.wait() == -signal.SIGKILL
-            until(lambda: len(callers.errors) > 2)
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
-    assert not any(region.exists() for region in regions)
-
-
-KEY, CONTROL_KEY = "inference-0123456789", "control-0123456789"
-HEADERS: dict[Connect, str] = {
-    grpc_client: GRPC_HEADER_PREFIX + API_KEY_HEADER,
-    http_client: API_KEY_HEADER,
-}
-
-
-@pytest.fixture(scope="module")
-def locked(installed: None, copy: Path, cache: Path) -> Iterator[TritonServer]:
-    """Asks for keys; its repository lies under a path with a space and is overridden on the way."""
-    spaced = copy.parent / "with a space"
-    spaced.symlink_to(copy)
-    options = local_options(spaced, api_key=KEY, control_key=CONTROL_KEY, metrics=False, threads=2)
-    with TritonServer(options, cache=cache) as running:
-        yield running
-
-
-@pytest.mark.parametrize("connect", HEADERS, ids=["grpc", "http"])
-def test_protected_calls_need_the_key(locked: TritonServer, connect: Connect) -> None:
-    def infer(client: Client, **options: object) -> None:
-        client.infer("voice_conversion", FEEDS, **options)
-
-    def load(client: Client, **options: object) -> None:
-        client.connection.load_model("target_pitch", **options)
-
-    def statistics(client: Client, **options: object) -> None:
-        client.connection.get_inference_statistics(**options)
-
-    def shared(client: Client, **options: object) -> None:
-        client.connection.get_system_shared_memory_status(**options)
-
-    header = HEADERS[connect]
-    with connect(locked.options) as client:
-        assert client.connection.is_server_ready()
-        for call, right, wrong in (
-            (infer, KEY, CONTROL_KEY),
-            (statistics, KEY, CONTROL_KEY),
-            (shared, KEY, CONTROL_KEY),
-            (load, CONTROL_KEY, KEY),
-        ):
-            for headers in (None, {header: wrong}, {header: ""}):
-                with pytest.raises(InferenceServerException, match=r"key|restricted|header|not match|access"):
-                    call(client, headers=headers)
-            call(client, headers={header: right})
-
-
-def test_overrides_reach_the_server(locked: TritonServer) -> None:
-    with grpc_client(locked.options) as client:
-        config = client.connection.get_model_config("synthesizer", as_json=True)["config"]
-    assert config["parameters"]["intra_op_thread_count"]["string_value"] == "2"
-
-
-def autovoice(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "autovoice", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,  # type: ignore[call-overload]
-    )
-
-
-ANY_PORT = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
-
-
-def test_serve_says_when_it_is_ready_and_ends_on_a_signal(
-    installed: None, repository: Path, cache: Path
-) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-    command = ("serve", "--repository", str(repository), *ANY_PORT, "--log-format", "json")
-    process = autovoice(*command, env=environment)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline().startswith("ready: grpc://127.0.0.1:")
-        regions = shared_memory(process.pid)
-        assert regions
-        process.send_signal(signal.SIGINT)
-        _, log = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
-    models = len(list(repository.glob("*/config.pbtxt")))
-    assert sum('"loaded ' in line for line in log.splitlines()) == models
-    assert all(line.startswith("{") for line in log.splitlines())
-    assert not any(region.exists() for region in regions)
-
-
-def test_serve_fails_with_the_servers_own_reason(installed: None, repository: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "models"
-    shutil.copytree(repository / "target_pitch", broken / "target_pitch")
-    model = broken / "target_pitch" / "1" / "model.onnx"
-    model.write_bytes(model.read_bytes()[:100])
-    process = autovoice("serve", "--repository", str(broken), *ANY_PORT)
-    _, log = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    last = log.splitlines()[-1]
-    assert last.startswith("autovoice: model target_pitch did not load: ")
-    assert "model.onnx" in last or "protobuf" in last.lower()
-
-
-def test_serve_passes_on_what_the_server_says_of_its_options(installed: None, repository: Path) -> None:
-    process = autovoice("serve", "--repository", str(repository), *ANY_PORT, "--", "--no-such-option")
-    _, log = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert "no-such-option" in log.splitlines()[-1]
-
-
-def test_port_in_use_is_named(fragile: TritonServer, repository: Path) -> None:
-    port = fragile.options.http_port
-    with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 is in use"):
-        TritonServer(local_options(repository, http_port=port))

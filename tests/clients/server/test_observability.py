@@ -18,6 +18,8 @@ from triton_calls import Connect, grpc_client, http_client, hum, local_options, 
 from autovoice.repository.reader import ModelRepository
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 FEEDS = {"SOURCE_AUDIO": hum(2400), **voice(0)}
 # Seconds for one request's spans, never waited for when all is well. The server's exporter drops what it
 # cannot deliver in time on a busy machine: another request is then to be traced.

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autovoice.errors import ConfigurationError
+from autovoice.repository.reader import ModelRepository
 from autovoice.server import installation as installing
 from autovoice.server.installation import Installation, backend_directory, find_installation
 from autovoice.server.logs import parse_line
 from autovoice.server.options import ServeOptions
 
+NOBODY = 65534
 KEY = "0123456789abcdef"
 
 
 def arguments(**changes: Any) -> list[str]:
     options = ServeOptions(Path("models"), **changes).closed()
-    return options.arguments(Path("models"), Path("backends"))
+    return options.arguments(Path("models"), Path("backends"), ["a", "b"])
 
 
 def rules(**changes: Any) -> dict[str, str]:
@@ -35,6 +41,48 @@ def test_stays_on_this_machine_unless_told() -> None:
         assert f"--{service}-address=127.0.0.1" in given
     assert "--model-control-mode=explicit" in given
     assert "--strict-readiness=true" in given
+
+
+@given(st.ip_addresses())
+def test_only_loopback_addresses_are_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    assert ServeOptions(Path("m"), host=str(address)).is_loopback == address.is_loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("no such name", False),
+        ("a..b", False),
+    ],
+)
+def test_names_count_for_their_addresses(host: str, loopback: bool) -> None:
+    assert ServeOptions(Path("m"), host=host).is_loopback is loopback
+    assert ("model-repository" in rules(host=host)) is not loopback
+
+
+def test_name_with_one_address_that_others_reach_is_no_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `/etc/hosts` or DNS may say; the server may bind to either."""
+    known = {"lo": ["127.0.0.1", "::1"], "both": ["127.0.0.1", "192.0.2.7"]}
+
+    def resolve(host: str, *arguments: object, **options: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (address, 0)) for address in known[host]]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    assert ServeOptions(Path("m"), host="lo").is_loopback
+    assert not ServeOptions(Path("m"), host="both").is_loopback
+
+
+def test_every_model_is_named() -> None:
+    """Triton's `*` would take each folder of the repository for a model."""
+    assert [item for item in arguments() if "load-model" in item] == ["--load-model=a", "--load-model=b"]
 
 
 def test_model_control_is_closed_to_strangers() -> None:
@@ -83,6 +131,7 @@ def test_options_reach_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"host": ""}, "host is empty"),
         ({"http_port": 70000}, "http_port is 70000"),
         ({"http_port": 8001}, "collide"),
         ({"api_key": "short"}, "at least 16 characters"),
@@ -105,6 +154,8 @@ def test_free_ports_are_chosen_and_distinct() -> None:
     assert len({options.http_port, options.grpc_port, options.metrics_port, 0}) == 4
     with pytest.raises(ConfigurationError, match=r"cannot bind to 192\.0\.2\.1"):
         ServeOptions(Path("m"), host="192.0.2.1", http_port=0).with_free_ports()
+    with pytest.raises(ConfigurationError, match=r"cannot bind to a\.\.b"):
+        ServeOptions(Path("m"), host="a..b", http_port=0).with_free_ports()
 
 
 def test_urls_can_be_reached() -> None:
@@ -151,6 +202,25 @@ def test_levels_show_what_is_as_bad_or_worse(level: Any) -> None:
     ]
     assert shown == ["error", "warning", "info", "verbose"][: len(shown)]
     assert shown[-1] == level
+
+
+def test_folder_that_must_not_be_entered_is_no_model() -> None:
+    """Such as `lost+found` at the root of a disk, for a user who is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        repository = Path(name)
+        repository.chmod(0o755)
+        for folder in ("lost+found", "model"):
+            (repository / folder).mkdir()
+            (repository / folder / "config.pbtxt").touch()
+        (repository / "lost+found").chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(NOBODY)
+        try:
+            assert ModelRepository(repository).names() == ["model"]
+        finally:
+            if user == 0:
+                os.seteuid(user)
 
 
 def fake_server(root: Path, *, native: bool, python: bool = True) -> Path:

@@ -13,6 +13,8 @@ from tritonclient.utils import InferenceServerException
 
 from autovoice.server.server import TritonServer
 
+pytestmark = pytest.mark.server
+
 SAMPLES = 7200
 STREAM = "voice_conversion_stream"
 _ids = itertools.count(1_000)
@@ -105,7 +107,7 @@ def test_a_failed_chunk_ends_its_sequence_and_no_other(client: Client, sequence:
     client.infer(STREAM, good, sequence_id=sequence, sequence_start=True, sequence_end=True)
 
 
-def test_abandoned_sequences_make_room(server: TritonServer, over_grpc: Client) -> None:
+def test_abandoned_sequences_give_way(server: TritonServer, over_grpc: Client) -> None:
     """Hundreds of streams that nobody ends do not keep a newcomer waiting."""
     chunk = {**voice(1), "SOURCE_AUDIO": hum(480)}
     abandoned = [next(_ids) for _ in range(200)]

@@ -13,6 +13,8 @@ from autovoice.repository.plans import models_with_plans
 from autovoice.repository.reader import ModelRepository
 from autovoice.server.server import ServerError, TritonServer
 
+pytestmark = pytest.mark.server
+
 
 def test_triton_reads_the_configurations_and_lacks_only_the_backend(
     installed: None, repository: Path, cache: Path

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -11,14 +14,18 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
+import psutil
 import tritonclient.grpc
 import tritonclient.http
+from onnx import TensorProto, helper
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.server.options import ServeOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LOOKAHEAD = 600
+PATIENCE = 60.0  # never waited for when all is well
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -149,7 +156,56 @@ def joined(chunks: list[Array], samples: int) -> Array:
     return np.concatenate(chunks, axis=1)[:, LOOKAHEAD : LOOKAHEAD + samples]
 
 
+KEY, CONTROL_KEY = "inference-0123456789", "control-0123456789"
+STRAYS = (".ipynb_checkpoints", "lost+found")
+_ROOTS = """
+name: "roots" backend: "onnxruntime" max_batch_size: 8
+input { name: "X" data_type: TYPE_FP32 dims: [-1] }
+output { name: "Y" data_type: TYPE_FP32 dims: [-1] }
+instance_group { count: 1 kind: KIND_CPU }
+"""
+
+
+def write_small_repository(folder: Path, repository: Path) -> None:
+    """Write models that load in a second: one of the repository's, and square roots (of -1 too).
+
+    Beside them lie folders that are no models.
+    """
+    name = "target_pitch"
+    shutil.copytree(repository / name, folder / name)
+    (folder / "roots" / "1").mkdir(parents=True)
+    (folder / "roots" / "config.pbtxt").write_text(_ROOTS)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "T"]) for name in "XY")
+    graph = helper.make_graph([helper.make_node("Sqrt", ["X"], ["Y"])], "roots", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "roots" / "1" / "model.onnx")
+    for stray in STRAYS:
+        (folder / stray).mkdir()
+    (folder / STRAYS[0] / "model-checkpoint.onnx").touch()
+
+
 def local_options(repository: Path, **changes: object) -> ServeOptions:
     """Options of a server that shares this machine with others."""
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     return ServeOptions(repository, **(ports | changes))  # type: ignore[arg-type]
+
+
+def shared_memory(pid: int) -> set[Path]:
+    """Regions of the backend processes below a process; other servers may run on this machine."""
+    commands = (" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True))
+    names = {name for command in commands for name in re.findall(r"triton_\w+_shm_region_[\w-]+", command)}
+    return {Path("/dev/shm", name) for name in names}
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def backend_processes(pid: int, model: str) -> list[psutil.Process]:
+    """Processes below `pid` that serve a model."""
+    children = psutil.Process(pid).children(recursive=True)
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]

@@ -5,15 +5,23 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from autovoice.address import ServerAddress
 from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
-from autovoice.engines.triton.wire import FailureKind, Transport, TransportError, decode, encode
+from autovoice.engines.triton.wire import (
+    FailureKind,
+    ModelStatistics,
+    Transport,
+    TransportError,
+    decode,
+    encode,
+)
 from autovoice.errors import (
     ConfigurationError,
     InferenceError,
@@ -29,6 +37,7 @@ from autovoice.repository.model_config import ModelSpec, spec_from_config
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 SPEC_SECONDS = 10.0  # how long a server may take to tell a model's config
 END_SECONDS = 2.0  # how long it may take to drop a sequence that was given up
 
@@ -95,6 +104,31 @@ class TritonEngine:
     def known_spec(self, model: str) -> ModelSpec | None:
         """The config of a model if the server has been asked for it before."""
         return self._specs.get(model)
+
+    def check_ready(self) -> None:
+        """Make sure that the server and all its models are ready.
+
+        Raises:
+            ConfigurationError: the server wants another API key.
+            InferenceError: it does not answer, or is not ready.
+        """
+        if not self._ask("readiness", self._transport.ready):
+            raise UnavailableError(f"{self._address} is not ready; wait until its models are loaded")
+
+    def server_version(self) -> tuple[str, str]:
+        """The server's name and version; see `check_ready` for errors."""
+        return self._ask("version", self._transport.server_version)
+
+    def statistics(self) -> list[ModelStatistics]:
+        """What the server did with its models, sorted by name; see `check_ready` for errors."""
+        found = self._ask("statistics", self._transport.statistics)
+        return sorted(found, key=lambda model: (model.name, model.version))
+
+    def _ask(self, what: str, question: Callable[[float], Answer]) -> Answer:
+        try:
+            return question(self._spec_timeout)
+        except TransportError as error:
+            raise self._explain(what, "", error) from error
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None

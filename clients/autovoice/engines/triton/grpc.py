@@ -10,12 +10,16 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from autovoice.address import API_KEY_HEADER, GRPC_HEADER_PREFIX, ServerAddress
 from autovoice.engines.triton.wire import (
+    DURATIONS,
+    Duration,
     FailureKind,
+    ModelStatistics,
     TransportError,
     WireRequest,
     WireResponse,
     WireTensor,
     newest,
+    refine_kind,
 )
 
 _ANY_SIZE = 2**31 - 1
@@ -28,6 +32,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Pipelines do not wait for each other's reconnections.
     ("grpc.use_local_subchannel_pool", 1),
+    # The address is where the server is, whatever http_proxy says.
+    ("grpc.enable_http_proxy", 0),
 ]
 _KINDS = {
     grpc.StatusCode.UNAVAILABLE: FailureKind.UNREACHABLE,
@@ -119,13 +125,36 @@ class GrpcTransport:
             return method(message, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             reason = (error.details() or error.code().name).strip().splitlines()[0]
-            # Triton answers a missing key as if it were not there at all.
-            kind = _KINDS.get(error.code(), FailureKind.BROKEN)
-            if "protocol is restricted" in reason:
-                kind = FailureKind.FORBIDDEN
+            kind = refine_kind(_KINDS.get(error.code(), FailureKind.BROKEN), reason)
             raise TransportError(kind, reason) from error
         except ValueError as error:  # a channel that was closed
             raise TransportError(FailureKind.BROKEN, str(error)) from error
+
+    def ready(self, timeout: float | None) -> bool:
+        """Whether the server is ready; see `Transport.ready`."""
+        return bool(self._call(self._service.ServerReady, service_pb2.ServerReadyRequest(), timeout).ready)
+
+    def server_version(self, timeout: float | None) -> tuple[str, str]:
+        """Name and version; see `Transport.server_version`."""
+        answer = self._call(self._service.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout)
+        return answer.name, answer.version
+
+    def statistics(self, timeout: float | None) -> list[ModelStatistics]:
+        """What each model did; see `Transport.statistics`."""
+        answer = self._call(self._service.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout)
+        found = []
+        for model in answer.model_stats:
+            spent = {name: getattr(model.inference_stats, name) for name in DURATIONS}
+            found.append(
+                ModelStatistics(
+                    model.name,
+                    int(model.version),
+                    model.inference_count,
+                    model.execution_count,
+                    {name: Duration(each.count, each.ns) for name, each in spent.items()},
+                )
+            )
+        return found
 
 
 TRANSPORT = GrpcTransport

@@ -23,12 +23,16 @@ from urllib3.response import BaseHTTPResponse
 from autovoice.address import API_KEY_HEADER, ServerAddress
 from autovoice.engines.engine import time_limit
 from autovoice.engines.triton.wire import (
+    DURATIONS,
+    Duration,
     FailureKind,
+    ModelStatistics,
     TransportError,
     WireRequest,
     WireResponse,
     WireTensor,
     newest,
+    refine_kind,
 )
 from autovoice.repository.model_config import protobuf_module
 
@@ -118,13 +122,47 @@ class HttpTransport:
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"the answer cannot be read ({error!r})") from error
 
+    def ready(self, timeout: float | None) -> bool:
+        """Whether the server is ready; see `Transport.ready`."""
+        try:
+            self._get("/v2/health/ready", timeout)
+        except TransportError as error:
+            if error.kind is FailureKind.REFUSED:
+                return False
+            raise
+        return True
+
+    def server_version(self, timeout: float | None) -> tuple[str, str]:
+        """Name and version; see `Transport.server_version`."""
+        try:
+            metadata = json.loads(self._get("/v2", timeout))
+            return str(metadata["name"]), str(metadata["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransportError(FailureKind.BROKEN, f"the version cannot be read ({error!r})") from error
+
+    def statistics(self, timeout: float | None) -> list[ModelStatistics]:
+        """What each model did; see `Transport.statistics`."""
+        answer = self._get("/v2/models/stats", timeout)
+        try:
+            return [
+                ModelStatistics(
+                    model["name"],
+                    int(model["version"]),
+                    model["inference_count"],
+                    model["execution_count"],
+                    {name: Duration(**model["inference_stats"][name]) for name in DURATIONS},
+                )
+                for model in json.loads(answer)["model_stats"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransportError(FailureKind.BROKEN, f"statistics cannot be read ({error!r})") from error
+
+    def _get(self, path: str, timeout: float | None) -> bytes:
+        return self._exchange("GET", path, timeout).data
+
     def models(self, timeout: float | None) -> dict[str, int]:
         """Names and versions of the models; see `Transport.models`."""
-        answer = self._exchange("GET", "/v2/models/stats", timeout)
-        try:
-            return newest((model["name"], model["version"]) for model in answer.json()["model_stats"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransportError(FailureKind.BROKEN, f"the models cannot be read ({error!r})") from error
+        return newest((model.name, model.version) for model in self.statistics(timeout))
 
     def model_config(self, model: str, timeout: float | None) -> Any:
         """The model's config; see `Transport.model_config`."""
@@ -166,7 +204,8 @@ class HttpTransport:
             raise TransportError(FailureKind.UNREACHABLE, str(cause) or type(cause).__name__) from error
         if answer.status != 200:
             reason = _reason(answer) or f"HTTP status {answer.status} {answer.reason}"
-            raise TransportError(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+            kind = refine_kind(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+            raise TransportError(kind, reason)
         return answer
 
 

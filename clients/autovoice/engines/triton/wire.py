@@ -38,6 +38,20 @@ class FailureKind(Enum):
     FORBIDDEN = "forbidden"
 
 
+def refine_kind(kind: FailureKind, reason: str) -> FailureKind:
+    """What Triton means where its status says something else.
+
+    Args:
+        kind: by the status of the protocol.
+        reason: Triton's words.
+    """
+    if "protocol is restricted" in reason:  # over gRPC a wrong key is answered as a missing service
+        return FailureKind.FORBIDDEN
+    if "has no available versions" in reason:  # the server loads the model, or ends and has unloaded it
+        return FailureKind.UNREACHABLE
+    return kind
+
+
 class TransportError(Exception):
     """A request that brought no answer.
 
@@ -50,6 +64,41 @@ class TransportError(Exception):
         super().__init__(reason)
         self.kind = kind
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How often something happened, and the nanoseconds it took in all."""
+
+    count: int
+    ns: int
+
+    @property
+    def mean_ms(self) -> float:
+        """Milliseconds it took on average, 0 where it never happened."""
+        return self.ns / self.count / 1e6 if self.count else 0.0
+
+
+DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What a server has done with a model since it was loaded.
+
+    Attributes:
+        name: the model's.
+        version: the model's.
+        inferences: how many items of batches it has been run on.
+        executions: how many times it was run, 0 for ensembles.
+        durations: by the names in `DURATIONS`.
+    """
+
+    name: str
+    version: int
+    inferences: int
+    executions: int
+    durations: Mapping[str, Duration]
 
 
 @dataclass(frozen=True)
@@ -114,8 +163,29 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close all connections."""
 
+    def ready(self, timeout: float | None) -> bool:
+        """Whether the server and all its models are ready.
 
-def newest(models: Iterable[tuple[str, str]]) -> dict[str, int]:
+        Raises:
+            TransportError: when there is no answer.
+        """
+
+    def server_version(self, timeout: float | None) -> tuple[str, str]:
+        """The server's name and version.
+
+        Raises:
+            TransportError: when there is no answer.
+        """
+
+    def statistics(self, timeout: float | None) -> list[ModelStatistics]:
+        """What the server has done with each version of each model.
+
+        Raises:
+            TransportError: when there is no answer.
+        """
+
+
+def newest(models: Iterable[tuple[str, str | int]]) -> dict[str, int]:
     """The highest version by name of models listed with each version they have."""
     found: dict[str, int] = {}
     for name, version in models:

@@ -181,7 +181,7 @@ class Synthesizer(nn.Module):
         """
         shares = voice.shares.unsqueeze(2)
         beyond = voice.sums - shares * self.average_voice
-        # A pause, the first phone, has the colour of the room.
+        # A pause, the first phone, has the spectrum of the recording's background.
         total = shares[:, 1:].sum(dim=1) + VOICE_PRIOR
         deviation = (beyond[:, 1:].sum(dim=1) / total).clamp(-MOST_UNUSUAL, MOST_UNUSUAL)
         expected = deviation.unsqueeze(1)

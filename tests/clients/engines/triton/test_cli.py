@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,8 +128,8 @@ def test_the_timeout_ends_the_wait(
     ("options", "says"),
     [
         (["--server", "localhost:8001"], "grpc://host:port"),
-        (["--tls-ca", "ca.pem"], "--tls-ca is for a server"),
-        (["--api-key-file", "key"], "--api-key-file is for a server"),
+        (["--tls-ca", "ca.pem"], "--tls-ca ca.pem is for a server"),
+        (["--api-key-file", "key"], "--api-key-file key is for a server"),
         (["--server", "grpcs://host", "--tls-ca", "absent.pem"], "absent.pem"),
         (["--server", "grpc://host", "--api-key-file", "absent"], "absent"),
         (["--server", "grpc://host", "--timeout", "0"], "timeout_seconds"),
@@ -148,19 +151,26 @@ def test_mistakes(
     assert says in line
 
 
+@pytest.fixture(params=["grpc", "http"])
+def address(request: pytest.FixtureRequest, server: TritonServer) -> str:
+    """A server that asks for no key, by both protocols."""
+    return url(server, request.param)
+
+
 def test_info_shows_where_the_time_of_a_server_goes(
-    server: TritonServer, repository: Path, capsys: pytest.CaptureFixture[str]
+    address: str, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["info", "--server", server.options.http_url]
+    command = ["info", "--server", address]
 
     def models() -> dict[str, dict[str, Any]]:
         assert run([*command, "--json"]) == 0
-        return {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+        report = json.loads(capsys.readouterr().out)
+        assert report["server"] == "triton"
+        assert re.fullmatch(r"\d+\.\d+\.\d+", report["version"])
+        return {model["name"]: model for model in report["models"]}
 
     before = models()
-    with VoiceConversionPipeline(
-        PipelineConfig(backend=server.options.grpc_url, fallback="raise")
-    ) as pipeline:
+    with VoiceConversionPipeline(PipelineConfig(backend=address, fallback="raise")) as pipeline:
         pipeline.convert(SOURCE, speaker(0), None, RATE)
     after = models()
     assert after.keys() == {path.parent.name for path in repository.glob("*/config.pbtxt")}
@@ -172,26 +182,110 @@ def test_info_shows_where_the_time_of_a_server_goes(
         ]
         assert min(parts) >= 0
         assert 0 < after[name]["compute_infer_ms"] < after[name]["total_ms"]
+    assert after["synthesizer"]["batch"] == 1.0
     assert run(command) == 0
-    assert "synthesizer" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{address}: triton ")
+    rows = {line.split()[0]: line.split() for line in lines[3:]}
+    assert rows.keys() == after.keys()
+    assert rows["synthesizer"][1] == str(after["synthesizer"]["requests"])
     assert run([*command, "--ready"]) == 0
+    assert capsys.readouterr().out == ""
 
 
-def test_info_needs_the_key(
-    guarded: TritonServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["info", "voices"])
+def test_what_is_shown_of_a_server_needs_its_key_and_certificate(
+    command: str,
+    guarded: TritonServer,
+    server_options: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url = ["info", "--server", guarded.options.http_url, "--json"]
-    monkeypatch.delenv("AUTOVOICE_API_KEY", raising=False)
-    assert run(url) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "asks for a key" in line
+    """The key from a file or from the environment, as for every other command."""
+    *asked, _, _ = [command, *server_options]  # without --fallback
+    for key in ([], ["--api-key-file", str(folder / "wrong")]):
+        assert run([*asked, *key]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("autovoice: ")
+        (line,) = captured.err.splitlines()
+        assert "another API key" in line
+    assert run([*asked, "--json", "--api-key-file", str(folder / "right")]) == 0
+    assert "voice_conversion" in capsys.readouterr().out
     monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
-    assert run(url) == 0
-    assert json.loads(capsys.readouterr().out)["server"] == "triton"
+    assert run(asked) == 0
+    assert "voice_conversion" in capsys.readouterr().out
+    if "grpcs:" in asked[2]:
+        assert run(asked[:3]) == 1  # nobody vouches for the certificate
+        assert capsys.readouterr().err.startswith(f"autovoice: {asked[2]}")
 
 
-@pytest.mark.parametrize("ready", [[], ["--ready"]])
-def test_info_about_no_server(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info", "--server", "http://127.0.0.1:9", *ready]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no server answers at http://127.0.0.1:9" in line
+@pytest.mark.parametrize("command", [["info"], ["info", "--ready"], ["voices"]])
+def test_a_server_is_never_asked_through_a_proxy(
+    command: list[str], address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+            for variable in (name, name.upper()):
+                monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for variable in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(variable, raising=False)
+        assert run([*command, "--server", address]) == 0, capsys.readouterr().err
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+@pytest.mark.parametrize("command", [["info"], ["info", "--ready"], ["voices"]])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_no_server_is_one_line(command: list[str], protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--server", f"{protocol}://127.0.0.1:9"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"autovoice: {protocol}://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(400, "is not ready"), (503, "HTTP status 503"), (500, "HTTP status 500")]
+)
+def test_a_server_that_is_not_ready(status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Triton answers 400 until its models are loaded, a proxy before it 503."""
+
+    class Unready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unready) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        try:
+            for ready in ([], ["--ready"]):
+                assert run(["info", "--server", f"http://127.0.0.1:{listener.server_port}", *ready]) == 1
+                (line,) = capsys.readouterr().err.splitlines()
+                assert says in line
+        finally:
+            listener.shutdown()
+
+
+def test_options_that_contradict_each_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, says in (
+        (["info", "--ready"], "--ready is for a server"),
+        (["info", "--check", "--server", "grpc://h"], "--check is for a repository"),
+        (["info", "--repository", str(folder), "--server", "grpc://h"], "contradict"),
+        (["voices", "--repository", str(folder), "--server", "grpc://h"], "contradict"),
+        (["voices", "--api-key-file", str(folder / "right")], "--api-key-file"),
+        (["info", "--tls-ca", "ca.pem"], "--tls-ca ca.pem is for a server"),
+        (["info", "--server", "ftp://h"], "ftp://h"),
+    ):
+        assert run(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("autovoice: ")
+        assert says in line

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import urllib3
 from remote_calls import RATE, assert_same, hum, speaker, url
 
 from autovoice import InferenceError, PassthroughWarning, PipelineConfig, VoiceConversionPipeline
@@ -303,3 +304,32 @@ def test_nobody_there(tmp_path: Path, repository: Path, embedded: VoiceConversio
     with VoiceConversionPipeline(PipelineConfig(repository=repository, **config)) as pipeline:  # type: ignore[arg-type]
         made = pipeline.convert(SOURCE, speaker(0), None, RATE)
         assert_same(made, embedded.convert(SOURCE, speaker(0), None, RATE))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_model_that_was_unloaded_is_a_server_that_is_not_ready(
+    ward: Ward, repository: Path, embedded: VoiceConversionPipeline, protocol: str
+) -> None:
+    """As models are while a server ends: clients without a fallback may try again, the others go on here."""
+    voice = speaker(7)
+    expected = embedded.convert(SOURCE, voice, source_sample_rate=RATE)
+
+    def control(verb: str) -> None:
+        address = f"{ward.server.options.http_url}/v2/repository/models/voice_conversion/{verb}"
+        assert urllib3.request("POST", address, body=b"{}").status == 200
+
+    with (
+        pipeline_over(ward, repository, protocol, fallback="raise", retries=0) as strict,
+        pipeline_over(ward, repository, protocol, retries=0) as falling_back,
+    ):
+        for pipeline in (strict, falling_back):
+            assert_same(pipeline.convert(SOURCE, voice, source_sample_rate=RATE), expected)
+        control("unload")
+        try:
+            with pytest.raises(UnavailableError, match="no available versions"):
+                strict.convert(SOURCE, voice, source_sample_rate=RATE)
+            assert_same(falling_back.convert(SOURCE, voice, source_sample_rate=RATE), expected)
+            assert falling_back.stats.fallbacks == 1
+        finally:
+            control("load")
+        assert_same(strict.convert(SOURCE, voice, source_sample_rate=RATE), expected)

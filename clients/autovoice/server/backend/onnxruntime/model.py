@@ -5,46 +5,51 @@ Lies in the backend directory as `onnxruntime/model.py` and serves every model w
 the parameters of that backend under their own names and, beyond it, refuses values that are not finite and
 inputs of more than `max_input_bytes`.
 
-One process of Python serves one instance of one model. It imports nothing but NumPy and ONNX Runtime.
+One process of Python serves one instance of one model. It imports only the modules of this package that read
+a config and make a session, which every process pays for when it starts.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+from google.protobuf import json_format
 
-DEFAULT_MODEL_FILENAME = "model.onnx"
+try:
+    from autovoice.engines.onnx_session import CUDA_PROVIDER, make_session
+    from autovoice.errors import InferenceError, RequestError
+    from autovoice.repository.file_check import check_file
+    from autovoice.repository.model_config import (
+        DEFAULT_MODEL_FILENAME,
+        ModelSpec,
+        protobuf_module,
+        spec_from_config,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"the onnxruntime backend needs the package autovoice in the Python of {sys.prefix} ({error}); run "
+        "pip install autovoice there"
+    ) from None
+
 DEFAULT_IDLE_SECONDS = 1.0  # Triton's own default of max_sequence_idle_microseconds
 DEFAULT_MAX_SEQUENCES = 1024
 
 # Requests above this size are rare; the memory that ONNX Runtime gathered for them is given back at once.
 LARGE_REQUEST_BYTES = 2 << 20
 
-# `optimization { graph { level } }` as the native backend reads it.
-_GRAPH_LEVELS = {
-    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
+_SHRINK = "memory.enable_memory_arena_shrinkage"
 _SYMBOLIC_SIZE = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
 Arrays = dict[str, Any]
-
-
-class RequestError(Exception):
-    """A request that cannot be answered; the others of its batch can."""
 
 
 @dataclass
@@ -56,14 +61,14 @@ class Work:
         wanted: names of the outputs that are asked for.
         inputs: arrays by name, batch axis first.
         outputs: likewise, once there are any.
-        error: why there are none.
+        error: why there are none: a `RequestError` where the request is wrong.
     """
 
     request: Any
     wanted: tuple[str, ...] = ()
     inputs: Arrays = field(default_factory=dict)
     outputs: Arrays = field(default_factory=dict)
-    error: str = ""
+    error: InferenceError | None = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -120,34 +125,34 @@ class TritonPythonModel:
         Raises:
             Exception: which Triton reports as the reason why the model did not load.
         """
-        config = json.loads(args["model_config"])
-        self._name = args["model_name"]
-        filename = config.get("default_model_filename") or DEFAULT_MODEL_FILENAME
-        path = os.path.join(args["model_repository"], args["model_version"], filename)
-        self._session = onnxruntime.InferenceSession(
-            path, _session_options(config), providers=_providers(config, args)
-        )
-        self._shrink = onnxruntime.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        limit = config["parameters"].get("max_input_bytes")
-        self._max_bytes = int(limit["string_value"]) if limit else sys.maxsize
-        self._always_shrink = "memory.enable_memory_arena_shrinkage" in config["parameters"]
+        import onnxruntime
 
-        batching = config.get("sequence_batching", {})
-        states = batching.get("state", [])
-        self._states = {state["input_name"]: state["output_name"] for state in states}
-        self._output_names = tuple(output["name"] for output in config["output"])
+        self._name = args["model_name"]
+        config = json_format.Parse(
+            args["model_config"], protobuf_module().ModelConfig(), ignore_unknown_fields=True
+        )
+        filename = config.default_model_filename or DEFAULT_MODEL_FILENAME
+        path = Path(args["model_repository"], args["model_version"], filename)
+        spec = replace(spec_from_config(config, f"the config of {self._name}"), model_file=path)
+        self._session = _open_session(spec, path, config.optimization.graph.level, args)
+        check_file(spec, self._session.get_inputs(), self._session.get_outputs())
+
+        self._shrink = onnxruntime.RunOptions()
+        self._shrink.add_run_config_entry(_SHRINK, "cpu:0")
+        self._always_shrink = _SHRINK in spec.parameters
+        self._max_bytes = int(spec.parameters.get("max_input_bytes", sys.maxsize))
+        self._states = {state.source.name: state.output_name for state in spec.states}
+        self._output_names = tuple(output.name for output in spec.outputs)
         self._shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
-        self._check_names(config)
-        strategy = batching.get("oldest") or {}
-        idle = int(batching.get("max_sequence_idle_microseconds") or 0) / 1e6 or DEFAULT_IDLE_SECONDS
+        batching = config.sequence_batching
+        idle = batching.max_sequence_idle_microseconds / 1e6 or DEFAULT_IDLE_SECONDS
         # Triton ends an idle sequence after the same time; kept a little longer here, no live one is lost.
         self._sequences = SequenceStates(
-            2 * int(strategy.get("max_candidate_sequences") or DEFAULT_MAX_SEQUENCES), 1.5 * idle
+            2 * (batching.oldest.max_candidate_sequences or DEFAULT_MAX_SEQUENCES), 1.5 * idle
         )
         if self._states:
             # Triton cannot warm up a model with implicit state: its requests would come without the state.
-            self._session.run(None, self._smallest_inputs())
+            self._session.run(None, self._smallest_inputs(spec))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer requests, those of equal shape in one run; each gets its own response, in their order."""
@@ -157,23 +162,8 @@ class TritonPythonModel:
         return [self._respond(work) for work in works]
 
     def finalize(self) -> None:
-        """Let go of the model; Triton ends the process next."""
+        """Free the model; Triton ends the process next."""
         del self._session
-
-    def _check_names(self, config: Mapping[str, Any]) -> None:
-        """Hold the config against the file, so that a mismatch fails the load and not the first request."""
-        for kind, nodes, declared in (
-            ("input", self._session.get_inputs(), [*config["input"], *_states_as(config, "input_name")]),
-            ("output", self._session.get_outputs(), [*config["output"], *_states_as(config, "output_name")]),
-        ):
-            found = {node.name for node in nodes}
-            names = {tensor["name"] for tensor in declared}
-            missing = names - found if kind == "output" else names ^ found
-            if missing:
-                raise ValueError(
-                    f"config.pbtxt of {self._name} and its ONNX file disagree about the {kind} "
-                    f"{min(missing)}; the file has {', '.join(sorted(found))}"
-                )
 
     def _admit(self, request: Any) -> Work:
         work = Work(request)
@@ -188,7 +178,7 @@ class TritonPythonModel:
             if self._states:
                 self._restore_states(work)
         except RequestError as error:
-            self._fail(work, str(error))
+            self._fail(work, error)
         return work
 
     def _check_values(self, name: str, array: Any) -> None:
@@ -240,9 +230,8 @@ class TritonPythonModel:
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             if len(group) == 1:
                 shapes = {name: list(array.shape) for name, array in group[0].inputs.items()}
-                self._fail(
-                    group[0], f"ONNX Runtime failed on inputs of shapes {shapes}: {_first_line(error)}"
-                )
+                reason = f"ONNX Runtime failed on inputs of shapes {shapes}: {_first_line(error)}"
+                self._fail(group[0], RequestError(reason))
                 return
             # One of them is to blame: only that one is to fail.
             for work in group:
@@ -267,7 +256,9 @@ class TritonPythonModel:
             made = dict(zip(wanted, rows, strict=True))
             bad = next((name for name, value in made.items() if not _is_finite(value)), None)
             if bad is not None:
-                self._fail(work, f"{bad} came out as not a number; send audio within [-1, 1]")
+                # The inputs were finite: whoever sent them has done nothing wrong that could be told.
+                reason = f"{bad} came out as not a number from finite inputs; audio belongs within [-1, 1]"
+                self._fail(work, InferenceError(reason))
                 continue
             if self._states:
                 self._keep_states(work, made)
@@ -282,70 +273,78 @@ class TritonPythonModel:
         # Copies: a row of a batch would keep the states of the whole batch in memory.
         self._sequences.put(sequence, {name: value.copy() for name, value in states.items()})
 
-    def _fail(self, work: Work, reason: str) -> None:
-        work.error = f"{self._name}: {reason}"
+    def _fail(self, work: Work, error: InferenceError) -> None:
+        work.error = error.with_traceback(None)  # its frames would keep the request's arrays in memory
         if self._states:
             # The stages before or beside this one may have moved on: nothing after a gap may pass for audio.
             self._sequences.drop(work.request.correlation_id())
 
     def _respond(self, work: Work) -> Any:
-        if work.error:
+        if work.error is not None:
+            text = f"{self._name}: {work.error}"
             identifier = work.request.request_id()
-            pb_utils.Logger.log_warn(f"[request id: {identifier or '<id_unknown>'}] {work.error}")
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(work.error, pb_utils.TritonError.INVALID_ARG)
-            )
+            pb_utils.Logger.log_warn(f"[request id: {identifier or '<id_unknown>'}] {text}")
+            codes = pb_utils.TritonError
+            code = codes.INVALID_ARG if isinstance(work.error, RequestError) else codes.INTERNAL
+            return pb_utils.InferenceResponse(error=codes(text, code))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, np.ascontiguousarray(work.outputs[name])) for name in work.wanted]
         )
 
-    def _smallest_inputs(self) -> Arrays:
+    def _smallest_inputs(self, spec: ModelSpec) -> Arrays:
         """Zeros of the smallest size that the file allows."""
-        sizes = {
-            name: [
-                size if isinstance(size, int) else int(_SYMBOLIC_SIZE.fullmatch(size)[1] or 1)  # type: ignore[index]
-                for size in shape
-            ]
-            for name, shape in self._shapes.items()
+        tensors = (*spec.inputs, *(state.source for state in spec.states))
+        return {
+            tensor.name: np.zeros(_smallest(self._shapes[tensor.name]), tensor.dtype) for tensor in tensors
         }
-        return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
 
-def _session_options(config: Mapping[str, Any]) -> onnxruntime.SessionOptions:
-    parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
-    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
-    if parameters.get("execution_mode") == "1":
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
-    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
-    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    options.graph_optimization_level = _GRAPH_LEVELS[level]
-    options.log_severity_level = 3
-    # The models of an ensemble take turns on the same cores: a pool that spins for work takes them away.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in parameters.items():
-        if name.startswith("session."):
-            options.add_session_config_entry(name, value)
-    return options
+def _smallest(shape: tuple[Any, ...]) -> list[int]:
+    symbols = [None if isinstance(size, int) else _SYMBOLIC_SIZE.fullmatch(size or "") for size in shape]
+    return [
+        size if isinstance(size, int) else int(symbol[1] or 1) if symbol else 1
+        for size, symbol in zip(shape, symbols, strict=True)
+    ]
 
 
-def _providers(config: Mapping[str, Any], args: Mapping[str, str]) -> list[Any]:
-    if args["model_instance_kind"] != "GPU":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+def _open_session(spec: ModelSpec, path: Path, graph_level: int, args: Mapping[str, str]) -> Any:
+    """The session of an instance, with the options of the native backend: its parameters and graph level."""
+    import onnxruntime
+
+    parameters = spec.parameters
+    levels = onnxruntime.GraphOptimizationLevel
+
+    def configure(options: Any) -> None:
+        options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+        if parameters.get("execution_mode") == "1":
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
+        options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
+        options.graph_optimization_level = {
+            -1: levels.ORT_ENABLE_BASIC,
+            0: levels.ORT_ENABLE_ALL,
+            1: levels.ORT_ENABLE_EXTENDED,
+            2: levels.ORT_DISABLE_ALL,
+        }[graph_level]
+        for name, value in parameters.items():
+            if name.startswith("session."):
+                options.add_session_config_entry(name, value)
+
+    on_gpu = args["model_instance_kind"] == "GPU"
+    if on_gpu and CUDA_PROVIDER not in onnxruntime.get_available_providers():
         raise RuntimeError(
-            f"{config['name']} is configured for a GPU, and this onnxruntime has no CUDA; install "
-            "onnxruntime-gpu or set KIND_CPU in its instance_group"
+            f"{spec.name} is configured for a GPU, and this onnxruntime has no CUDA; install onnxruntime-gpu "
+            "or set KIND_CPU in its instance_group"
         )
-    device = {"device_id": args["model_instance_device_id"]}
-    return [("CUDAExecutionProvider", device), "CPUExecutionProvider"]
-
-
-def _states_as(config: Mapping[str, Any], side: str) -> Iterator[dict[str, str]]:
-    for state in config.get("sequence_batching", {}).get("state", []):
-        yield {"name": state[side]}
+    session = make_session(
+        path,
+        device=f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu",
+        threads=int(parameters.get("intra_op_thread_count", 0)),
+        configure=configure,
+    )
+    if on_gpu and CUDA_PROVIDER not in session.get_providers():
+        raise RuntimeError(f"{spec.name} could not start CUDA; check the driver and the CUDA libraries")
+    return session
 
 
 def _groups(works: list[Work]) -> Iterator[list[Work]]:

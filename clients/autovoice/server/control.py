@@ -1,0 +1,63 @@
+"""HTTP calls to a server on this machine: is it ready, and load a model again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import urllib3
+
+from autovoice.errors import UnavailableError
+
+_READY_SECONDS = 2.0
+_CONFIG_SECONDS = 10.0
+LOAD_SECONDS = 120.0
+
+
+def is_ready(url: str) -> bool:
+    """Whether the server at `url` answers and all its models are available."""
+    try:
+        return _request("GET", f"{url}/v2/health/ready", _READY_SECONDS).status == 200
+    except urllib3.exceptions.HTTPError:
+        return False
+
+
+def reload_model(url: str, model: str, headers: Mapping[str, str]) -> None:
+    """Load a model anew though its files are unchanged.
+
+    Args:
+        url: of the server.
+        model: its name.
+        headers: that model control asks for.
+
+    Raises:
+        UnavailableError: the server refused or did not answer.
+    """
+    try:
+        config = _request("GET", f"{url}/v2/models/{model}/config", _CONFIG_SECONDS)
+        # Triton does not load a model whose files are unchanged, unless it is given a config to use.
+        body = json.dumps({"parameters": {"config": config.data.decode()}}).encode()
+        loaded = _request(
+            "POST", f"{url}/v2/repository/models/{model}/load", LOAD_SECONDS, headers=headers, body=body
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
+    for answer in (config, loaded):
+        if answer.status != 200:
+            reason = answer.data.decode(errors="replace")
+            raise UnavailableError(f"the server answered {answer.status} ({reason}); see its log")
+
+
+def _request(
+    method: str,
+    url: str,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+) -> urllib3.BaseHTTPResponse:
+    """One call, past any proxy of the environment, on a connection that is closed after it.
+
+    A server that is told to stop waits for HTTP connections that stay open.
+    """
+    with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=seconds)) as pool:
+        return pool.request(method, url, headers=headers, body=body)
