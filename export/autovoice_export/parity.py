@@ -6,6 +6,7 @@ TensorRT plan with ONNX Runtime: each is a function from input arrays to output 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +108,22 @@ def session_run(model: bytes | Path) -> Run:
 
 
 def stage_run(stage: Stage) -> Run:
-    """Runs a stage in PyTorch."""
+    """Runs a stage in PyTorch, in float64 where it can be; gives and takes float32."""
     import torch
 
+    module = copy.deepcopy(stage.module).double() if stage.runs_in_float64 else stage.module
+
     def run(feed: Arrays) -> Arrays:
+        given = [torch.from_numpy(feed[tensor.name]) for tensor in stage.inputs]
+        if stage.runs_in_float64:
+            given = [value.double() if value.is_floating_point() else value for value in given]
         with torch.no_grad():
-            made = stage.module(*(torch.from_numpy(feed[tensor.name]) for tensor in stage.inputs))
+            made = module(*given)
         made = (made,) if isinstance(made, torch.Tensor) else made
-        return {tensor.name: value.numpy() for tensor, value in zip(stage.outputs, made, strict=True)}
+        return {
+            tensor.name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            for tensor, value in zip(stage.outputs, made, strict=True)
+        }
 
     return run
 

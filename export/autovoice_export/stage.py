@@ -72,12 +72,14 @@ class Stage:
         module: in evaluation mode; takes and returns exactly the tensors below, in order.
         inputs: tensors the module takes.
         outputs: tensors the module returns.
+        runs_in_float64: whether the module can be run in float64, to see the rounding of its ONNX file alone.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[StageTensor, ...]
     outputs: tuple[StageTensor, ...]
+    runs_in_float64: bool = False
 
     @property
     def state_size(self) -> int:

@@ -98,6 +98,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
             content_encoder,
             (_AUDIO, _state(sizes[0])),
             (content, _LOUDNESS, _next_state(sizes[0])),
+            runs_in_float64=True,
         ),
         Stage(
             "pitch_extractor",

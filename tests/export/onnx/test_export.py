@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from autovoice_export.base.checkpoint import load_checkpoint
+from autovoice_export.base.wiring import stages
 from autovoice_export.build_errors import ExportError, ParityError
 from autovoice_export.onnx.export import export_stage
 from autovoice_export.onnx.verification import example_inputs, verify
@@ -196,3 +198,12 @@ def test_declared_sizes_are_held_to_the_graph(family: dict[str, Stage], tmp_path
     wrong = replace(stage, outputs=(StageTensor("MEDIAN_F0", (2,)),))
     with pytest.raises(ExportError, match="axis 1 of MEDIAN_F0 has size 1, the stage declares 2"):
         export_stage(wrong, tmp_path / "wrong.onnx", {})
+
+
+def test_the_published_content_encoder_agrees_with_pytorch_on_ten_seconds() -> None:
+    """On any processor: two float32 results are up to twice as far apart as each is from the exact one."""
+    root = Path(__file__).resolve().parents[3]
+    checkpoint = load_checkpoint(root / "training" / "checkpoints" / "base.safetensors")
+    (stage,) = (stage for stage in stages(checkpoint) if stage.name == "content_encoder")
+    file = root / "model_repository" / "content_encoder" / "1" / "model.onnx"
+    assert verify(stage, file, frame_counts=(1000,), batch_sizes=(3,)).worst < 0.7

@@ -182,7 +182,7 @@ def test_info_shows_where_the_time_of_a_server_goes(
         ]
         assert min(parts) >= 0
         assert 0 < after[name]["compute_infer_ms"] < after[name]["total_ms"]
-    assert after["synthesizer"]["batch"] == 1.0
+    assert after["synthesizer"]["batch"] >= 1.0
     assert run(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{address}: triton ")
