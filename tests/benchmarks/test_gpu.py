@@ -23,6 +23,8 @@ from roofline import Device, Work
 
 from autovoice_plugins import kernels
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "plugins" / "autovoice_plugins"
 HEADER = PLUGINS / "kernels.h"

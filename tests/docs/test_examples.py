@@ -15,6 +15,8 @@ from printed_examples import RUN, SHELL, Block, Runner, blocks_of, check_command
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, read_audio
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"
 PAGES = sorted(

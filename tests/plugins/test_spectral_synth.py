@@ -26,6 +26,8 @@ from autovoice_plugins.harmonic_source import harmonic_source_reference
 from autovoice_plugins.spectral_synth import spectral_synth, spectral_synth_reference
 from autovoice_plugins.spectral_synth.reference import band_frequencies, envelope_matrices, hz_to_mel
 
+pytestmark = pytest.mark.heavy
+
 Array = NDArray[np.float64]
 SILENT = FLOOR
 

@@ -35,6 +35,8 @@ from autovoice_training.evaluate.report import environment, write_json, write_ma
 from autovoice_training.evaluate.summary import mean_with_interval, summarise
 from autovoice_training.evaluate.systems import world_shift
 
+pytestmark = pytest.mark.heavy
+
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 PNG = b"\x89PNG\r\n\x1a\n"
 

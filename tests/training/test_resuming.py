@@ -29,6 +29,8 @@ from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
 from autovoice_training.train.trainer import VoiceConversionTrainer
 
+pytestmark = pytest.mark.heavy
+
 QUIET = Console(quiet=True)
 OTHER_VALUES: dict[type, Callable[[Any], Any]] = {
     bool: lambda value: not value,

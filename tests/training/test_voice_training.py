@@ -24,6 +24,8 @@ from autovoice_training.train.losses import PhoneLoss, SpeakerLoss
 from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def classifier() -> PhoneClassifier:

@@ -12,6 +12,8 @@ import typer
 
 from autovoice.cli.main import app, run
 
+pytestmark = pytest.mark.heavy
+
 RATE = 16_000
 NUMBERS = ["nonsense", "-1", "nan", "9" * 5000]
 WORDS = [

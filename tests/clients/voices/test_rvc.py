@@ -129,6 +129,7 @@ def test_less_context_than_the_voice_needs_would_be_heard(
     assert np.abs(made - whole).max() > 1e-2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("rate", "voice"), [(16_000, "bert"), (22_050, "anna"), (44_100, "anna"), (48_000, "cleo")]
 )

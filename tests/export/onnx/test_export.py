@@ -25,6 +25,8 @@ from autovoice_export.onnx.verification import example_inputs, verify
 from autovoice_export.parity import session_run, stage_run
 from autovoice_export.stage import Axis, Stage, StageTensor
 
+pytestmark = pytest.mark.heavy
+
 LIGHT_STAGES = [
     "target_pitch",
     "pad_source",
