@@ -42,6 +42,8 @@ from autovoice.cli.outputs import FilePair, about, pair_files
 
 if TYPE_CHECKING:
     from autovoice import ConversionProfile, FileResult, VoiceConversionError, VoiceConversionPipeline
+    from autovoice.conversion import ConversionOptions
+    from autovoice.results import FloatArray
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,13 @@ def convert(
         pipeline.voice.check_shift(shift)
         if files:
             found = load_target(pipeline, target, with_pitch=shift == "auto")
-            options = {
-                "target_embedding": found.embedding,
+            options: ConversionOptions = {
                 "target_median_f0": found.median_f0,
                 "output_sample_rate": sample_rate,
                 "pitch_shift_semitones": shift,
-                "tags": provenance_tags() if provenance else None,
             }
-            outcomes = _convert_all(pipeline, files, options, quiet=as_json)
+            tags = provenance_tags() if provenance else None
+            outcomes = _convert_all(pipeline, files, found.embedding, tags, options, quiet=as_json)
         used = pipeline.device
     if as_json:
         print(json.dumps(_as_dict(outcomes, used, profile), indent=2))
@@ -173,7 +174,13 @@ def convert(
 
 
 def _convert_all(
-    pipeline: VoiceConversionPipeline, files: Sequence[FilePair], options: Mapping[str, Any], *, quiet: bool
+    pipeline: VoiceConversionPipeline,
+    files: Sequence[FilePair],
+    embedding: FloatArray | None,
+    tags: Mapping[str, str] | None,
+    options: ConversionOptions,
+    *,
+    quiet: bool,
 ) -> list[FileOutcome]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -201,7 +208,13 @@ def _convert_all(
 
             try:
                 _make_folder(pair.output.parent)
-                result = pipeline.convert_file(pair.source, pair.output, progress_callback=advance, **options)
+                result = pipeline.convert_file(
+                    pair.source,
+                    pair.output,
+                    embedding,
+                    tags=tags,
+                    **{**options, "progress_callback": advance},
+                )
                 outcomes.append(FileOutcome(pair, result=result))
             except VoiceConversionError as error:
                 outcomes.append(FileOutcome(pair, error=error))
