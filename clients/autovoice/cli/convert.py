@@ -208,13 +208,8 @@ def _convert_all(
 
             try:
                 _make_folder(pair.output.parent)
-                result = pipeline.convert_file(
-                    pair.source,
-                    pair.output,
-                    embedding,
-                    tags=tags,
-                    **{**options, "progress_callback": advance},
-                )
+                options["progress_callback"] = advance
+                result = pipeline.convert_file(pair.source, pair.output, embedding, tags=tags, **options)
                 outcomes.append(FileOutcome(pair, result=result))
             except VoiceConversionError as error:
                 outcomes.append(FileOutcome(pair, error=error))
