@@ -111,7 +111,7 @@ def measure_import(report: Report, voice: Path, contentvec: Path, repository: Pa
                 "wall_s": significant(time.perf_counter() - wall),
                 "cpu_s": significant(time.process_time() - cpu),
                 "models_written": len(result.written),
-                "worst_deviation": significant(max(line.worst for line in result.parity)),
+                "worst_share_of_tolerance": significant(max(line.worst for line in result.parity)),
             }
         )
     size = voice.stat().st_size / 1e6
