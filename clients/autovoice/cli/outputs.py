@@ -78,7 +78,7 @@ def _files(source: Path, exclude: Path) -> Iterable[tuple[Path, Path]]:
     """Yield (file, path relative to where it was found) of one source argument."""
     if not source.is_dir():
         if not source.exists():
-            raise AudioFileError(f"{source} does not exist")
+            raise AudioFileError(f"{source} does not exist; check the path")
         yield source, Path(source.name)
         return
     # Earlier results may lie below the source folder; converting them again is never meant.
