@@ -24,6 +24,7 @@ from autovoice.repository.plans import plan_arguments
 from autovoice.repository.reader import ModelRepository
 from autovoice.server import command_line, control
 from autovoice.server.installation import Installation, backend_directory, find_installation
+from autovoice.server.listening import refuse_connections
 from autovoice.server.logs import LogRecord, parse_line
 from autovoice.server.mending import Mender
 from autovoice.server.options import ServeOptions
@@ -83,6 +84,7 @@ class TritonServer:
         self._mender: Mender | None = None
         self._ending = False
         self._deadline: float | None = None
+        self._refusing = contextlib.ExitStack()
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -173,6 +175,10 @@ class TritonServer:
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         self._deadline = time.monotonic() + KILL_SECONDS
+        try:
+            self._refusing = refuse_connections(process.pid, self.options.http_port)
+        except OSError as error:  # containers may forbid it: new connections are then reset, as Triton does
+            logger.info("new connections over HTTP are reset, not refused (%s)", error.strerror or error)
         process.terminate()
 
     def wait(self) -> int:
@@ -184,9 +190,9 @@ class TritonServer:
                 self._report(LogRecord("warning", "the server did not end in time and is killed"))
                 process.kill()
             time.sleep(_POLL_SECONDS)
-        if self._mender is not None:
-            self._mender.stop()
         self._clean_up()
+        if self._mender is not None:  # the backend processes hold the connection of its last request
+            self._mender.stop()
         return code
 
     def stop(self) -> int:
@@ -353,6 +359,7 @@ class TritonServer:
                         Path("/dev/shm", region).unlink(missing_ok=True)
         if self._keeper is not None:
             self._keeper.join(5)
+        self._refusing.close()
         self._remove_folder()
 
     def _remove_folder(self) -> None:

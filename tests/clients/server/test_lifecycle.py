@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -260,6 +262,36 @@ def test_server_ends_while_clients_keep_sending(
     assert "StatusCode.INVALID_ARGUMENT" not in senders.errors
     assert "400" not in senders.errors
     assert not any("loaded again" in record.text for record in log)
+
+
+def test_server_that_ends_refuses_new_connections_and_finishes_the_old(
+    small: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose connection is refused may turn to another server; one that is reset cannot know."""
+    monkeypatch.setattr(serving, "EXIT_SECONDS", 2)
+    log: list[LogRecord] = []
+    with TritonServer(local_options(small), cache=cache, on_log=log.append) as server:
+        assert server.process is not None
+        kept = http.client.HTTPConnection(server.options.host, server.options.http_port, timeout=PATIENCE)
+        kept.request("GET", "/v2/health/live")
+        assert kept.getresponse().read() == b""
+        server.terminate()
+        answers = set()
+        tries = 0
+        while server.process.poll() is None and tries < 50:
+            tries += 1
+            try:
+                with socket.create_connection((server.options.host, server.options.http_port), 5) as new:
+                    new.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+                    answers.add(new.recv(1 << 10)[:12] or b"closed")
+            except OSError as error:
+                answers.add(type(error).__name__.encode())
+            time.sleep(0.01)
+        kept.request("GET", "/v2/health/live")
+        assert kept.getresponse().status == 200
+    assert tries == 50
+    assert answers == {b"ConnectionRefusedError"}
+    assert len(log) < 20_000  # the process is not woken for connections that nobody makes
 
 
 @pytest.mark.slow
