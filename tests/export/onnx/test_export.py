@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from collections.abc import Callable
@@ -202,10 +203,18 @@ def test_declared_sizes_are_held_to_the_graph(family: dict[str, Stage], tmp_path
         export_stage(wrong, tmp_path / "wrong.onnx", {})
 
 
-def test_the_published_content_encoder_agrees_with_pytorch_on_ten_seconds() -> None:
-    """On any processor: two float32 results are up to twice as far apart as each is from the exact one."""
+def test_the_published_content_encoder_is_compared_with_float64() -> None:
+    """Two float32 results are up to twice as far apart as each is from the exact one."""
     root = Path(__file__).resolve().parents[3]
     checkpoint = load_checkpoint(root / "training" / "checkpoints" / "base.safetensors")
     (stage,) = (stage for stage in stages(checkpoint) if stage.name == "content_encoder")
+    inputs = example_inputs(stage.inputs, 1, 100, np.random.default_rng(0))
+    reference = stage_run(stage)(inputs)
+    with torch.no_grad():
+        exact = copy.deepcopy(stage.module).double()(
+            *(torch.from_numpy(inputs[tensor.name]).double() for tensor in stage.inputs)
+        )
+    for tensor, value in zip(stage.outputs, exact, strict=True):
+        np.testing.assert_array_equal(reference[tensor.name], value.float().numpy())
     file = root / "model_repository" / "content_encoder" / "1" / "model.onnx"
-    assert verify(stage, file, frame_counts=(1000,), batch_sizes=(3,)).worst < 0.7
+    assert verify(stage, file, frame_counts=(1000,), batch_sizes=(3,)).worst <= 1
