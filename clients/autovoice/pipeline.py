@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -49,7 +49,7 @@ from autovoice.settings import RvcSettings, is_number
 from autovoice.streaming import StreamSession
 from autovoice.voices.base import BaseVoice, read_base_voice
 from autovoice.voices.catalogue import open_voice
-from autovoice.voices.embedding import embed_source
+from autovoice.voices.embedding import check_embedding, embed_source, join_embeddings, similarity
 from autovoice.voices.pitch import median_voiced, track_source_f0
 from autovoice.voices.voice import Live, Voice, VoiceRequest
 
@@ -463,6 +463,28 @@ class VoiceConversionPipeline:
         self._check_open()
         source = AudioSource(path)
         return self._embed(source, str(source.path))
+
+    def join_embeddings(
+        self, embeddings: Sequence[npt.ArrayLike], weights: Sequence[float] | None = None
+    ) -> FloatArray:
+        """The embedding of a voice of which several recordings were embedded.
+
+        Args:
+            embeddings: of recordings of one voice, [E] each.
+            weights: how much each counts; None for all alike.
+
+        Returns:
+            Unit vector [E]: the mean identity, and frames of all recordings in turn.
+
+        Raises:
+            EmbeddingError: one is no embedding, or they cancel each other out.
+        """
+        return join_embeddings(embeddings, self._base.clock, weights)
+
+    def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+        """Cosine of the identities of two embeddings [E], from -1 to 1; one voice gives about 0.8 and more."""
+        clock = self._base.clock
+        return similarity(*(check_embedding(one, clock.embedding_size) for one in (first, second)), clock)
 
     def extract_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
         """Follow the pitch of a recording.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autovoice_export.base.stages.sizes import ENVELOPE_SIZE, IDENTITY_SIZE, PHONES
+from autovoice_export.base.stages.sizes import ENVELOPE_SIZE, IDENTITY_SIZE, KEY_SIZE, TOKENS
 from autovoice_plugins.geometry import PHASE_GRID, SAMPLE_RATE
 
 
@@ -63,11 +63,12 @@ def voice(shape: tuple[int, ...], sample_rate: int, generator: np.random.Generat
 
 
 def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
-    """A voice whose phones have envelopes of a few nepers, most of it in the low cosines."""
+    """A voice whose frames have envelopes of a few nepers, most of it in the low cosines."""
     identity = np.maximum(generator.standard_normal((shape[0], IDENTITY_SIZE)), 0.0)
     identity /= np.maximum(np.linalg.norm(identity, axis=1, keepdims=True), 1e-12)
-    shares = generator.dirichlet(np.ones(PHONES), shape[0])
+    keys = generator.standard_normal((shape[0], TOKENS, KEY_SIZE))
+    keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     spread = 2.0 / (1.0 + np.arange(ENVELOPE_SIZE))
-    sums = shares[:, :, None] * spread * generator.standard_normal((shape[0], PHONES, ENVELOPE_SIZE))
-    value = np.concatenate([identity, np.ones((shape[0], 1)), shares, sums.reshape(shape[0], -1)], axis=1)
+    frames = np.concatenate([keys, spread * generator.standard_normal((shape[0], TOKENS, ENVELOPE_SIZE))], axis=2)
+    value = np.concatenate([identity, np.ones((shape[0], 1)), frames.reshape(shape[0], -1)], axis=1)
     return np.asarray(value / np.linalg.norm(value, axis=1, keepdims=True))

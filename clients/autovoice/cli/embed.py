@@ -68,8 +68,8 @@ def embed(
     timeout: TimeoutOption = None,
     retries: RetriesOption = 2,
 ) -> int:
-    """Write the embedding of a voice; several recordings are averaged."""
-    from autovoice.errors import EmbeddingError, OutputError
+    """Write the embedding of a voice; several recordings are joined."""
+    from autovoice.errors import OutputError
 
     config = pipeline_config(
         repository=repository,
@@ -88,18 +88,13 @@ def embed(
         raise OutputError(f"-o {output} is not a .npy file; embeddings are stored as NumPy files")
     require_writable(output, overwrite)
     load_engine()
-    import numpy as np
 
     from autovoice import VoiceConversionPipeline, save_embedding
 
     with VoiceConversionPipeline(config) as pipeline:
-        embeddings = np.stack([pipeline.embed_file(path) for path in references]).astype(np.float64)
-    mean = embeddings.mean(axis=0)
-    norm = float(np.linalg.norm(mean))
-    if norm < 1e-3:
-        raise EmbeddingError("the references cancel each other out; give recordings of one voice")
-    embedding = (mean / norm).astype(np.float32)
-    similarities = [float(np.dot(each, embedding)) for each in embeddings]
+        embeddings = [pipeline.embed_file(path) for path in references]
+        embedding = pipeline.join_embeddings(embeddings)
+        similarities = [pipeline.similarity(each, embedding) for each in embeddings]
     save_embedding(output, embedding)
     if as_json:
         report = {

@@ -36,17 +36,28 @@ class BaseVoice(Voice):
     Attributes:
         lookahead_samples: how far a stream's output trails its input.
         embedding_size: length of a voice embedding.
+        identity_size: values of its first part, the identity.
+        embedding_frames: frames of the reference that it holds.
     """
 
     takes_embedding: ClassVar[bool] = True
 
     lookahead_samples: int
     embedding_size: int
+    identity_size: int
+    embedding_frames: int
 
     @property
     def clock(self) -> FrameClock:
         """The constants that its parts count by."""
-        return FrameClock(self.sample_rate, self.frame_samples, self.lookahead_samples, self.embedding_size)
+        return FrameClock(
+            self.sample_rate,
+            self.frame_samples,
+            self.lookahead_samples,
+            self.embedding_size,
+            self.identity_size,
+            self.embedding_frames,
+        )
 
     def check_settings(self, settings: RvcSettings | None) -> None:
         """See `Voice.check_settings`; it has none."""
@@ -156,6 +167,8 @@ def read_base_voice(engine: Engine) -> BaseVoice:
         max_batch_size=max(spec.max_batch_size, 1),
         lookahead_samples=spec.integer_parameter("lookahead_samples"),
         embedding_size=embedding_size,
+        identity_size=spec.integer_parameter("identity_size"),
+        embedding_frames=spec.integer_parameter("embedding_frames"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ SILENCE_RMS = 1e-4  # -80 dB of full scale
 def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
     """Return an embedding as a unit vector [size].
 
-    Averages of embeddings are welcome: only the direction counts, so the length is normalised here.
+    Only the direction counts: the length is normalised here.
 
     Raises:
         EmbeddingError: wrong size, not finite, or without direction.
@@ -49,8 +50,8 @@ def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
 def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -> FloatArray:
     """Embed a reference of any length in bounded memory.
 
-    The reference is taken in segments of 30 s; their embeddings are averaged by the length of the segment,
-    leaving silent segments out, and the mean is normalised.
+    The reference is taken in segments of 30 s, whose embeddings are joined, see `join_embeddings`; silent ones are
+    left out.
 
     Returns:
         Unit vector [E].
@@ -58,7 +59,7 @@ def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -
     Raises:
         AudioInputError: less than one frame, or silent.
     """
-    total = np.zeros(clock.embedding_size)
+    embeddings, lengths = [], []
     samples = 0
     for segment in source.blocks(SEGMENT_SECONDS * source.sample_rate):
         samples += segment.size
@@ -67,14 +68,60 @@ def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -
             continue
         audio = resample(segment, source.sample_rate, clock.sample_rate)
         vector = engine.infer(SPEAKER_ENCODER, {"REFERENCE_AUDIO": audio[np.newaxis]})["EMBEDDING"][0]
-        total += segment.size * vector.astype(np.float64)
+        embeddings.append(vector)
+        lengths.append(segment.size)
     check_duration(samples, source.sample_rate, clock.frames_per_second, name)
-    norm = float(np.linalg.norm(total))
-    if norm == 0.0 or not np.isfinite(norm):
+    if not embeddings or not np.isfinite(embeddings).all():
         raise AudioInputError(
             f"{name} is silent (below -80 dB throughout); give a recording of the target's voice"
         )
-    return (total / norm).astype(np.float32)
+    return join_embeddings(embeddings, clock, lengths)
+
+
+def join_embeddings(
+    embeddings: Sequence[FloatArray], clock: FrameClock, weights: Sequence[float] | None = None
+) -> FloatArray:
+    """The embedding of a voice of which several recordings were embedded.
+
+    An embedding holds an identity and frames of the reference, which lie one after another. Identities are averaged;
+    of the frames of each recording, evenly taken ones share the places.
+
+    Args:
+        embeddings: of recordings of one voice, [E] each.
+        clock: of the voice that made them.
+        weights: how much each counts; None for all alike.
+
+    Returns:
+        Unit vector [E].
+
+    Raises:
+        EmbeddingError: one is no embedding, or they cancel each other out.
+    """
+    rows = np.stack([check_embedding(one, clock.embedding_size) for one in embeddings]).astype(np.float64)
+    if len(rows) == 1:
+        return rows[0].astype(np.float32)
+    share = np.asarray([1.0] * len(rows) if weights is None else weights, dtype=np.float64)
+    share /= share.sum()
+    size, count = clock.identity_size, clock.embedding_frames
+    rows /= np.maximum(np.linalg.norm(rows[:, :size], axis=1, keepdims=True), 1e-12)
+    identity = share @ rows[:, :size]
+    norm = float(np.linalg.norm(identity))
+    if norm < 1e-3:
+        raise EmbeddingError("the references cancel each other out; give recordings of one voice")
+    places = (np.arange(count) + 0.5) / count
+    edges = np.concatenate([[0.0], np.cumsum(share)])
+    recording = np.clip(np.searchsorted(edges, places, side="right") - 1, 0, len(rows) - 1)
+    within = (places - edges[recording]) / np.maximum(share[recording], 1e-12)
+    frame = np.clip((within * count).astype(np.int64), 0, count - 1)
+    frames = rows[:, size + 1 :].reshape(len(rows), count, -1)[recording, frame]
+    joined = np.concatenate([identity / norm, [1.0], frames.ravel()])
+    return (joined / np.linalg.norm(joined)).astype(np.float32)
+
+
+def similarity(first: FloatArray, second: FloatArray, clock: FrameClock) -> float:
+    """Cosine of the identities of two embeddings [E]."""
+    one, other = first[: clock.identity_size], second[: clock.identity_size]
+    return float(np.dot(one, other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12))
 
 
 def load_embedding(path: str | os.PathLike[str]) -> FloatArray:

@@ -36,12 +36,16 @@ class FrameClock:
         frame_samples: samples per 10 ms frame.
         lookahead_samples: how far a stream's output trails its input.
         embedding_size: length of a voice embedding.
+        identity_size: values of its first part, the identity.
+        embedding_frames: frames of the reference that it holds.
     """
 
     sample_rate: int
     frame_samples: int
     lookahead_samples: int
     embedding_size: int
+    identity_size: int
+    embedding_frames: int
 
     @property
     def frames_per_second(self) -> int:

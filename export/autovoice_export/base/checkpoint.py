@@ -19,11 +19,10 @@ from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_export.build_errors import CheckpointError
 
 _HEADER_KEY = "autovoice"
-_FORMAT = 3
+_FORMAT = 4
 
 _Config = TypeVar("_Config", ContentEncoderConfig, SynthesizerConfig)
 
@@ -36,7 +35,6 @@ class Checkpoint:
         content_encoder: in evaluation mode.
         synthesizer: in evaluation mode.
         target_pitch: in evaluation mode.
-        phone_classifier: in evaluation mode; part of the voice encoder.
         metadata: what the trainer noted (data, steps, seeds, figures); JSON values.
         sha256: of the file; of nothing for weights that never were in a file.
     """
@@ -44,7 +42,6 @@ class Checkpoint:
     content_encoder: ContentEncoder
     synthesizer: Synthesizer
     target_pitch: TargetPitch
-    phone_classifier: PhoneClassifier
     metadata: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
@@ -54,10 +51,9 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()
-            classifier = PhoneClassifier().eval()
             # As it starts training, the output layer says almost the same whatever it is given.
             torch.nn.init.normal_(synthesizer.correction.weight, std=0.1)
-        return cls(content_encoder, synthesizer, TargetPitch().eval(), classifier, {"untrained_seed": seed})
+        return cls(content_encoder, synthesizer, TargetPitch().eval(), {"untrained_seed": seed})
 
 
 def save_checkpoint(
@@ -65,7 +61,6 @@ def save_checkpoint(
     content_encoder: ContentEncoder,
     synthesizer: Synthesizer,
     target_pitch: TargetPitch,
-    phone_classifier: PhoneClassifier,
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes a checkpoint; the file appears whole or not at all.
@@ -75,14 +70,12 @@ def save_checkpoint(
         content_encoder: weights and config are taken from it.
         synthesizer: weights and config are taken from it.
         target_pitch: see `autovoice_export.base.stages.target_pitch.fit`.
-        phone_classifier: the one that made the voices' embeddings.
         metadata: anything JSON can hold.
     """
     stages = {
         "content_encoder": content_encoder,
         "synthesizer": synthesizer,
         "target_pitch": target_pitch,
-        "phone_classifier": phone_classifier,
     }
     tensors = {
         f"{prefix}.{name}": tensor.detach().cpu().contiguous()
@@ -132,16 +125,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     content_encoder = ContentEncoder(_config(ContentEncoderConfig, description["content_encoder"], path))
     synthesizer = Synthesizer(_config(SynthesizerConfig, description["synthesizer"], path))
-    target_pitch, phone_classifier = TargetPitch(), PhoneClassifier()
+    target_pitch = TargetPitch()
     _fill(content_encoder, "content_encoder", tensors, path)
     _fill(synthesizer, "synthesizer", tensors, path)
     _fill(target_pitch, "target_pitch", tensors, path)
-    _fill(phone_classifier, "phone_classifier", tensors, path)
     return Checkpoint(
         content_encoder.eval(),
         synthesizer.eval(),
         target_pitch.eval(),
-        phone_classifier.eval(),
         metadata=description["metadata"],
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )

@@ -8,7 +8,7 @@ from autovoice_export.base.checkpoint import Checkpoint
 from autovoice_export.base.stages.alignment import PadSource, PadSourceWithF0, PassAudio, TrimOutput
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import LOOKAHEAD
-from autovoice_export.base.stages.voice import VOICE_SIZE
+from autovoice_export.base.stages.voice import IDENTITY_SIZE, TOKENS, VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import VoiceEncoder
 from autovoice_export.config_types import (
     VARIABLE,
@@ -62,6 +62,8 @@ PARAMETERS = {
     "frame_samples": str(HOP),
     "lookahead_samples": str(LOOKAHEAD),
     "embedding_size": str(VOICE_SIZE),
+    "identity_size": str(IDENTITY_SIZE),
+    "embedding_frames": str(TOKENS),
 }
 """What every ensemble tells its clients."""
 
@@ -81,7 +83,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
     return (
         Stage(
             "speaker_encoder",
-            VoiceEncoder(checkpoint.phone_classifier).eval(),
+            VoiceEncoder(checkpoint.content_encoder).eval(),
             (StageTensor("REFERENCE_AUDIO", (_SAMPLES,)),),
             (_EMBEDDING,),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,15 @@ import typer
 from rich.console import Console
 
 from autovoice.errors import VoiceConversionError
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
+from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_training.corpus.reader import Corpus, CorpusError
-from autovoice_training.train.config import CHANGEABLE, DEFAULT_CONFIG, TrainConfig
-from autovoice_training.train.data import PairSampler
-from autovoice_training.train.features import extract
-from autovoice_training.train.phones import train_classifier
+from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
+from autovoice_training.train.content import ContentTraining, KeyedEncoder
+from autovoice_training.train.data import Sampler
+from autovoice_training.train.features import measure
 from autovoice_training.train.publish import publish
-from autovoice_training.train.trainer import VoiceConversionTrainer
+from autovoice_training.train.synthesizer import SynthesizerLoop
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "base.safetensors"
 
@@ -33,17 +36,7 @@ def main(
     ] = DEFAULT_CHECKPOINT,
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
-    start_from: Annotated[
-        Path | None, typer.Option(help="A new run begins with the weights of this checkpoint that fit.")
-    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
-    accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SETTING",
-            help=f"Resume although this setting was changed: {', '.join(CHANGEABLE)}. May be repeated.",
-        ),
-    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop after so long; run again to go on.")
     ] = None,
@@ -52,38 +45,58 @@ def main(
     console = Console()
     if threads:
         torch.set_num_threads(threads)
+    deadline = None if minutes is None else time.monotonic() + 60.0 * minutes
     try:
         settings = TrainConfig.read(config)
         corpus = Corpus(data)
         where = choose_device(device)
-        classifier = train_classifier(
-            corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
-        )
         features = data / "features"
-        extract(corpus, features, classifier, console)
-        sampler = PairSampler(
+        measure(corpus, features, PitchExtractor(), console)
+        torch.manual_seed(settings.seed)
+        content = ContentTraining(
+            "content",
+            KeyedEncoder(),
+            Sampler(
+                corpus,
+                features,
+                settings.content,
+                seed=settings.seed,
+                reference_frames=settings.content.reference_frames,
+            ),
+            settings.content,
+            settings.seed,
+            run,
+            where,
+        )
+        _resume(content, console)
+        if not content.train(console, deadline):
+            return
+        encoder = content.average.module.encoder.cpu().eval()
+        part = settings.synthesizer
+        sampler = Sampler(
             corpus,
             features,
+            part,
             seed=settings.seed,
-            batch_size=settings.batch_size,
-            unpaired_items=settings.unpaired_items,
-            crop_frames=settings.crop_frames,
-            human_share=settings.human_share,
-            self_share=settings.self_share,
-            recorded_share=settings.recorded_share,
-            altered=settings.altered,
+            history=part.history_frames,
+            unpaired_items=part.unpaired_items,
+            plain_share=part.plain_share,
+            encoder=encoder,
         )
-        trainer = VoiceConversionTrainer(sampler, settings, run, classifier, where)
-        resumed = trainer.resume(accept or (), start_from)
+        torch.manual_seed(settings.seed)
+        synthesizer = Synthesizer()
+        loop = SynthesizerLoop(encoder, synthesizer, sampler, part, settings.seed, run, where)
+        _resume(loop, console)
     except (CorpusError, ValueError, OSError, VoiceConversionError) as error:
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    if resumed:
-        console.print(f"resumed at step {trainer.step}")
-    elif start_from is not None:
-        console.print(f"{trainer.start_from(start_from)} tensors taken from {start_from}")
-    trainer.train(console, None if minutes is None else 60.0 * minutes)
-    publish(trainer, checkpoint, console)
+    loop.train(console, deadline)
+    publish(settings, content, loop, checkpoint, console)
+
+
+def _resume(loop: ContentTraining | SynthesizerLoop, console: Console) -> None:
+    if loop.resume():
+        console.print(f"{loop.name} resumed at step {loop.step}")
 
 
 def choose_device(name: str) -> torch.device:

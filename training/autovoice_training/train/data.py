@@ -1,4 +1,4 @@
-"""Pairs of aligned crops from the corpus: the source says it, the target shows how it should sound."""
+"""Items of training: crops of a source and of the target that should come out, and the target's reference."""
 
 from __future__ import annotations
 
@@ -12,73 +12,86 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.voice import TOKENS
+from autovoice_export.base.stages.voice_encoder import SPEECH_RANGE_DB
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
-from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve, random_factor
-from autovoice_training.train.features import SpeakerFeatures, read_features
+from autovoice_training.train.config import StageConfig
+from autovoice_training.train.features import LOG_FLOOR, keys_of
 
-DELAY_SAMPLES = LOOKAHEAD
 UNKNOWN_PHONE = -1
-# Chance that an aligned source is perturbed as well, so that unheard voices meet a hardened encoder.
-PERTURB_ALIGNED = 0.5
-EMBEDDING_NOISE = 0.02
-# Share of unpaired items whose voice is a mixture of two: voices of no speaker of the corpus.
-BLENDED = 0.5
-# Weight of frames in which one of the two voices says another sound than the sentence has, because its
-# language lacks it: enough to learn the voice from, too little to learn the accent.
-APPROXIMATE_WEIGHT = 0.15
+SILENCE = float(np.log(LOG_FLOOR))
+MOST_REFERENCES = 3
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One item of a batch.
+class Features:
+    """Features of one speaker's audio.
+
+    Attributes:
+        pitch: F0 in Hz, 0 = unvoiced, and periodicity in [0, 1], [F, 2].
+        mel: natural log of the mel power, [F, 80].
+        identities: of the utterances, in their order, [N, 256].
+        median_f0: of the voiced frames, Hz.
+    """
+
+    pitch: NDArray[np.float32]
+    mel: NDArray[np.float16]
+    identities: NDArray[np.float32]
+    median_f0: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one item of a batch is made of.
 
     Attributes:
         source: utterance that is encoded.
         target: utterance that should come out; of an unpaired item only its speaker counts.
+        paired: whether the target says what the source says, in time with it.
         perturb: whether the source is perturbed.
-        blend: for an unpaired item, another speaker whose voice is mixed in (or the same); None for a pair.
     """
 
     source: Utterance
     target: Utterance
+    paired: bool
     perturb: bool
-    blend: str | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Aligned crops of ``B`` pairs, ``F`` frames each; the unpaired items come first.
+    """``B`` items of ``F`` frames; the unpaired ones come first.
 
     Attributes:
-        source: audio that is encoded, [B, 240 F].
-        target: audio that should come out, [B, 240 F].
-        f0: of the target in Hz, [B, F]; index j holds frame j - 2.
-        periodicity: of the target, [B, F], likewise.
-        phones: codes of the source's frames, [B, F], likewise; -1 where unknown or only approximated.
-        weight: of the target's frames in the spectral loss, [B, F], not delayed; 0 for unpaired items.
-        embedding: of other utterances of the target speaker, [B, 1282]; of an altered voice its envelopes are
-            the altered ones, its identity is not.
-        sample: a crop of the target speaker, [B, 240 F].
-        altered: the same in the altered voice, [B, 240 F].
-        source_embedding: of the source's speaker, [B, 1282].
-        native_rate: sample rate at which the target was made, [B].
+        source: log mel power of the source with ``H`` frames of the past and one of the future, [B, H + F + 1, 80].
+        past: frames of the past that there are, [B].
         perturb: whether the source is perturbed, [B].
+        phones: of the source's frames, -1 where unknown, [B, F].
+        target: log mel power of the target, [B, F, 80].
+        audio: of the target, [B, 240 F].
+        pitch: F0 and periodicity of what should come out, [B, F, 2].
+        identity: of the target's reference, [B, 256].
+        reference: log mel power of the reference, [B, R, 80]: of consecutive frames, or of TOKENS frames of speech.
+        keys: keys of the same frames, [B, TOKENS, 24]; none before there is an encoder.
+        source_identity: [B, 256].
+        native_rate: Hz at which the target was recorded, [B].
+        paired: [B].
     """
 
     source: Tensor
-    target: Tensor
-    f0: Tensor
-    periodicity: Tensor
-    phones: Tensor
-    weight: Tensor
-    embedding: Tensor
-    sample: Tensor
-    altered: Tensor
-    source_embedding: Tensor
-    native_rate: Tensor
+    past: Tensor
     perturb: Tensor
+    phones: Tensor
+    target: Tensor
+    audio: Tensor
+    pitch: Tensor
+    identity: Tensor
+    reference: Tensor
+    keys: Tensor
+    source_identity: Tensor
+    native_rate: Tensor
+    paired: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -86,186 +99,204 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in values.items()})
 
 
-class PairSampler:
+class Sampler:
     """Draws batches that depend on the seed and the step alone.
 
     Args:
-        corpus: the rendered corpus.
-        features: folder that ``features.extract`` has filled.
+        corpus: the corpus.
+        folder: that `features.measure` has filled.
+        config: shares and sizes.
         seed: of all draws.
-        batch_size: items in a batch.
-        unpaired_items: of those, items whose target voice is drawn freely, so that there is nothing to
-            compare with but the voice itself.
-        crop_frames: frames in a crop.
-        human_share: share of targets that are the engines' own voices.
-        self_share: share of pairs that use the target itself as source although aligned voices exist.
-        recorded_share: share of people who recorded words, whom nothing is aligned with, among the voices of
-            such pairs and of unpaired items.
-        altered: share of items whose target voice, and with it its reference, gets other formants and colour.
+        history: frames of the source's past in a batch.
+        unpaired_items: items of a batch whose target is drawn freely.
+        plain_share: share of items without another voice as source whose source is left as it is.
+        reference_frames: consecutive frames of reference; None for TOKENS frames of speech of up to three
+            utterances.
+        encoder: gives the reference's frames their keys.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        features: Path,
+        folder: Path,
+        config: StageConfig,
         *,
         seed: int,
-        batch_size: int,
-        unpaired_items: int,
-        crop_frames: int,
-        human_share: float,
-        self_share: float,
-        recorded_share: float,
-        altered: float,
+        history: int = 0,
+        unpaired_items: int = 0,
+        plain_share: float = 0.0,
+        reference_frames: int | None = None,
+        encoder: ContentEncoder | None = None,
     ) -> None:
-        self.corpus = corpus
-        self.phone_set = corpus.phone_set
-        self.seed, self.crop_frames = seed, crop_frames
-        self.batch_size, self.unpaired_items = batch_size, unpaired_items
-        self.human_share, self.self_share = human_share, self_share
-        self.recorded_share, self.altered = recorded_share, altered
-        self.features: dict[str, SpeakerFeatures] = {}
-        self.groups: dict[str, list[Utterance]] = defaultdict(list)
-        self.targets: dict[str, list[Utterance]] = defaultdict(list)
-        self.validation: list[Utterance] = []
+        self.corpus, self.config, self.seed = corpus, config, seed
+        self.history, self.unpaired_items, self.plain_share = history, unpaired_items, plain_share
+        self.reference_frames = reference_frames
+        self.features = {name: _read(folder / f"{name}.npz") for name in corpus.speakers}
+        self.utterances: dict[str, list[Utterance]] = defaultdict(list)
+        self.number: dict[tuple[str, int], int] = {}
+        groups: dict[str, list[Utterance]] = defaultdict(list)
         for utterance in corpus.utterances:
-            if utterance.frames < crop_frames // 2:
-                continue
-            self.groups[utterance.group].append(utterance)
-            if utterance.split == "train":
-                self.targets[utterance.speaker].append(utterance)
-            elif utterance.split == "valid":
-                self.validation.append(utterance)
-        for speaker in {utterance.speaker for utterance in corpus.utterances}:
-            self.features[speaker] = read_features(features, speaker)
-        self.partnered = {
-            name: [utterance for utterance in utterances if self._partners(utterance)]
-            for name, utterances in self.targets.items()
+            own = self.utterances[utterance.speaker]
+            self.number[utterance.speaker, utterance.start_frame] = len(own)
+            own.append(utterance)
+            groups[utterance.group].append(utterance)
+        long = config.crop_frames * 3 // 4
+        self.of_split: dict[str, dict[str, list[Utterance]]] = {}
+        for split in ("train", "valid"):
+            self.of_split[split] = {
+                name: [u for u in said if u.split == split and u.frames >= long]
+                for name, said in sorted(self.utterances.items())
+            }
+        self.groups = {
+            split: [
+                sorted(group, key=lambda u: u.speaker)
+                for _, group in sorted(groups.items())
+                if len(group) > 1 and group[0].split == split and group[0].frames >= long
+            ]
+            for split in self.of_split
         }
-        speakers = corpus.speakers
-        # One more entry than phones, False: where the unknown phone, -1, points to.
-        self.approximate = {
-            name: np.array([phone in speaker.approximate for phone in corpus.phone_set] + [False])
-            for name, speaker in speakers.items()
-        }
-        recorded = {name for name in self.targets if speakers[name].engine == "recording"}
-        made = {name for name in self.targets if speakers[name].pseudo or speakers[name].engine == "espeak"}
-        self.recorded, self.synthetic = sorted(recorded), sorted(made)
-        self.natural = sorted(set(self.targets) - recorded - made)
+        if not any(self.of_split["valid"].values()):  # a corpus that is too small for a validation split
+            self.of_split["valid"], self.groups["valid"] = self.of_split["train"], self.groups["train"]
+        self.keys: dict[str, NDArray[np.float32]] = {}
+        if encoder is not None:
+            self.keys = {name: keys_of(one.mel, encoder) for name, one in self.features.items()}
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step."""
-        random = np.random.default_rng((self.seed, step))
-        unpaired = [self._unpaired(random) for _ in range(self.unpaired_items)]
-        pairs = [self._training_pair(random) for _ in range(self.batch_size - self.unpaired_items)]
-        return self._collate(unpaired + pairs, random, self.altered)
+    def batch(self, step: int, split: str = "train") -> Batch:
+        """The batch of a step; of the validation split, with a perturbation only where it belongs to the task."""
+        random = np.random.default_rng((self.seed, step, split == "valid"))
+        items = [self._unpaired(random, split) for _ in range(self.unpaired_items)]
+        items += [self._pair(random, split) for _ in range(self.config.batch_size - self.unpaired_items)]
+        return self._collate(items, random)
 
-    def validation_batch(self, index: int) -> Batch:
-        """One of the fixed validation batches: the validation voice as target, aligned sources."""
-        random = np.random.default_rng((self.seed, 2**40 + index))
-        pairs = []
-        for _ in range(self.batch_size):
-            target = self.validation[random.integers(len(self.validation))]
-            partners = self._partners(target) or [target]
-            pairs.append(Pair(partners[random.integers(len(partners))], target, perturb=False))
-        return self._collate(pairs, random)
-
-    def _partners(self, utterance: Utterance) -> list[Utterance]:
-        """Aligned utterances of other voices in the same split."""
-        return [u for u in self.groups[utterance.group] if u is not utterance and u.split == utterance.split]
-
-    def _speaker(self, random: np.random.Generator) -> str:
-        pool = self.natural if random.random() < self.human_share or not self.synthetic else self.synthetic
+    def _speaker(self, random: np.random.Generator, split: str) -> str:
+        people = random.random() < self.config.people_share
+        speakers = self.corpus.speakers
+        pools = [
+            [name for name, said in self.of_split[split].items() if said and (speakers[name].engine == "people") == kind]
+            for kind in (people, not people)
+        ]
+        pool = pools[0] or pools[1]
         return pool[random.integers(len(pool))]
 
-    def _any_speaker(self, random: np.random.Generator) -> str:
-        if self.recorded and random.random() < self.recorded_share:
-            return self.recorded[random.integers(len(self.recorded))]
-        return self._speaker(random)
+    def _utterance(self, random: np.random.Generator, split: str) -> Utterance:
+        said = self.of_split[split][self._speaker(random, split)]
+        return said[random.integers(len(said))]
 
-    def _training_pair(self, random: np.random.Generator) -> Pair:
-        utterances = self.partnered[self._speaker(random)]
-        if not utterances or random.random() < self.self_share:
-            utterances = self.targets[self._any_speaker(random)]
-            target = utterances[random.integers(len(utterances))]
-            return Pair(target, target, perturb=True)
-        target = utterances[random.integers(len(utterances))]
-        partners = self._partners(target)
-        source = partners[random.integers(len(partners))]
-        return Pair(source, target, perturb=random.random() < PERTURB_ALIGNED)
+    def _pair(self, random: np.random.Generator, split: str) -> Item:
+        groups = self.groups[split]
+        if groups and random.random() < self.config.aligned_share:
+            group = groups[random.integers(len(groups))]
+            first, second = random.permutation(len(group))[:2]
+            return Item(group[first], group[second], paired=True, perturb=bool(random.random() < 0.5))
+        own = self._utterance(random, split)
+        return Item(own, own, paired=True, perturb=bool(random.random() >= self.plain_share))
 
-    def _unpaired(self, random: np.random.Generator) -> Pair:
-        said = self.targets[self._any_speaker(random)]
-        voices = self.targets[self._any_speaker(random)]
-        target = voices[random.integers(len(voices))]
-        blend = self._any_speaker(random) if random.random() < BLENDED else target.speaker
-        return Pair(said[random.integers(len(said))], target, perturb=random.random() < 0.5, blend=blend)
+    def _unpaired(self, random: np.random.Generator, split: str) -> Item:
+        source, target = self._utterance(random, split), self._utterance(random, split)
+        return Item(source, target, paired=False, perturb=bool(random.random() < 0.3))
 
-    def _collate(self, pairs: list[Pair], random: np.random.Generator, altered: float = 0.0) -> Batch:
-        rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
-        for pair in pairs:
-            source, target = pair.source, pair.target
-            frames = source.frames if pair.blend else min(source.frames, target.frames)
-            first = int(random.integers(max(1, frames - self.crop_frames + 1)))
-            gain = 10.0 ** (random.uniform(-14.0, 8.0) / 20.0)
-            late = first - FEATURE_DELAY_FRAMES
-            # An unpaired item keeps its source's melody, moved to the register of the voice asked for.
-            sung = source if pair.blend else target
-            voice = self.features[target.speaker]
-            embedding, ratio = voice.draw_embedding(random, EMBEDDING_NOISE), 1.0
-            if pair.blend:
-                other, share = self.features[pair.blend], random.uniform(0.2, 0.8)
-                embedding = share * embedding + (1.0 - share) * other.draw_embedding(random, EMBEDDING_NOISE)
-                register = voice.median_f0**share * other.median_f0 ** (1.0 - share)
-                ratio = register / self.features[source.speaker].median_f0
-            rows["source"].append(self._audio(source, first) * gain)
-            wanted = self._audio(sung, first) * gain
-            start = int(random.integers(max(1, target.frames - self.crop_frames + 1)))
-            sample = changed = self._audio(target, start) if pair.blend else wanted
-            if random.random() < altered:
-                factor, curve = random_factor(random), random_curve(random)
-                changed = equalise(move_formants(sample, factor), curve)
-                embedding = colour(embedding, factor, curve)
-            rows["sample"].append(sample)
-            rows["altered"].append(changed)
-            rows["target"].append(wanted if pair.blend else changed)
-            melody = self.features[sung.speaker]
-            rows["f0"].append(self._frames(melody.f0, sung, late, 0.0) * np.float32(ratio))
-            rows["periodicity"].append(self._frames(melody.periodicity, sung, late, 0.0))
-            labels = self.corpus.phones(source.speaker)
-            phones = self._frames(labels, source, late, UNKNOWN_PHONE)
-            doubtful = self.approximate[source.speaker][phones]
-            rows["phones"].append(np.where(doubtful, UNKNOWN_PHONE, phones).astype(np.int64))
-            weight = self._weight(source, target, self._frames(labels, source, first, UNKNOWN_PHONE))
-            rows["weight"].append(weight * np.float32(pair.blend is None))
-            rows["embedding"].append(embedding.astype(np.float32))
-            rows["source_embedding"].append(self.features[source.speaker].draw_embedding(random, 0.0))
-            rows["native_rate"].append(np.float32(self.corpus.speakers[target.speaker].native_rate))
-            rows["perturb"].append(np.bool_(pair.perturb))
+    def _references(self, random: np.random.Generator, item: Item) -> list[Utterance]:
+        """Utterances of the target's speaker, where there are others than what should come out."""
+        others = [u for u in self.utterances[item.target.speaker] if u is not item.target]
+        if not others or not item.paired:
+            others = self.utterances[item.target.speaker]
+        count = 1 if self.reference_frames else int(random.integers(1, MOST_REFERENCES + 1))
+        return [others[i] for i in random.permutation(len(others))[:count]]
+
+    def _collate(self, items: list[Item], random: np.random.Generator) -> Batch:
+        rows: dict[str, list[Any]] = defaultdict(list)
+        frames = self.config.crop_frames
+        for item in items:
+            source, target = item.source, item.target
+            first = int(random.integers(max(1, source.frames - frames + 1)))
+            gain = float(np.exp(random.uniform(-1.6, 0.9)))
+            own, wanted = self.features[source.speaker], self.features[target.speaker]
+            start = source.start_frame + first
+            past = min(self.history, start)
+            mel = _cut(own.mel, start - self.history, start + min(frames, source.frames - first) + 1, SILENCE)
+            rows["source"].append(_fit(mel, self.history + frames + 1, SILENCE) + 2.0 * np.log(gain))
+            rows["past"].append(past)
+            rows["perturb"].append(item.perturb)
+            rows["phones"].append(self._frames(self.corpus.phones(source.speaker), source, first, UNKNOWN_PHONE))
+            # What comes out of an unpaired item has the source's melody in the target's register.
+            sung = target if item.paired else source
+            melody = self._frames(self.features[sung.speaker].pitch, sung, first, 0.0)
+            if not item.paired:
+                melody[:, 0] *= wanted.median_f0 / own.median_f0
+            rows["pitch"].append(melody)
+            rows["target"].append(self._frames(self.features[sung.speaker].mel, sung, first, SILENCE) + 2.0 * np.log(gain))
+            rows["audio"].append(self._audio(sung, first) * gain)
+            references = self._references(random, item)
+            rows["identity"].append(_unit(np.mean([self._identity(one) for one in references], axis=0)))
+            rows["source_identity"].append(self._identity(source))
+            mel, keys = self._reference(references, random)
+            rows["reference"].append(mel)
+            rows["keys"].append(keys)
+            rows["native_rate"].append(self.corpus.speakers[sung.speaker].native_rate)
+            rows["paired"].append(item.paired)
         tensors = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
-        floats = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
-        return Batch(**(tensors | floats))
+        tensors["phones"] = tensors["phones"].long()
+        return Batch(**{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
-    def _weight(self, source: Utterance, target: Utterance, phones: NDArray[np.int16]) -> NDArray[np.float32]:
-        speakers = self.corpus.speakers
-        first, second = speakers[source.speaker], speakers[target.speaker]
-        if (first.base or first.name) == (second.base or second.name):
-            return np.ones(len(phones), np.float32)
-        doubtful = self.approximate[source.speaker] | self.approximate[target.speaker]
-        return np.where(doubtful[phones], APPROXIMATE_WEIGHT, 1.0).astype(np.float32)
+    def _reference(
+        self, references: list[Utterance], random: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        store = self.features[references[0].speaker].mel
+        if self.reference_frames:
+            one = references[0]
+            first = one.start_frame + int(random.integers(max(1, one.frames - self.reference_frames + 1)))
+            last = min(first + self.reference_frames, one.start_frame + one.frames)
+            return _fit(store[first:last].astype(np.float32), self.reference_frames, SILENCE), np.zeros((0, 1), np.float32)
+        rows = np.concatenate([np.arange(u.start_frame, u.start_frame + u.frames) for u in references])
+        energy = np.exp(store[rows].astype(np.float32)).sum(axis=1)
+        loud = (energy**2).sum() / max(energy.sum(), 1e-14)
+        rows = rows[energy >= loud * 10.0 ** (-0.1 * SPEECH_RANGE_DB)]
+        offset = random.random()
+        chosen = rows[((np.arange(TOKENS) + offset) / TOKENS * len(rows)).astype(np.int64)]
+        return store[chosen].astype(np.float32), self.keys[references[0].speaker][chosen]
+
+    def _identity(self, utterance: Utterance) -> NDArray[np.float32]:
+        number = self.number[utterance.speaker, utterance.start_frame]
+        identity: NDArray[np.float32] = self.features[utterance.speaker].identities[number]
+        return identity
 
     def _audio(self, utterance: Utterance, first: int) -> NDArray[np.float32]:
-        """``crop_frames`` frames from frame ``first`` of the utterance on, zeros behind its end."""
         start = (utterance.start_frame + first) * HOP
-        count = min(self.crop_frames, utterance.frames - first) * HOP
+        count = min(self.config.crop_frames, utterance.frames - first) * HOP
         audio = self.corpus.audio(utterance.speaker)[start : start + count].astype(np.float32) / 32768.0
-        return np.pad(audio, (0, self.crop_frames * HOP - count))
+        return _fit(audio, self.config.crop_frames * HOP, 0.0)
 
     def _frames(self, values: NDArray[Any], utterance: Utterance, first: int, filler: float) -> NDArray[Any]:
-        """Frame values from frame ``first`` (may be negative) on; ``filler`` outside of the utterance."""
-        result = np.full(self.crop_frames, filler, dtype=values.dtype)
-        low, high = max(first, 0), min(first + self.crop_frames, utterance.frames)
-        result[low - first : high - first] = values[
-            utterance.start_frame + low : utterance.start_frame + high
-        ]
-        return result
+        """Values of the crop's frames, ``filler`` behind the end of the utterance."""
+        start, stop = utterance.start_frame + first, utterance.start_frame + utterance.frames
+        cut = values[start : min(stop, start + self.config.crop_frames)]
+        if np.issubdtype(cut.dtype, np.floating):
+            cut = cut.astype(np.float32)
+        return _fit(cut, self.config.crop_frames, filler)
+
+
+def _read(path: Path) -> Features:
+    with np.load(path) as stored:
+        pitch = stored["pitch"]
+        voiced = pitch[pitch[:, 0] > 0, 0]
+        median = float(np.median(voiced)) if len(voiced) else 150.0
+        return Features(pitch, stored["mel"], stored["identities"], median)
+
+
+def _cut(values: NDArray[Any], start: int, stop: int, filler: float) -> NDArray[np.float32]:
+    """Rows from ``start``, which may be negative, to ``stop``, which may be behind the end."""
+    before = np.full((max(0, -start), values.shape[1]), filler, np.float32)
+    return np.concatenate([before, values[max(0, start) : stop].astype(np.float32)])
+
+
+def _fit(values: NDArray[Any], size: int, filler: float) -> NDArray[Any]:
+    """The first ``size`` rows, followed by ``filler`` where there are fewer."""
+    missing = size - len(values)
+    if missing <= 0:
+        return values[:size]
+    return np.concatenate([values, np.full((missing, *values.shape[1:]), filler, values.dtype)])
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return unit

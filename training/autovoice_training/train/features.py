@@ -1,11 +1,8 @@
-"""Pitch and speaker embeddings of the corpus, measured once with the stages that will serve the voice."""
+"""What training knows of the corpus beside its audio, measured once with the stages that will serve the voice."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,123 +11,100 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
 
 from autovoice.atomic import atomic_path
+from autovoice_export.base.stages.blocks import StateReader
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.mel import MelAnalysis
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
+from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES
-from autovoice_export.base.stages.voice import IDENTITY_SIZE, PHONES, unpack
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP
-from autovoice_training.corpus.reader import Corpus, Utterance
+from autovoice_training.corpus.reader import Corpus
 
 BLOCK_FRAMES = 3000
-EMBEDDED_UTTERANCES = 24
-MINIMUM_EMBEDDED_FRAMES = 160
+LOG_FLOOR = 1e-12
 
 
-@dataclass(frozen=True)
-class SpeakerFeatures:
-    """Features of one speaker's audio.
-
-    Attributes:
-        f0: Hz per frame of the speaker's whole store, 0 = unvoiced, [F].
-        periodicity: in [0, 1], [F].
-        embeddings: unit length, one an utterance, [N, 1282].
-    """
-
-    f0: NDArray[np.float32]
-    periodicity: NDArray[np.float32]
-    embeddings: NDArray[np.float32]
-
-    @cached_property
-    def median_f0(self) -> float:
-        """Median F0 of the voiced frames in Hz."""
-        return float(np.median(self.f0[self.f0 > 0]))
-
-    def draw_embedding(self, random: np.random.Generator, noise: float) -> NDArray[np.float32]:
-        """Embedding of one to three random utterances, its identity a little off, unit length, [1282]."""
-        rows = self.embeddings[random.integers(len(self.embeddings), size=random.integers(1, 4))]
-        mean = rows.mean(axis=0)
-        identity = mean[:IDENTITY_SIZE]
-        identity += noise * np.linalg.norm(identity) * random.standard_normal(identity.shape)
-        return (mean / np.linalg.norm(mean)).astype(np.float32)
-
-
-def average_voice(features: Iterable[SpeakerFeatures]) -> Tensor:
-    """Mean envelope of each phone over voices, [41, 24]; every voice counts by its share of the phone."""
-    shares, sums = torch.zeros(PHONES, 1), 0.0
-    for voice in features:
-        one = unpack(torch.from_numpy(voice.embeddings.mean(axis=0, keepdims=True)))
-        shares, sums = shares + one.shares[0].unsqueeze(1), sums + one.sums[0]
-    return sums / torch.clamp(shares, min=1e-4)
-
-
-def read_features(folder: Path, speaker: str) -> SpeakerFeatures:
-    """Reads what ``extract`` wrote."""
-    with np.load(folder / f"{speaker}.npz") as stored, np.load(folder / f"{speaker}.voice.npz") as voice:
-        return SpeakerFeatures(stored["f0"], stored["periodicity"], voice["embeddings"])
+def samples_of(audio: NDArray[np.int16]) -> torch.Tensor:
+    """Audio of the corpus in [-1, 1], float32, [1, T]."""
+    return torch.from_numpy(audio.astype(np.float32) / 32768.0).unsqueeze(0)
 
 
 @torch.no_grad()
-def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """F0 and periodicity of every frame of a speaker's store, streamed through the stage's state."""
-    extractor = PitchExtractor()
+def pitch_of(audio: NDArray[np.int16], extractor: PitchExtractor) -> NDArray[np.float32]:
+    """F0 and periodicity of every frame of a speaker's audio, [F, 2]."""
     state = torch.zeros(1, extractor.state_size)
     late = np.zeros(FEATURE_DELAY_FRAMES * HOP, dtype=np.int16)
-    f0, periodicity = [], []
-    for start in range(0, len(audio) + len(late), BLOCK_FRAMES * HOP):
-        stop = start + BLOCK_FRAMES * HOP
-        block = audio[start:stop]
-        if stop > len(audio):
-            block = np.concatenate([block, late[: stop - max(start, len(audio))]])
-        samples = torch.from_numpy(block[: len(block) // HOP * HOP].astype(np.float32)) / 32768.0
-        pitch, voicing, state = extractor(samples.unsqueeze(0), state)
-        f0.append(pitch[0].numpy())
-        periodicity.append(voicing[0].numpy())
-    return np.concatenate(f0)[FEATURE_DELAY_FRAMES:], np.concatenate(periodicity)[FEATURE_DELAY_FRAMES:]
+    padded = np.concatenate([audio, late])
+    parts = []
+    for start in range(0, len(padded), BLOCK_FRAMES * HOP):
+        f0, periodicity, state = extractor(samples_of(padded[start : start + BLOCK_FRAMES * HOP]), state)
+        parts.append(torch.stack([f0[0], periodicity[0]], dim=1).numpy())
+    return np.concatenate(parts)[FEATURE_DELAY_FRAMES:]
 
 
 @torch.no_grad()
-def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: Console) -> None:
-    """Writes the features of every speaker; safe to interrupt and run again.
+def mel_of(audio: NDArray[np.int16], analysis: MelAnalysis) -> NDArray[np.float16]:
+    """Natural log of the mel power of every frame of a speaker's audio, [F, 80]."""
+    silence = np.zeros(HOP, dtype=np.int16)
+    padded = np.concatenate([silence, audio, silence])
+    parts = []
+    for start in range(0, len(audio), BLOCK_FRAMES * HOP):
+        mel = analysis(samples_of(padded[start : start + (BLOCK_FRAMES + 2) * HOP]))[0]
+        parts.append(torch.log(mel + LOG_FLOOR).numpy().astype(np.float16))
+    return np.concatenate(parts)
 
-    What is there already is kept where it was measured on the same audio, cut into the same utterances, with
-    stages that measure the same.
+
+def measure(corpus: Corpus, folder: Path, extractor: PitchExtractor, console: Console) -> None:
+    """Writes pitch, mel and identities of every speaker; safe to interrupt and run again.
+
+    What is there already is kept where it was measured on the same audio by the same pitch extractor.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = VoiceEncoder(classifier)
-    pitch_version, encoder_version = _pitch_version(), _digest(encoder)
+    analysis, speaker_encoder = MelAnalysis(), SpeakerEncoder.from_resemblyzer()
+    version = pitch_version(extractor)
     for speaker in track(sorted(corpus.speakers), "features", console=console):
         audio = corpus.audio(speaker)
-        heard = hashlib.sha256(audio).hexdigest()
-        path, made_with = folder / f"{speaker}.npz", f"{pitch_version} {heard}"
-        if _made_with(path) != made_with:
-            f0, periodicity = pitch_of_store(audio)
-            _write(path, f0=f0, periodicity=periodicity, made_with=np.array(made_with))
-        utterances = _embedded_utterances(corpus, speaker)
-        places = [(utterance.start_frame, utterance.frames) for utterance in utterances]
-        path, made_with = folder / f"{speaker}.voice.npz", f"{encoder_version} {heard} {places}"
-        if _made_with(path) != made_with:
-            rows = [_embedding(audio, utterance, encoder) for utterance in utterances]
-            _write(path, embeddings=np.stack(rows), made_with=np.array(made_with))
+        made_with = f"{version} {hashlib.sha256(audio).hexdigest()}"
+        path = folder / f"{speaker}.npz"
+        if _made_with(path) == made_with:
+            continue
+        identities = [
+            _identity(audio[u.start_frame * HOP : (u.start_frame + u.frames) * HOP], speaker_encoder)
+            for u in corpus.utterances
+            if u.speaker == speaker
+        ]
+        _write(
+            path,
+            pitch=pitch_of(audio, extractor),
+            mel=mel_of(audio, analysis),
+            identities=np.stack(identities),
+            made_with=np.array(made_with),
+        )
 
 
-def _embedded_utterances(corpus: Corpus, speaker: str) -> list[Utterance]:
-    own = [u for u in corpus.utterances if u.speaker == speaker and u.frames >= MINIMUM_EMBEDDED_FRAMES]
-    step = max(1, len(own) // EMBEDDED_UTTERANCES)
-    return own[::step][:EMBEDDED_UTTERANCES]
+@torch.no_grad()
+def _identity(audio: NDArray[np.int16], encoder: SpeakerEncoder) -> NDArray[np.float32]:
+    identity: NDArray[np.float32] = encoder(samples_of(audio))[0].numpy()
+    return identity
 
 
-def _embedding(audio: NDArray[np.int16], utterance: Utterance, encoder: VoiceEncoder) -> NDArray[np.float32]:
-    """Embedding of one utterance in its speaker's audio, [1282]."""
-    start = utterance.start_frame * HOP
-    samples = audio[start : start + utterance.frames * HOP].astype(np.float32) / 32768.0
-    embedding: NDArray[np.float32] = encoder(torch.from_numpy(samples).unsqueeze(0))[0].numpy()
-    return embedding
+@torch.no_grad()
+def keys_of(mel: NDArray[np.float16], encoder: ContentEncoder) -> NDArray[np.float32]:
+    """Keys of every frame of a speaker, [F, 24]."""
+    state = torch.zeros(1, encoder.state_size - encoder.audio_state)
+    padded = np.concatenate([mel, mel[-1:]])
+    parts = []
+    for start in range(0, len(padded), BLOCK_FRAMES):
+        power = torch.exp(torch.from_numpy(padded[start : start + BLOCK_FRAMES].astype(np.float32)))
+        content, _, states = encoder.encode(power.unsqueeze(0), StateReader(state))
+        state = torch.cat(states, dim=1)
+        parts.append(content.key[0].numpy())
+    return np.concatenate(parts)[1:]
 
 
-def _pitch_version() -> str:
+def pitch_version(extractor: PitchExtractor) -> str:
     """Names what the pitch extractor measures: a digest of its answers on a fixed signal.
 
     The signal has glides, noise, and voices that leap by an octave as they fade. Its answers are rounded, so
@@ -144,23 +118,15 @@ def _pitch_version() -> str:
     voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 8))
     fading = np.exp(-6.0 * (time % 0.5))
     noisy = voice * fading * (time % 1.5 < 1.2) + random.standard_normal(time.size) * 0.3 * (time / 6.0)
-    f0, periodicity = pitch_of_store((3000.0 * noisy).astype(np.int16))
-    answers = np.concatenate([np.round(f0), np.round(100.0 * periodicity)]).astype(np.int16)
-    return hashlib.sha256(answers).hexdigest()
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    answers = pitch_of((3000.0 * noisy).astype(np.int16), extractor)
+    return hashlib.sha256(np.round(answers * np.array([1.0, 100.0])).astype(np.int16)).hexdigest()
 
 
 def _made_with(path: Path) -> str:
     if not path.exists():
         return ""
     with np.load(path) as stored:
-        return str(stored["made_with"]) if "made_with" in stored else ""
+        return str(stored["made_with"])
 
 
 def _write(path: Path, **arrays: NDArray[Any]) -> None:

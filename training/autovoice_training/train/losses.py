@@ -1,37 +1,36 @@
-"""Losses on mel spectra, spectral envelopes, speaker embeddings and phone posteriors."""
+"""Losses on mel spectra, filters, speaker embeddings and phone posteriors."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.base.stages.blocks import mel_filterbank, mel_points
-from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis
+from autovoice_export.base.stages.blocks import StateReader, mel_filterbank
+from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.mel import HIGH_HZ, MelAnalysis
 from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.synthesizer import envelope_to_bands
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+from autovoice_plugins.spectral_synth.reference import band_frequencies
 
 RESOLUTIONS = ((480, 40), (960, 80), (1920, 160))
 MAGNITUDE_FLOOR = 1e-4
 # Cosine above which two embeddings count as the same voice.
 SAME_VOICE = 0.85
-# An altered voice is another one below this cosine to what it was made of.
-ALTERED_VOICE = 0.97
 CONTRAST = 10.0
 CONTRAST_WEIGHT = 0.5
-TOP_HZ = 7000.0
-AUDIBLE_NEPERS = math.log(100.0)
+# A pause counts so much in the distance of envelopes.
+PAUSE_WEIGHT = 0.2
+AUDIBLE_NEPERS = 5.0
 
 
 class SpeakerLoss(nn.Module):
     """Distance of a result's speaker embedding to the target's, and its nearness to other speakers'.
 
     One minus the cosine to the target (speaker consistency loss; Casanova et al. 2022, YourTTS), plus the
-    cross-entropy of picking the target among the source's own voice, the voice that the target was made of
-    by altering it, and the other targets of the batch (softmax form of GE2E; Wan et al. 2018). Spectral
-    losses alone have their minimum at the average of the voices that a frame could belong to.
+    cross-entropy of picking the target among the source's own voice and the other targets of the batch (softmax
+    form of GE2E; Wan et al. 2018). Spectral losses alone have their minimum at the average of the voices that a
+    frame could belong to.
     """
 
     def __init__(self) -> None:
@@ -39,44 +38,23 @@ class SpeakerLoss(nn.Module):
         # cuDNN goes back through an LSTM in training mode only; without dropout that changes nothing else.
         self.encoder = SpeakerEncoder.from_resemblyzer().requires_grad_(False).train()
 
-    @torch.no_grad()
-    def altered_identity(self, identity: Tensor, sample: Tensor, altered: Tensor) -> Tensor:
-        """Whose voice an altered one is.
-
-        Args:
-            identity: of the voice before, [B, 256].
-            sample: a crop of it, [B, T >= 1.6 s].
-            altered: the same crop, altered.
-
-        Returns:
-            The identity moved as that of the crop moved, [B, 256] of unit length: so it does not depend on
-            what is said in one crop.
-        """
-        after, before = self.encoder.embed_window(torch.cat([altered, sample])).chunk(2)
-        return nn.functional.normalize(torch.relu(identity + after - before), dim=1)
-
-    def forward(self, result: Tensor, target: Tensor, source: Tensor, unaltered: Tensor) -> Tensor:
+    def forward(self, result: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """Compares audio with identities.
 
         Args:
             result: [B, T >= 1.6 s].
             target: identity of the voice asked for, [B, 256].
             source: identity of the source, [B, 256].
-            unaltered: identity of the voice that the target was made of, [B, 256]; the target where it is
-                nobody's alteration.
 
         Returns:
             A scalar.
         """
         heard = self.encoder.embed_window(result)
         right = (heard * target).sum(dim=1, keepdim=True)
-        rivals = torch.stack([source, unaltered], dim=1)
-        wrong = torch.cat([torch.einsum("bkd,bd->bk", rivals, heard), heard @ target.T], dim=1)
-        # A voice that could as well be the target is no wrong answer; one made of it by altering it is.
-        alike = torch.cat([torch.einsum("bkd,bd->bk", rivals, target), target @ target.T], dim=1)
-        limit = torch.full_like(alike, SAME_VOICE)
-        limit[:, 1] = ALTERED_VOICE
-        scores = CONTRAST * torch.cat([right, wrong.masked_fill(alike > limit, -1.0)], dim=1)
+        wrong = torch.cat([(heard * source).sum(dim=1, keepdim=True), heard @ target.T], dim=1)
+        # A voice that could as well be the target is no wrong answer.
+        alike = torch.cat([(target * source).sum(dim=1, keepdim=True), target @ target.T], dim=1)
+        scores = CONTRAST * torch.cat([right, wrong.masked_fill(alike > SAME_VOICE, -1.0)], dim=1)
         labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         contrast = nn.functional.cross_entropy(scores, labels)
         return 1.0 - right.mean() + CONTRAST_WEIGHT * contrast
@@ -89,50 +67,54 @@ class PhoneLoss(nn.Module):
     rendition lacks a sound, or has another one, the spectral loss follows it; this loss does not.
 
     Args:
-        classifier: of the voice encoder, trained and left as it is.
+        encoder: trained and left as it is.
     """
 
-    def __init__(self, classifier: PhoneClassifier) -> None:
+    def __init__(self, encoder: ContentEncoder) -> None:
         super().__init__()
-        self.classifier = classifier.requires_grad_(False)
+        self.encoder = encoder
 
-    def forward(self, result: Tensor, source: Tensor) -> Tensor:
-        """Compares the mel power [B, F, 80] of result and source; nats a frame, a scalar."""
-        with torch.no_grad():
-            wanted = torch.log_softmax(self.classifier(source)[0].float(), dim=1)
-        heard = torch.log_softmax(self.classifier(result)[0].float(), dim=1)
-        return (wanted.exp() * (wanted - heard)).sum(dim=1).mean()
+    def logits(self, mel: Tensor) -> Tensor:
+        """Log posteriors of the phones, [B, F, 41], of mel power [B, F, 80]; index j holds frame j - 1."""
+        state = mel.new_zeros(mel.shape[0], self.encoder.state_size)
+        logits: Tensor = self.encoder.classify(mel, StateReader(state))[1]
+        return torch.log_softmax(logits.float(), dim=2)
+
+    def forward(self, result: Tensor, wanted: Tensor) -> Tensor:
+        """Compares mel power [B, F, 80] of a result with log posteriors [B, F, 41] of its frames; nats a frame."""
+        found, wanted = self.logits(result)[:, 1:], wanted[:, :-1]
+        return (wanted.exp() * (wanted - found)).sum(dim=2).mean()
 
 
-class EnvelopeLoss(nn.Module):
-    """Distance of the spectral envelopes of a result and its target, akin to mel-cepstral distortion.
+class FilterLoss(nn.Module):
+    """Distance of filters from the smooth log spectrum of the target, up to 8 kHz and to the target's Nyquist.
 
-    Root mean square over mel bands of the difference of the smooth log spectra, level and pauses left out.
-    The spectral losses also depend on harmonics and noise, which dominate them late in training; phones and
-    voices differ in the envelope.
+    What the two filters let through together is compared with the envelope of the target's frame, level included.
 
     Args:
         analysis: makes the envelopes.
+        size: cosines of an envelope.
     """
 
-    heard: Tensor
+    to_bands: Tensor
+    hz: Tensor
 
-    def __init__(self, analysis: MelAnalysis) -> None:
+    def __init__(self, analysis: MelAnalysis, size: int) -> None:
         super().__init__()
         self.analysis = analysis
-        # The anti-alias filters of a recording say nothing about its speaker.
-        centres = mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1]
-        self.register_buffer("heard", (centres < TOP_HZ).float(), persistent=False)
+        self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
+        self.register_buffer("hz", torch.from_numpy(band_frequencies()).float(), persistent=False)
 
-    def forward(self, result: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Compares mel power [B, F, 80] of result and target, frames weighted [B, F]; nepers, a scalar."""
-        wanted, loudness = self.analysis.level_free(target)
-        found, _ = self.analysis.level_free(result)
-        difference = self.analysis.envelope((found - wanted) * self.heard)[:, :, 1:]
-        distance = torch.sqrt(difference.square().sum(dim=2) / MEL_BANDS + 1e-8)
+    def forward(self, harmonic: Tensor, noise: Tensor, target: Tensor, native_rate: Tensor, paired: Tensor) -> Tensor:
+        """Compares log magnitudes [B, F, 80] with mel power [B, F, 80] of the same frames; nepers, a scalar."""
+        log_magnitude, loudness = self.analysis.level_free(target)
+        wanted = self.analysis.envelope(log_magnitude) @ self.to_bands + loudness.unsqueeze(2)
+        found = 0.5 * torch.logaddexp(2.0 * harmonic, 2.0 * noise)
         audible = loudness > loudness.amax(dim=1, keepdim=True) - AUDIBLE_NEPERS
-        importance = weight * audible
-        return (distance * importance).sum() / importance.sum().clamp(min=1.0)
+        frames = torch.where(audible, 1.0, PAUSE_WEIGHT) * paired.unsqueeze(1)
+        heard = self.hz < torch.clamp(0.45 * native_rate, max=HIGH_HZ).unsqueeze(1)
+        weight = frames.unsqueeze(2) * heard.unsqueeze(1)
+        return ((found - wanted).abs() * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 class MelLoss(nn.Module):

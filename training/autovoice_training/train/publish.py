@@ -11,49 +11,52 @@ import torch
 from rich.console import Console
 
 from autovoice_export.base.checkpoint import save_checkpoint
-from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_export.base.stages.target_pitch import TargetPitch, fit
-from autovoice_export.base.stages.voice import unpack
-from autovoice_training.train.data import PairSampler
-from autovoice_training.train.trainer import VoiceConversionTrainer
+from autovoice_training.train.config import TrainConfig
+from autovoice_training.train.content import ContentTraining
+from autovoice_training.train.data import Sampler
+from autovoice_training.train.loop import TrainingLoop
 
 
-def fit_target_pitch(sampler: PairSampler) -> TargetPitch:
-    """Fits the regression from embedding to median F0 on the training speakers.
+def fit_target_pitch(sampler: Sampler) -> TargetPitch:
+    """Fits the regression from identity to median F0 on the training speakers.
 
-    Every speaker counts alike, however much it has said: its embeddings are averaged in a few groups.
+    Every speaker counts alike, however much it has said: its identities are averaged in at most four groups.
     """
-    embeddings, medians = [], []
-    for speaker in sampler.targets:
-        features = sampler.features[speaker]
-        for part in np.array_split(features.embeddings, 4):
+    identities, medians = [], []
+    for _, features in sorted(sampler.features.items()):
+        for part in np.array_split(features.identities, 4):
             if len(part):
-                embeddings.append(unpack(torch.from_numpy(part.mean(axis=0, keepdims=True))).identity[0])
+                mean = part.mean(axis=0)
+                identities.append(torch.from_numpy(mean / max(float(np.linalg.norm(mean)), 1e-12)))
                 medians.append(features.median_f0)
-    return fit(torch.stack(embeddings), torch.tensor(medians))
+    return fit(torch.stack(identities), torch.tensor(medians))
 
 
-def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> None:
+def publish(
+    settings: TrainConfig, content: ContentTraining, synthesizer: TrainingLoop, path: Path, console: Console
+) -> None:
     """Writes the checkpoint of a run."""
-    average = trainer.average.module.cpu()
-    corpus = trainer.sampler.corpus
-    hours = sum(u.frames for u in corpus.utterances if u.split == "train") / 100 / 3600
+    corpus = synthesizer.sampler.corpus
+    hours = {
+        engine: round(
+            sum(u.frames for u in corpus.utterances if corpus.speakers[u.speaker].engine == engine) / 360_000, 2
+        )
+        for engine in sorted({speaker.engine for speaker in corpus.speakers.values()})
+    }
     metadata = {
-        "train": asdict(trainer.config),
-        "step": trainer.step,
-        "training_hours": round(trainer.seconds / 3600, 2),
-        "device": trainer.device_name,
-        "started_from": trainer.started_from,
-        "audio_hours_seen": round(trainer.audio_hours, 1),
-        "corpus": {"seed": corpus.seed, "speakers": len(corpus.speakers), "training_hours": round(hours, 2)},
+        "train": asdict(settings),
+        "steps": {loop.name: loop.step for loop in (content, synthesizer)},
+        "training_hours": {loop.name: round(loop.seconds / 3600, 2) for loop in (content, synthesizer)},
+        "device": torch.cuda.get_device_name(content.device) if content.device.type == "cuda" else "cpu",
+        "corpus": {"seed": corpus.seed, "speakers": len(corpus.speakers), "hours": hours},
     }
     save_checkpoint(
         path,
-        cast(ContentEncoder, average["content_encoder"]),
-        cast(Synthesizer, average["synthesizer"]),
-        fit_target_pitch(trainer.sampler),
-        trainer.classifier.cpu(),
+        content.average.module.encoder.cpu(),
+        cast(Synthesizer, synthesizer.average.module.cpu()),
+        fit_target_pitch(synthesizer.sampler),
         metadata,
     )
-    console.print(f"checkpoint of step {trainer.step} written to {path}")
+    console.print(f"checkpoint of step {synthesizer.step} written to {path}")

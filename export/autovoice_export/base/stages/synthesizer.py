@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autovoice_export.base.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_points
+from autovoice_export.base.stages.content_encoder import split_content
 from autovoice_export.base.stages.mel import ENVELOPE_SIZE, HIGH_HZ, LOW_HZ, MEL_BANDS, cosine_basis
-from autovoice_export.base.stages.voice import IDENTITY_SIZE, PHONES, Voice, unpack
+from autovoice_export.base.stages.voice import IDENTITY_SIZE, Voice, unpack
 from autovoice_plugins.geometry import (
     BANDS,
     FLOOR,
@@ -27,16 +29,18 @@ NOISE_BLOCKS = 256
 NOISE_SEED = 20240229
 # 1 / e^30 is far below the filters' floor: an unvoiced frame has no harmonics at all.
 UNVOICED_ATTENUATION = 30.0
-# Shares of a reference (0.01 is a tenth of a second in ten) that what is known of all voices counts for.
-PHONE_PRIOR = 0.004
-VOICE_PRIOR = 0.02
-# Factors by which the formants of the source can be moved, five or six per cent apart.
-FORMANT_FACTORS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25)
-# Where training starts, nine tenths of the envelope stay where they are.
-UNMOVED = 4.0
-# No envelope of a voice is further from the average in any cosine (99.9 % are within 5.3): it bounds what a
-# vector that is no embedding can ask for.
-MOST_UNUSUAL = 6.0
+# Frames over which the mean difference of target and source is taken, and those that no difference counts for.
+MEMORY_FRAMES = 1000
+PRIOR_FRAMES = 20.0
+# No envelope of a voice is further from the average in any cosine; it bounds what a vector that is no embedding
+# can ask for.
+LARGEST_COSINE = 40.0
+# Points of the correction above the analysed band.
+HIGH_POINTS = 6
+# Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training starts.
+NOISE_SHARES = {0: 0.02, 1000: 0.03, 2000: 0.06, 3000: 0.12, 4000: 0.2, 6000: 0.4, 8000: 0.6, 12000: 0.8}
+# Of the comparison of keys, where training starts: about the three most similar frames count.
+SHARPNESS = 40.0
 # Of full scale; from here on peaks are bent.
 KNEE = 0.9
 
@@ -47,19 +51,17 @@ class SynthesizerConfig:
 
     Attributes:
         content_size: learnt values of CONTENT.
-        envelope_size: cosine coefficients of the source's envelope, the rest of CONTENT.
+        envelope_size: cosine coefficients of envelopes.
         channels: width of the gated blocks.
         dilations: one block each.
-        condition_size: width of the projected speaker embedding that every block sees.
-        formant_factors: factors by which the formants of the source can be moved, 1 among them.
+        condition_size: width of the projected voice that every block sees.
     """
 
     content_size: int = 96
     envelope_size: int = ENVELOPE_SIZE
     channels: int = 192
-    dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2))
+    dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4, 8))
     condition_size: int = 128
-    formant_factors: tuple[float, ...] = FORMANT_FACTORS
 
 
 def noise_table() -> Tensor:
@@ -82,17 +84,23 @@ def envelope_to_bands(size: int) -> Tensor:
     return cosine_basis(MEL_BANDS, size).T @ _interpolation(place)
 
 
-def formant_shifts(size: int, factors: tuple[float, ...]) -> Tensor:
-    """Matrices side by side, [size, factors * size], that move envelopes along the frequency axis.
+def correction_basis(size: int) -> Tensor:
+    """Matrix [size + HIGH_POINTS, BANDS] of what a correction of a filter is made of.
 
-    The cosines of an envelope become those of the same with its formants moved by each factor, held at the
-    edges of the analysed band.
+    The cosines of an envelope, and above the analysed band, of which the envelope says nothing, values that are
+    interpolated linearly; they start from what the cosines give at its upper edge.
     """
-    edges = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ))
-    centres = edges[1:-1]
-    basis = cosine_basis(MEL_BANDS, size)
-    places = (np.interp(centres / factor, centres, np.arange(MEL_BANDS)) for factor in factors)
-    return torch.cat([basis.T @ _interpolation(place) @ basis for place in places], dim=1)
+    hz = band_frequencies()
+    knots = np.linspace(np.searchsorted(hz, HIGH_HZ) - 1, BANDS - 1, HIGH_POINTS + 1)
+    points = np.eye(HIGH_POINTS + 1)[1:]
+    high = np.stack([np.interp(np.arange(BANDS), knots, point) for point in points])
+    return torch.cat([envelope_to_bands(size), torch.from_numpy(high).float()])
+
+
+def noise_attenuation() -> Tensor:
+    """Log magnitude [2, BANDS] of harmonics and noise over all of it in voiced frames, see NOISE_SHARES."""
+    share = np.interp(band_frequencies(), list(NOISE_SHARES), list(NOISE_SHARES.values()))
+    return torch.from_numpy(0.5 * np.log(np.stack([1.0 - share, share]))).float()
 
 
 def _interpolation(place: NDArray[np.float64]) -> Tensor:
@@ -113,10 +121,9 @@ def limit(audio: Tensor) -> Tensor:
 class Synthesizer(nn.Module):
     """Gated causal convolutions make of two envelopes a harmonic and a noise filter per frame.
 
-    One is the source's own, which knows every detail of what is said; the other the target's, from its
-    reference: the mean envelope of each phone, weighted by how much the content is that phone. The network
-    says how far to move the source's formants (a soft choice among factors: vocal tract length
-    normalisation, Jaitly & Hinton 2013, learnt per frame), how much of each envelope to take, cosine by
+    One is the source's own, moved by the mean difference of the target to it: it has every detail of what is
+    said. The other is the target's, read from the frames of its reference whose keys resemble the source's key
+    (scaled dot-product attention; Vaswani et al. 2017). The network says how much of each to take, cosine by
     cosine, and what to correct.
 
     The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
@@ -125,68 +132,60 @@ class Synthesizer(nn.Module):
     """
 
     noise: Tensor
-    average_voice: Tensor
-    shifts: Tensor
+    to_bands: Tensor
+    basis: Tensor
+    start: Tensor
 
     def __init__(self, config: SynthesizerConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SynthesizerConfig()
+        size = config.envelope_size
         self.register_buffer("noise", noise_table(), persistent=False)
-        # The mean envelope of each phone over the voices heard in training; what a reference lacks.
-        self.register_buffer("average_voice", torch.zeros(PHONES, config.envelope_size))
-        self.phones = FrameConvolution(config.content_size, PHONES, 1)
+        self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
+        self.register_buffer("basis", correction_basis(size), persistent=False)
+        self.register_buffer("start", noise_attenuation(), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.embedding = nn.Sequential(
-            nn.Linear(IDENTITY_SIZE + config.envelope_size, config.condition_size), nn.SiLU(),
+            nn.Linear(IDENTITY_SIZE + size, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
         )  # fmt: skip
-        self.input = FrameConvolution(config.content_size + 3 + 2 * config.envelope_size, config.channels, 1)
+        self.input = FrameConvolution(config.content_size + 3 + 3 * size, config.channels, 1)
         blocks = [
             GatedBlock(config.channels, dilation, config.condition_size) for dilation in config.dilations
         ]
         self.blocks = nn.ModuleList(blocks)
         self.hidden = FrameConvolution(config.channels, config.channels, 1)
-        self.correction = FrameConvolution(config.channels, 2 * BANDS, 1)
-        nn.init.normal_(self.correction.weight, std=0.01)
-        factors = config.formant_factors
-        self.register_buffer("shifts", formant_shifts(config.envelope_size, factors), persistent=False)
-        self.shift = FrameConvolution(config.channels, len(factors), 1)
-        self.share = FrameConvolution(config.channels, config.envelope_size, 1)
-        for layer in (self.shift, self.share):
+        self.share = FrameConvolution(config.channels, size, 1)
+        self.correction = FrameConvolution(config.channels, 2 * self.basis.shape[0], 1)
+        for layer in (self.share, self.correction):
             nn.init.normal_(layer.weight, std=0.01)
-        self.shift.bias = nn.Parameter(UNMOVED * torch.tensor([float(f == 1.0) for f in factors]))
-        self.share.bias = nn.Parameter(torch.zeros(config.envelope_size))
-        half = 0.5 * envelope_to_bands(config.envelope_size)
-        # Both filters begin half-way between the source's envelope and the target's.
-        self.envelopes = FrameConvolution(2 * config.envelope_size, 2 * BANDS, 1, bias=False)
-        self.envelopes.weight = nn.Parameter(half.repeat(2, 2).T.unsqueeze(2).clone())
-        # A plausible start: harmonics as loud as the source, noise 13 dB under them.
-        self.correction.bias = nn.Parameter(
-            torch.cat([torch.full((BANDS,), 0.0), torch.full((BANDS,), -1.5)])
-        )
+            nn.init.zeros_(layer.bias)
+        self.memory_size = 1 + size
         self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
-        self.state_size = self.filter_state + sum(block.state_size for block in blocks)
+        self.state_size = self.filter_state + self.memory_size + sum(block.state_size for block in blocks)
 
-    def classify(self, content: Tensor) -> Tensor:
-        """Logits of the phones, [B, F, 41], of CONTENT [B, F, C]."""
-        logits: Tensor = self.phones(nn.functional.silu(content[:, :, : self.config.content_size]))
-        return logits
+    def look_up(self, key: Tensor, voice: Voice) -> Tensor:
+        """The target's envelope of frames with these keys, [B, F, 40] for [B, F, 24]."""
+        scores = torch.matmul(key * torch.exp(self.sharpness), voice.keys.transpose(1, 2))
+        envelopes = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE)
+        return torch.matmul(torch.softmax(scores, dim=2), envelopes)
 
-    def phone_envelopes(self, voice: Voice) -> tuple[Tensor, Tensor]:
-        """How a voice says each phone.
+    def mean_difference(self, difference: Tensor, weight: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted mean of what frames so far differ by, which fades over ten seconds.
+
+        Args:
+            difference: [B, F, 40].
+            weight: of the frames, [B, F, 1].
+            past: weighted sums and the sum of the weights before, [B, 41].
 
         Returns:
-            Its envelope of each phone [B, 41, 24]: the mean over the reference, drawn towards the average
-            voice moved by the mean deviation, the more so the less of the phone the reference has; and that
-            deviation [B, 24].
+            The mean [B, F, 40], drawn towards 0 while little was heard, and the new ``past``.
         """
-        shares = voice.shares.unsqueeze(2)
-        beyond = voice.sums - shares * self.average_voice
-        # A pause, the first phone, has the spectrum of the recording's background.
-        total = shares[:, 1:].sum(dim=1) + VOICE_PRIOR
-        deviation = (beyond[:, 1:].sum(dim=1) / total).clamp(-MOST_UNUSUAL, MOST_UNUSUAL)
-        expected = deviation.unsqueeze(1)
-        own = (beyond - shares * expected) / (shares + PHONE_PRIOR)
-        return self.average_voice + expected + own.clamp(-MOST_UNUSUAL, MOST_UNUSUAL), deviation
+        age = torch.arange(1, difference.shape[1] + 1, device=difference.device, dtype=torch.float32)
+        growth = torch.exp(age / MEMORY_FRAMES).unsqueeze(1)
+        sums = torch.cat([difference * weight, weight], dim=2) * growth
+        sums = (past.unsqueeze(1) + torch.cumsum(sums, dim=1)) / growth
+        return sums[:, :, :-1] / (sums[:, :, -1:] + PRIOR_FRAMES), sums[:, -1]
 
     def filters(
         self,
@@ -197,35 +196,35 @@ class Synthesizer(nn.Module):
         embedding: Tensor,
         state: StateReader,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Log-magnitude filters [B, F, 80] of harmonics and noise, and the new states of the blocks."""
+        """Log-magnitude filters [B, F, 80] of harmonics and noise, and the new states."""
+        size = self.config.envelope_size
+        heard = split_content(content, self.config.content_size, size)
         voice = unpack(embedding)
-        phone_envelopes, deviation = self.phone_envelopes(voice)
-        target = torch.matmul(torch.softmax(self.classify(content), dim=2), phone_envelopes)
-        envelopes = torch.cat([content[:, :, self.config.content_size :], target], dim=2)
+        target = self.look_up(heard.key, voice)
+        difference, memory = self.mean_difference(
+            target - heard.envelope, heard.speech, state.take(self.memory_size)
+        )
         voiced = (f0 > 0).to(f0.dtype)
         octave = voiced * torch.log2(f0.clamp(min=1.0) / 200.0)
         pitch = torch.stack([octave, voiced, periodicity], dim=2)
-        x = self.input(torch.cat([content[:, :, : self.config.content_size], pitch, envelopes], dim=2))
-        condition = self.embedding(torch.cat([voice.identity * (IDENTITY_SIZE**0.5), deviation], dim=1))
-        states = []
+        x = self.input(torch.cat([heard.learnt, pitch, heard.envelope, target, difference], dim=2))
+        mean = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE).mean(dim=1)
+        condition = self.embedding(torch.cat([voice.identity * (IDENTITY_SIZE**0.5), mean], dim=1))
+        states = [memory]
         for block in self.blocks:
             x, past = block(x, state, condition)
             states.append(past)
         hidden = nn.functional.silu(self.hidden(x))
-        x = self.correction(hidden) + self.envelopes(self.mixture(hidden, envelopes))
-        harmonic, noise = (x + loudness.unsqueeze(2)).chunk(2, dim=2)
+        share = torch.sigmoid(self.share(hidden))
+        moved = heard.envelope + difference
+        envelope = torch.matmul(moved + share * (target - moved), self.to_bands) + loudness.unsqueeze(2)
+        corrections = self.correction(hidden).chunk(2, dim=2)
+        harmonic, noise = (
+            envelope + torch.matmul(correction, self.basis) + voiced.unsqueeze(2) * start
+            for correction, start in zip(corrections, self.start, strict=True)
+        )
         harmonic = harmonic + UNVOICED_ATTENUATION * (voiced - 1.0).unsqueeze(2)
         return harmonic.clamp(min=FLOOR), noise.clamp(min=FLOOR), states
-
-    def mixture(self, hidden: Tensor, envelopes: Tensor) -> Tensor:
-        """Both envelopes [B, F, 2 * 24], the source's with its formants moved, each times twice its share."""
-        size = self.config.envelope_size
-        source, target = torch.split(envelopes, size, dim=2)
-        choices = torch.matmul(source, self.shifts)
-        choices = choices.reshape(choices.shape[0], -1, len(self.config.formant_factors), size)
-        moved = (torch.softmax(self.shift(hidden), dim=2).unsqueeze(3) * choices).sum(dim=2)
-        share = torch.sigmoid(self.share(hidden))
-        return torch.cat([2.0 * share * moved, 2.0 * (1.0 - share) * target], dim=2)
 
     def render(self, f0: Tensor, harmonic: Tensor, noise: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Audio [B, 240 F] of F0 and filters, and the new ``past`` [B, filter_state]."""
@@ -257,7 +256,7 @@ class Synthesizer(nn.Module):
             loudness: LOUDNESS [B, F], natural log of RMS.
             f0: F0 [B, F] in Hz, 0 = unvoiced.
             periodicity: PERIODICITY [B, F] in [0, 1].
-            embedding: EMBEDDING [B, 1282], unit length.
+            embedding: EMBEDDING [B, VOICE_SIZE], unit length.
             pitch_shift: PITCH_SHIFT [B, 1] in semitones.
             state: STATE_IN [B, state_size], zeros at the start.
 

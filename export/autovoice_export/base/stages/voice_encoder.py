@@ -5,77 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.base.stages.mel import MEL_BANDS, MelAnalysis
+from autovoice_export.base.stages.blocks import StateReader
+from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
-from autovoice_export.base.stages.voice import PHONES, pack
+from autovoice_export.base.stages.voice import TOKENS, pack
 from autovoice_plugins.geometry import HOP
 
-CHANNELS = 96
-KERNEL = 5
-LAYERS = 5
+SPEECH_RANGE_DB = 40.0
+"""Frames further than this below the loud ones are no speech."""
 _TINY_POWER = 1e-14
 
 
-class PhoneClassifier(nn.Module):
-    """Which phone each frame of a recording is, for a whole recording at once.
-
-    Residual convolutions over level-free log-mel frames; they see a quarter of a second.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.analysis = MelAnalysis()
-        self.input = nn.Conv1d(MEL_BANDS + 1, CHANNELS, 1)
-        self.layers = nn.ModuleList(
-            [nn.Conv1d(CHANNELS, CHANNELS, KERNEL, padding=KERNEL // 2) for _ in range(LAYERS)]
-        )
-        self.output = nn.Conv1d(CHANNELS, PHONES, 1)
-
-    def mel(self, audio: Tensor) -> Tensor:
-        """Mel power [B, ceil(T / 240), 80] of audio [B, T]."""
-        before, after = audio.new_zeros(audio.shape[0], HOP), audio.new_zeros(audio.shape[0], 2 * HOP - 1)
-        padded = torch.cat([before, audio, after], dim=1)
-        blocks = padded.shape[1] // HOP
-        mel: Tensor = self.analysis(padded[:, : blocks * HOP])
-        return mel
-
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Phone logits [B, 41, F] and log magnitudes without level [B, F, 80] of mel power [B, F, 80]."""
-        log_magnitude, loudness = self.analysis.level_free(mel)
-        power = mel.sum(dim=2)
-        # The level of the loud frames: pauses, however long, do not change it.
-        level = (power**2).sum(dim=1, keepdim=True) / torch.clamp(
-            power.sum(dim=1, keepdim=True), min=_TINY_POWER
-        )
-        relative = loudness - 0.5 * torch.log(level + _TINY_POWER)
-        x = torch.cat([log_magnitude.transpose(1, 2) * 0.5, relative.unsqueeze(1) * 0.25], dim=1)
-        x = self.input(x)
-        for layer in self.layers:
-            x = x + layer(nn.functional.silu(x))
-        return self.output(nn.functional.silu(x)), log_magnitude
-
-
 class VoiceEncoder(nn.Module):
-    """The speaker encoder's identity beside the mean envelope of every phone of the reference.
+    """The speaker encoder's identity beside frames of the reference and what is said in them.
 
-    A timbre that nobody in training has cannot come out of an identity learnt from those who were there; its
-    envelopes, phone by phone, are the recording's own.
+    A timbre that nobody in training has cannot come out of an identity learnt from those who were there; the
+    frames are the recording's own. The synthesizer looks up those that say what the source says (retrieval of
+    the target's own frames, as in kNN-VC; Baas et al. 2023).
 
     Args:
-        classifier: tells the phones apart.
+        content_encoder: gives the frames their keys.
     """
 
-    def __init__(self, classifier: PhoneClassifier) -> None:
+    def __init__(self, content_encoder: ContentEncoder) -> None:
         super().__init__()
         self.speaker = SpeakerEncoder.from_resemblyzer()
-        self.classifier = classifier
+        self.content = content_encoder
 
-    def statistics(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares [B, 41] and sums of envelopes [B, 41, 24], see `autovoice_export.base.stages.voice`."""
-        logits, log_magnitude = self.classifier(self.classifier.mel(audio))
-        posterior = torch.softmax(logits, dim=1) / log_magnitude.shape[1]
-        envelope = self.classifier.analysis.envelope(log_magnitude)
-        return posterior.sum(dim=2), torch.matmul(posterior, envelope)
+    def frames(self, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys [B, F, 24], envelopes [B, F, 40] and mean squares [B, F] of audio [B, T], F = ceil(T / 240)."""
+        encoder = self.content
+        before = audio.new_zeros(audio.shape[0], encoder.audio_state)
+        # Two blocks behind the last one, so that its frame is complete, and what rounds it up to a block.
+        padded = torch.cat([before, audio, audio.new_zeros(audio.shape[0], 3 * HOP - 1)], dim=1)
+        blocks = padded.shape[1] // HOP
+        mel = encoder.analysis(padded[:, : blocks * HOP])
+        zeros = audio.new_zeros(audio.shape[0], encoder.state_size - encoder.audio_state)
+        content, loudness, _ = encoder.encode(mel, StateReader(zeros))
+        return content.key[:, 2:], content.envelope[:, 2:], torch.exp(2.0 * loudness[:, 2:])
 
     def forward(self, reference_audio: Tensor) -> Tensor:
         """Embeds recordings.
@@ -84,6 +51,33 @@ class VoiceEncoder(nn.Module):
             reference_audio: REFERENCE_AUDIO [B, T] mono at 24 kHz, T >= 1, any level.
 
         Returns:
-            EMBEDDING [B, 1282], unit length.
+            EMBEDDING [B, VOICE_SIZE], unit length.
         """
-        return pack(self.speaker(reference_audio), *self.statistics(reference_audio))
+        keys, envelopes, energy = self.frames(reference_audio)
+        chosen = speech_frames(energy)
+        return pack(self.speaker(reference_audio), gather_frames(keys, chosen), gather_frames(envelopes, chosen))
+
+
+def speech_frames(energy: Tensor) -> Tensor:
+    """Indices [B, TOKENS] of frames that lie evenly over the speech among frames of mean square [B, F]."""
+    frames = energy.shape[1]
+    # The level of the loud frames: pauses, however long, do not change it.
+    loud = (energy**2).sum(dim=1, keepdim=True) / torch.clamp(energy.sum(dim=1, keepdim=True), min=_TINY_POWER)
+    speech = energy >= loud * 10.0 ** (-0.1 * SPEECH_RANGE_DB)
+    # Counted in floats, which are exact up to 2^24 frames: TensorRT has no cumulative sum of integers.
+    rank = torch.cumsum(speech.to(energy.dtype), dim=1).to(torch.int64)
+    total = rank[:, -1:].to(energy.dtype)
+    # order[b, i] is the index of the i-th frame of speech; the others are all written to the spare last slot.
+    frame = torch.arange(frames, device=energy.device).unsqueeze(0).expand(energy.shape[0], frames)
+    slot = torch.where(speech, rank - 1, torch.full_like(rank, 1) * frames)
+    order = torch.zeros(energy.shape[0], frames + 1, dtype=torch.int64, device=energy.device)
+    order = order.scatter(1, slot, frame)
+    middle = (torch.arange(TOKENS, device=energy.device) + 0.5) / TOKENS
+    return order.gather(1, torch.floor(middle * total).to(torch.int64))
+
+
+def gather_frames(values: Tensor, indices: Tensor) -> Tensor:
+    """Frames [B, N, C] of values [B, F, C] at indices [B, N]."""
+    batch, frames, width = values.shape
+    rows = indices + torch.arange(batch, device=values.device).unsqueeze(1) * frames
+    return values.reshape(batch * frames, width)[rows]

@@ -1,0 +1,87 @@
+"""Discriminators of spectrograms: what tells a recording from a result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autovoice_plugins.geometry import SAMPLE_RATE
+
+RESOLUTIONS = ((512, 120), (1024, 240))
+"""Window and hop in samples: one sees the envelope, one the harmonics."""
+
+CHANNELS = 24
+MAGNITUDE_FLOOR = 1e-3
+SLOPE = 0.1
+
+
+class SpectrogramDiscriminator(nn.Module):
+    """Convolutions over a log-magnitude spectrogram (multi-resolution discriminator; Jang et al. 2021, UnivNet).
+
+    Args:
+        window: samples.
+        hop: samples.
+    """
+
+    shape: Tensor
+    hz: Tensor
+
+    def __init__(self, window: int, hop: int) -> None:
+        super().__init__()
+        self.window, self.hop = window, hop
+        self.register_buffer("shape", torch.hann_window(window), persistent=False)
+        self.register_buffer("hz", torch.linspace(0.0, SAMPLE_RATE / 2, window // 2 + 1), persistent=False)
+        widths = (1, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4))
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.last = nn.Conv2d(CHANNELS, 1, 3, padding=1)
+
+    def forward(self, audio: Tensor, native_rate: Tensor) -> list[Tensor]:
+        """Features of every layer, the scores last, of audio [B, T]; above its native Nyquist nothing is heard."""
+        spectrum = torch.stft(
+            audio, self.window, self.hop, window=self.shape, center=False, return_complex=True
+        )
+        magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-9) * (2.0 / self.window)
+        heard = self.hz < 0.475 * native_rate.unsqueeze(1)
+        # The level is no criterion: all items count from their own mean.
+        magnitude = magnitude / magnitude.mean(dim=(1, 2), keepdim=True).clamp(min=1e-6) * heard.unsqueeze(2)
+        x = torch.log(magnitude + MAGNITUDE_FLOOR).transpose(1, 2).unsqueeze(1) * 0.3
+        features = []
+        for layer in self.layers:
+            x = functional.leaky_relu(layer(x), SLOPE)
+            features.append(x)
+        features.append(self.last(x))
+        return features
+
+
+class Discriminators(nn.ModuleList):
+    """One discriminator for each resolution; least-squares losses (Mao et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__(SpectrogramDiscriminator(window, hop) for window, hop in RESOLUTIONS)
+
+    def discriminator_loss(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> Tensor:
+        """What the discriminators minimise; recordings are those of the paired items [B], results all."""
+        total = real.new_zeros(())
+        for one in self:
+            score = one(real[paired], native_rate[paired])[-1]
+            total = total + (score - 1.0).square().mean() + one(result, native_rate)[-1].square().mean()
+        return total / len(self)
+
+    def generator_loss(
+        self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the generator minimises: adversarial loss and, of paired items, feature matching (L1)."""
+        adversarial, matching = real.new_zeros(()), real.new_zeros(())
+        for one in self:
+            found = one(result, native_rate)
+            adversarial = adversarial + (found[-1] - 1.0).square().mean()
+            with torch.no_grad():
+                wanted = one(real[paired], native_rate[paired])
+            for first, second in zip(found[:-1], wanted[:-1], strict=True):
+                scale = second.abs().mean().clamp(min=1e-4)
+                matching = matching + (first[paired] - second).abs().mean() / scale / (len(found) - 1)
+        return adversarial / len(self), matching / len(self)
