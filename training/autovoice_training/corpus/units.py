@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.progress import (
     BarColumn,
@@ -186,6 +187,7 @@ _worker: tuple[synthesiser.Kokoro, Packs, Path]
 
 def _start(styles: Packs, folder: Path) -> None:
     global _worker
+    torch.set_num_threads(1)
     _worker = synthesiser.Kokoro(), styles, folder
 
 
