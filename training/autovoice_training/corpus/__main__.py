@@ -32,7 +32,7 @@ def main(
         bool, typer.Option(help="Without it, the corpus is made of what has been rendered so far.")
     ] = True,
 ) -> None:
-    """Gather recordings of people and render Kokoro's voices: the corpus that the base voice is trained on."""
+    """Gather recordings of people and render Kokoro's voices: the corpus of the base voice."""
     try:
         build(
             out,

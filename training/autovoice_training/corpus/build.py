@@ -1,4 +1,4 @@
-"""Build the corpus: people, the voices set aside for the evaluation, Kokoro's units, and the index of them all."""
+"""Build the corpus: people, the voices set aside for the evaluation, Kokoro's units, and the index."""
 
 from __future__ import annotations
 
