@@ -10,7 +10,7 @@ import itertools
 import json
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,11 +196,21 @@ def _render(unit: Unit) -> None:
     render(unit, kokoro, styles, folder)
 
 
-def render_all(units: list[Unit], styles: Packs, folder: Path, workers: int) -> None:
-    """Render what is not there yet, in order, with a line of progress."""
+def render_all(
+    units: list[Unit], styles: Packs, folder: Path, workers: int, say: Callable[[str], None]
+) -> None:
+    """Render what is not there yet, in order.
+
+    Args:
+        units: the whole plan.
+        styles: voices by name.
+        folder: of the units' files.
+        workers: processes.
+        say: receives a line now and then, for logs; terminals see a bar.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made = {path.stem for path in folder.glob("u*.npz")}
-    missing = [unit for unit in units if unit.name not in made]
+    made = set(rendered(units, folder))
+    missing = [unit for unit in units if unit not in made]
     columns = (
         TextColumn("units"),
         BarColumn(),
@@ -216,8 +226,10 @@ def render_all(units: list[Unit], styles: Packs, folder: Path, workers: int) -> 
     ):
         bar = progress.add_task("units", total=len(units), completed=len(units) - len(missing))
         try:
-            for _ in pool.map(_render, missing):
+            for unit, _ in zip(missing, pool.map(_render, missing), strict=True):
                 progress.advance(bar)
+                if unit.name.endswith("00"):
+                    say(f"rendered up to unit {unit.name} of {units[-1].name}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
