@@ -52,7 +52,7 @@ _SPELT = {
     "zh": "ʒ", "jh": "ʤ", "ch": "ʧ", "th": "θ",
 }  # fmt: skip
 _IPA = {character: phone for phone, characters in _SPELT.items() for character in characters}
-_VOWELS = "AIOQWYiuæaɑɒɔoəɐᵊɛeɜɚɪᵻʊʌ"
+_VOWELS = frozenset("AIOQWYiuæaɑɒɔoəɐᵊɛeɜɚɪᵻʊʌ")
 _SILENT = ';:,.!?—…"“”() '
 _LEADING = "ˈˌ"  # their time belongs to the phone behind them, that of other marks to the one before
 _LEAD_SECONDS = 0.06  # so much earlier than its durations say is a sound heard: fricatives and vowels alike
@@ -285,10 +285,8 @@ def segments(phonemes: str, durations: NDArray[np.int64]) -> tuple[list[int], li
 
 def _is_coda_r(phonemes: str, place: int) -> bool:
     """Whether the character is the ɹ of ɜɹ or of əɹ at the end of a syllable, which are one phone."""
-    before, character, after = phonemes[place - 1 : place], phonemes[place], phonemes[place + 1 : place + 3]
-    if character != "ɹ" or before not in ("ɜ", "ə"):
-        return False
-    return before == "ɜ" or not after.lstrip(_LEADING)[:1].strip() or after.lstrip(_LEADING)[0] not in _VOWELS
+    before, after = phonemes[place - 1 : place], phonemes[place + 1 :].lstrip(_LEADING)[:1]
+    return phonemes[place] == "ɹ" and (before == "ɜ" or (before == "ə" and after not in _VOWELS))
 
 
 def usual_pitch(packs: Mapping[str, NDArray[np.float32]], path: Path) -> dict[str, float]:
