@@ -15,7 +15,7 @@ from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.synthesizer import NOISE_BLOCKS, Synthesizer
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
-from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, pack
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, KEY_SIZE, TOKENS, VOICE_SIZE, pack
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 FRAMES = 60
@@ -25,8 +25,9 @@ FRAMES = 60
 def stages() -> dict[str, nn.Module]:
     torch.manual_seed(3)
     built = {"content": ContentEncoder(), "pitch": PitchExtractor(), "synthesizer": Synthesizer()}
-    # An untrained output layer is nearly constant; make every path audible.
-    nn.init.normal_(built["synthesizer"].correction.weight, std=0.2)
+    # Untrained output layers are nearly constant; make every path audible.
+    for layer in (built["synthesizer"].share, built["synthesizer"].correction):
+        nn.init.normal_(layer.weight, std=0.1)
     return {name: stage.eval() for name, stage in built.items()}
 
 
@@ -42,14 +43,18 @@ def speech_like(frames: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.tensor(np.stack(rows), dtype=torch.float32)
 
 
+def voice() -> Tensor:
+    """An embedding with frames of many sounds, [1, VOICE_SIZE]."""
+    generator = torch.Generator().manual_seed(2)
+    keys = nn.functional.normalize(torch.randn(1, TOKENS, KEY_SIZE, generator=generator), dim=2)
+    return pack(torch.linspace(-1, 1, 256)[None], keys, torch.randn(1, TOKENS, ENVELOPE_SIZE, generator=generator))
+
+
 @torch.no_grad()
 def convert(stages: dict[str, nn.Module], audio: Tensor, cuts: list[int]) -> dict[str, Tensor]:
     """Runs the three stages over the chunks that ``cuts`` (in frames) make."""
     batch = audio.shape[0]
-    envelopes = torch.linspace(-1, 1, PHONES * ENVELOPE_SIZE).reshape(PHONES, ENVELOPE_SIZE)
-    shares = torch.full((batch, PHONES), 1.0 / PHONES)
-    embedding = pack(torch.linspace(-1, 1, 256).repeat(batch, 1), shares, shares.unsqueeze(2) * envelopes)
-    shift = torch.full((batch, 1), 3.0)
+    embedding, shift = voice().repeat(batch, 1), torch.full((batch, 1), 3.0)
     states = {name: torch.zeros(batch, stage.state_size) for name, stage in stages.items()}
     edges = [0, *cuts, audio.shape[1] // HOP]
     pieces: dict[str, list[Tensor]] = {"content": [], "loudness": [], "f0": [], "audio": []}
@@ -74,6 +79,17 @@ def test_chunks_equal_whole(stages: dict[str, nn.Module], cuts: set[int]) -> Non
         torch.testing.assert_close(
             chunked[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def test_a_batch_equals_its_items_alone(stages: dict[str, nn.Module]) -> None:
+    audio = speech_like(FRAMES, batch=3)
+    together = convert(stages, audio, [20])
+    for row in range(3):
+        alone = convert(stages, audio[row : row + 1], [])
+        for name, value in alone.items():
+            torch.testing.assert_close(
+                together[name][row : row + 1], value, atol=1e-4, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def test_noise_table_wraps_without_a_seam(stages: dict[str, nn.Module]) -> None:
