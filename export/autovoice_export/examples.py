@@ -33,6 +33,8 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
         value = generator.standard_normal(shape) - 3.0
     elif name.endswith("EMBEDDING"):
         value = _embedding(shape, generator)
+    elif name == "CONTENT":
+        value = _content(shape, generator)
     elif name == "PITCH_SHIFT":
         value = 4.0 * generator.standard_normal(shape)
     elif name == "SPEAKER_ID":
@@ -62,6 +64,15 @@ def voice(shape: tuple[int, ...], sample_rate: int, generator: np.random.Generat
     return np.asarray(audio, np.float32)
 
 
+def _content(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Content of the base voice: speech with some pauses, and keys of unit length; any values for imported voices."""
+    value = generator.standard_normal(shape)
+    value[:, :, 0] = generator.random(shape[:2]) < 0.8
+    key = value[:, :, 1 : 1 + KEY_SIZE]
+    key /= np.linalg.norm(key, axis=2, keepdims=True)
+    return value
+
+
 def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
     """A voice whose frames have envelopes of a few nepers, most of it in the low cosines."""
     identity = np.maximum(generator.standard_normal((shape[0], IDENTITY_SIZE)), 0.0)
@@ -69,6 +80,8 @@ def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArra
     keys = generator.standard_normal((shape[0], TOKENS, KEY_SIZE))
     keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     spread = 2.0 / (1.0 + np.arange(ENVELOPE_SIZE))
-    frames = np.concatenate([keys, spread * generator.standard_normal((shape[0], TOKENS, ENVELOPE_SIZE))], axis=2)
+    frames = np.concatenate(
+        [keys, spread * generator.standard_normal((shape[0], TOKENS, ENVELOPE_SIZE))], axis=2
+    )
     value = np.concatenate([identity, np.ones((shape[0], 1)), frames.reshape(shape[0], -1)], axis=1)
     return np.asarray(value / np.linalg.norm(value, axis=1, keepdims=True))

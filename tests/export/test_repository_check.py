@@ -74,7 +74,7 @@ ENSEMBLE = "voice_conversion_with_f0_stream"
         ),
         ("content_encoder", fix_content, r"output CONTENT the dims \[-1, -1, 9\] .* has \['B', 'F', 32\]"),
         (ENSEMBLE, drop_input, "leaves input PITCH_SHIFT of synthesizer_stream unmapped"),
-        (ENSEMBLE, cross_inputs, r"float32 \[1\], with synthesizer_stream\.EMBEDDING, float32 \[1282\]"),
+        (ENSEMBLE, cross_inputs, r"float32 \[1\], with synthesizer_stream\.EMBEDDING, float32 \[12545\]"),
         (ENSEMBLE, misname_output, "maps output CONTENTS of content_encoder_stream, which has CONTENT"),
         (ENSEMBLE, misname_model, "has no model 'encoder'"),
         ("target_pitch", rename_model, "names the model 'other'"),

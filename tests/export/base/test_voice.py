@@ -25,7 +25,15 @@ from autovoice_export.base.stages.synthesizer import (
     limit,
     noise_attenuation,
 )
-from autovoice_export.base.stages.voice import ENVELOPE_SIZE, KEY_SIZE, TOKENS, VOICE_SIZE, Voice, pack, unpack
+from autovoice_export.base.stages.voice import (
+    ENVELOPE_SIZE,
+    KEY_SIZE,
+    TOKENS,
+    VOICE_SIZE,
+    Voice,
+    pack,
+    unpack,
+)
 from autovoice_export.base.stages.voice_encoder import (
     SPEECH_RANGE_DB,
     VoiceEncoder,
@@ -73,7 +81,10 @@ class TestSpeechFrames:
 
     def test_every_row_of_a_batch_has_its_own(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        energy, values = torch.rand(3, 100, generator=generator) ** 8, torch.randn(3, 100, 5, generator=generator)
+        energy, values = (
+            torch.rand(3, 100, generator=generator) ** 8,
+            torch.randn(3, 100, 5, generator=generator),
+        )
         together = gather_frames(values, speech_frames(energy))
         for row in range(3):
             alone = values[row, speech_frames(energy[row : row + 1])[0]]
@@ -156,7 +167,9 @@ def test_envelopes_are_those_of_the_filter_that_made_them() -> None:
 def synthesizer() -> Synthesizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Synthesizer(SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)).eval()
+        return Synthesizer(
+            SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)
+        ).eval()
 
 
 @torch.no_grad()
@@ -195,9 +208,13 @@ class TestMeanDifference:
         assert torch.isfinite(mean).all()
         assert torch.isfinite(past).all()
         heard = MEMORY_FRAMES / (MEMORY_FRAMES + PRIOR_FRAMES)
-        torch.testing.assert_close(mean[:, -6001], torch.full((1, ENVELOPE_SIZE), 40.0 * heard), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            mean[:, -6001], torch.full((1, ENVELOPE_SIZE), 40.0 * heard), rtol=1e-2, atol=0
+        )
         left = -2.0 + 42.0 * np.exp(-6000 / MEMORY_FRAMES)
-        torch.testing.assert_close(mean[:, -1], torch.full((1, ENVELOPE_SIZE), left * heard), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            mean[:, -1], torch.full((1, ENVELOPE_SIZE), left * heard), rtol=1e-2, atol=0
+        )
 
     def test_pauses_do_not_count_and_little_is_drawn_to_nothing(self, synthesizer: Synthesizer) -> None:
         difference = torch.ones(1, 40, ENVELOPE_SIZE)
@@ -212,7 +229,9 @@ class TestMeanDifference:
 def test_a_voice_into_itself_keeps_its_envelopes() -> None:
     """Where nothing is corrected, frames that are in the reference come out as they went in."""
     torch.manual_seed(0)
-    synthesizer = Synthesizer(SynthesizerConfig(content_size=8, channels=16, dilations=(1,), condition_size=16)).eval()
+    synthesizer = Synthesizer(
+        SynthesizerConfig(content_size=8, channels=16, dilations=(1,), condition_size=16)
+    ).eval()
     synthesizer.correction.weight.zero_()
     synthesizer.share.bias.copy_(torch.linspace(-3, 3, ENVELOPE_SIZE))
     # Every sound has a key at right angles to all others.
@@ -222,7 +241,9 @@ def test_a_voice_into_itself_keeps_its_envelopes() -> None:
     embedding = pack(torch.nn.functional.normalize(torch.rand(1, 256), dim=1), keys, envelopes)
     frames = torch.randint(TOKENS, (1, 50))
     own = gather_frames(envelopes, frames)
-    content = torch.cat([torch.ones(1, 50, 1), gather_frames(keys, frames), torch.randn(1, 50, 8), own], dim=2)
+    content = torch.cat(
+        [torch.ones(1, 50, 1), gather_frames(keys, frames), torch.randn(1, 50, 8), own], dim=2
+    )
     loudness, voiced = torch.randn(1, 50) - 3.0, torch.arange(50) % 3 > 0
     f0 = torch.where(voiced, 150.0, 0.0).unsqueeze(0)
     state = StateReader(torch.zeros(1, synthesizer.state_size))
@@ -233,7 +254,9 @@ def test_a_voice_into_itself_keeps_its_envelopes() -> None:
     torch.testing.assert_close(harmonic[:, voiced], on[:, :, 0].clamp(min=FLOOR), **tolerance)
     torch.testing.assert_close(noise[:, voiced], on[:, :, 1].clamp(min=FLOOR), **tolerance)
     torch.testing.assert_close(noise[:, ~voiced], off.clamp(min=FLOOR), **tolerance)
-    torch.testing.assert_close(harmonic[:, ~voiced], (off - UNVOICED_ATTENUATION).clamp(min=FLOOR), **tolerance)
+    torch.testing.assert_close(
+        harmonic[:, ~voiced], (off - UNVOICED_ATTENUATION).clamp(min=FLOOR), **tolerance
+    )
     assert states[0][:, :-1].abs().max() < 1e-2, "the mean difference"
 
 
