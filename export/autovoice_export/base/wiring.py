@@ -104,6 +104,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
             PassAudio(pitch_extractor).eval(),
             (_AUDIO, _state(sizes[1])),
             (_F0, _PERIODICITY, _next_state(sizes[1]), _PASSED_AUDIO),
+            runs_in_float64=True,
         ),
         Stage(
             "synthesizer",

@@ -21,11 +21,11 @@ from autovoice_plugins.pitch_yin.torch_op import pitch_yin
 FRAMES = 50
 
 
-def voice(hz: float) -> Tensor:
-    """A harmonic tone between two pauses, [1, 240 * 50]."""
+def voice(hz: float, hiss: float = 1e-3) -> Tensor:
+    """A harmonic tone between two pauses in noise of some RMS, [1, 240 * 50]."""
     time = np.arange(FRAMES * HOP) / SAMPLE_RATE
     sound = sum(np.sin(2 * np.pi * k * hz * time) / k for k in range(1, 10)) * (np.abs(time - 0.25) < 0.15)
-    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(time))
+    noise = hiss * np.random.default_rng(0).standard_normal(len(time))
     return torch.tensor(0.1 * sound + noise, dtype=torch.float32).unsqueeze(0)
 
 
@@ -44,7 +44,7 @@ def test_before_training_the_answers_are_those_of_the_op(hz: float) -> None:
 
 
 def test_the_network_decides_on_voicing_and_octave() -> None:
-    audio, extractor = voice(400.0), PitchExtractor()
+    audio, extractor = voice(400.0, hiss=0.06), PitchExtractor()
     alone = measured(extractor, audio)
     voiced = slice(15, 40)  # away from the ends, where the op leaps
     with torch.no_grad():
@@ -100,3 +100,15 @@ def test_the_spectrum_shows_a_tone_in_the_middle_of_its_window(hz: float) -> Non
     band = int(other[0, 30].argmax())
     points = mel_points(97, 50.0, 8000.0)
     assert points[band - 1] < hz < points[band + 1]
+
+
+def test_a_certain_period_keeps_its_octave() -> None:
+    """A tone without its fundamental, which the network may take for a higher one."""
+    time = torch.arange(FRAMES * HOP) / SAMPLE_RATE
+    audio = 0.1 * sum(torch.sin(2 * torch.pi * k * 150.0 * time) for k in range(3, 9)).unsqueeze(0)
+    extractor = PitchExtractor()
+    with torch.no_grad():
+        extractor.output.bias[1:] = -2.0 * torch.abs(extractor.bins - pitch_to_bin(torch.tensor(300.0)))
+    torch.testing.assert_close(
+        measured(extractor, audio)[:, 10:], torch.full((1, FRAMES - 10), 150.0), rtol=1e-3, atol=0
+    )

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from autovoice.errors import VoiceConversionError
+from autovoice_export.base.checkpoint import load_pitch_extractor
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.config import CHANGEABLE, DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import PairSampler
@@ -32,6 +33,9 @@ def main(
         Path, typer.Option(help="Where the finished voice is written.")
     ] = DEFAULT_CHECKPOINT,
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
+    pitch: Annotated[
+        Path, typer.Option(help="A checkpoint, or what autovoice_training.train.pitch wrote.")
+    ] = DEFAULT_CHECKPOINT,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
     start_from: Annotated[
         Path | None, typer.Option(help="A new run begins with the weights of this checkpoint that fit.")
@@ -60,7 +64,8 @@ def main(
             corpus, run / "phones.pt", settings.classifier_steps, settings.seed, where, console, start_from
         )
         features = data / "features"
-        extract(corpus, features, classifier, console)
+        pitch_extractor = load_pitch_extractor(pitch)
+        extract(corpus, features, classifier, pitch_extractor, console)
         sampler = PairSampler(
             corpus,
             features,
@@ -83,7 +88,7 @@ def main(
     elif start_from is not None:
         console.print(f"{trainer.start_from(start_from)} tensors taken from {start_from}")
     trainer.train(console, None if minutes is None else 60.0 * minutes)
-    publish(trainer, checkpoint, console)
+    publish(trainer, pitch_extractor, checkpoint, console)
 
 
 def choose_device(name: str) -> torch.device:

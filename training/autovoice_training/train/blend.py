@@ -53,7 +53,13 @@ def main(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     save_checkpoint(
-        out, mean.content_encoder, mean.synthesizer, mean.target_pitch, mean.phone_classifier, mean.metadata
+        out,
+        mean.content_encoder,
+        mean.synthesizer,
+        mean.target_pitch,
+        mean.phone_classifier,
+        mean.pitch_extractor,
+        mean.metadata,
     )
 
 

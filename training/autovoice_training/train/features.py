@@ -73,9 +73,10 @@ def read_features(folder: Path, speaker: str) -> SpeakerFeatures:
 
 
 @torch.no_grad()
-def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pitch_of_store(
+    audio: NDArray[np.int16], extractor: PitchExtractor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """F0 and periodicity of every frame of a speaker's store, streamed through the stage's state."""
-    extractor = PitchExtractor()
     state = torch.zeros(1, extractor.state_size)
     late = np.zeros(FEATURE_DELAY_FRAMES * HOP, dtype=np.int16)
     f0, periodicity = [], []
@@ -92,7 +93,13 @@ def pitch_of_store(audio: NDArray[np.int16]) -> tuple[NDArray[np.float32], NDArr
 
 
 @torch.no_grad()
-def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: Console) -> None:
+def extract(
+    corpus: Corpus,
+    folder: Path,
+    classifier: PhoneClassifier,
+    pitch_extractor: PitchExtractor,
+    console: Console,
+) -> None:
     """Writes the features of every speaker; safe to interrupt and run again.
 
     What is there already is kept where it was measured on the same audio, cut into the same utterances, with
@@ -100,13 +107,13 @@ def extract(corpus: Corpus, folder: Path, classifier: PhoneClassifier, console: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     encoder = VoiceEncoder(classifier)
-    pitch_version, encoder_version = _pitch_version(), _digest(encoder)
+    pitch_version, encoder_version = _pitch_version(pitch_extractor), _digest(encoder)
     for speaker in track(sorted(corpus.speakers), "features", console=console):
         audio = corpus.audio(speaker)
         heard = hashlib.sha256(audio).hexdigest()
         path, made_with = folder / f"{speaker}.npz", f"{pitch_version} {heard}"
         if _made_with(path) != made_with:
-            f0, periodicity = pitch_of_store(audio)
+            f0, periodicity = pitch_of_store(audio, pitch_extractor)
             _write(path, f0=f0, periodicity=periodicity, made_with=np.array(made_with))
         utterances = _embedded_utterances(corpus, speaker)
         places = [(utterance.start_frame, utterance.frames) for utterance in utterances]
@@ -130,7 +137,7 @@ def _embedding(audio: NDArray[np.int16], utterance: Utterance, encoder: VoiceEnc
     return embedding
 
 
-def _pitch_version() -> str:
+def _pitch_version(extractor: PitchExtractor) -> str:
     """Names what the pitch extractor measures: a digest of its answers on a fixed signal.
 
     The signal has glides, noise, and voices that leap by an octave as they fade. Its answers are rounded, so
@@ -144,7 +151,7 @@ def _pitch_version() -> str:
     voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 8))
     fading = np.exp(-6.0 * (time % 0.5))
     noisy = voice * fading * (time % 1.5 < 1.2) + random.standard_normal(time.size) * 0.3 * (time / 6.0)
-    f0, periodicity = pitch_of_store((3000.0 * noisy).astype(np.int16))
+    f0, periodicity = pitch_of_store((3000.0 * noisy).astype(np.int16), extractor)
     answers = np.concatenate([np.round(f0), np.round(100.0 * periodicity)]).astype(np.int16)
     return hashlib.sha256(answers).hexdigest()
 

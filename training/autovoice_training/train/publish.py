@@ -12,6 +12,7 @@ from rich.console import Console
 
 from autovoice_export.base.checkpoint import save_checkpoint
 from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_export.base.stages.target_pitch import TargetPitch, fit
 from autovoice_export.base.stages.voice import unpack
@@ -34,8 +35,10 @@ def fit_target_pitch(sampler: PairSampler) -> TargetPitch:
     return fit(torch.stack(embeddings), torch.tensor(medians))
 
 
-def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> None:
-    """Writes the checkpoint of a run."""
+def publish(
+    trainer: VoiceConversionTrainer, pitch_extractor: PitchExtractor, path: Path, console: Console
+) -> None:
+    """Writes the checkpoint of a run, with the pitch extractor that measured its corpus."""
     average = trainer.average.module.cpu()
     corpus = trainer.sampler.corpus
     hours = sum(u.frames for u in corpus.utterances if u.split == "train") / 100 / 3600
@@ -54,6 +57,7 @@ def publish(trainer: VoiceConversionTrainer, path: Path, console: Console) -> No
         cast(Synthesizer, average["synthesizer"]),
         fit_target_pitch(trainer.sampler),
         trainer.classifier.cpu(),
+        pitch_extractor,
         metadata,
     )
     console.print(f"checkpoint of step {trainer.step} written to {path}")
