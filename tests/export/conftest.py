@@ -25,6 +25,7 @@ from autovoice.repository.reader import ModelRepository
 from autovoice_export.base import plans, wiring
 from autovoice_export.base.checkpoint import Checkpoint
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier
@@ -56,7 +57,9 @@ def checkpoint() -> Checkpoint:
         torch.nn.init.normal_(target_pitch.linear.weight)
         torch.nn.init.normal_(synthesizer.average_voice)
         classifier = PhoneClassifier()
-    return Checkpoint(content_encoder.eval(), synthesizer.eval(), target_pitch.eval(), classifier.eval())
+        pitch_extractor = PitchExtractor(PitchExtractorConfig(channels=8, dilations=(1, 4)))
+    stages = content_encoder, synthesizer, target_pitch, classifier, pitch_extractor
+    return Checkpoint(*(stage.eval() for stage in stages))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from toy_corpus import FRAMES, PHONES, VOICES, make_sampler, make_trainer, tone
 
 from autovoice_export.base.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from autovoice_export.base.stages.mel import MelAnalysis
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.voice import VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
@@ -37,7 +38,7 @@ def test_features_are_those_of_the_stages_that_serve_the_voice(corpus_folder: Pa
     corpus = Corpus(corpus_folder)
     torch.manual_seed(0)
     encoder = VoiceEncoder(PhoneClassifier())
-    extract(corpus, tmp_path, encoder.classifier, Console(quiet=True))
+    extract(corpus, tmp_path, encoder.classifier, PitchExtractor(), Console(quiet=True))
     for name, (pitch, _) in VOICES.items():
         features = read_features(tmp_path, name)
         assert features.f0.shape == features.periodicity.shape == (4 * FRAMES,)
@@ -245,7 +246,7 @@ def test_a_run_goes_on_from_cpu_to_gpu_and_back(corpus_folder: Path, tmp_path: P
     assert back.resume()
     back.train(console)
     assert back.step == 4
-    publish(back, tmp_path / "voice.safetensors", console)
+    publish(back, PitchExtractor(), tmp_path / "voice.safetensors", console)
 
 
 def test_the_speaker_loss_can_be_trained_through_on_a_gpu() -> None:
@@ -259,7 +260,7 @@ def test_training_learns_and_publishes(corpus_folder: Path, tmp_path: Path) -> N
     before = trainer.validate()["mel"]
     trainer.train(Console(quiet=True))
     assert trainer.validate()["mel"] < 0.8 * before
-    publish(trainer, tmp_path / "voice.safetensors", Console(quiet=True))
+    publish(trainer, PitchExtractor(), tmp_path / "voice.safetensors", Console(quiet=True))
     checkpoint = load_checkpoint(tmp_path / "voice.safetensors")
     assert checkpoint.metadata["step"] == 30
     average = trainer.average.module["synthesizer"].state_dict()

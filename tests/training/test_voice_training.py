@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from toy_corpus import make_sampler, make_trainer, tone
 
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.voice import pack, unpack, with_identity
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_training.corpus.reader import Corpus
@@ -210,7 +211,7 @@ def test_classifier_learns_and_is_kept(corpus_folder: Path, tmp_path: Path) -> N
 def test_a_new_run_can_start_from_another_voice(corpus_folder: Path, tmp_path: Path) -> None:
     first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
     first.train(Console(quiet=True))
-    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    publish(first, PitchExtractor(), tmp_path / "first.safetensors", Console(quiet=True))
     second = make_trainer(corpus_folder, tmp_path / "second", steps=2)
     taken = second.start_from(tmp_path / "first.safetensors")
     state = first.average.module.state_dict()
@@ -225,7 +226,7 @@ def test_a_new_classifier_can_start_from_another_voice(corpus_folder: Path, tmp_
     first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
     with torch.no_grad():
         first.classifier.output.bias.fill_(3.0)
-    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    publish(first, PitchExtractor(), tmp_path / "first.safetensors", Console(quiet=True))
     quiet, device = Console(quiet=True), torch.device("cpu")
     path = tmp_path / "phones.pt"
     found = train_classifier(Corpus(corpus_folder), path, 1, 0, device, quiet, tmp_path / "first.safetensors")
@@ -235,7 +236,7 @@ def test_a_new_classifier_can_start_from_another_voice(corpus_folder: Path, tmp_
 
 def test_no_steps_keep_the_classifier_of_the_checkpoint(corpus_folder: Path, tmp_path: Path) -> None:
     first = make_trainer(corpus_folder, tmp_path / "first", steps=2)
-    publish(first, tmp_path / "first.safetensors", Console(quiet=True))
+    publish(first, PitchExtractor(), tmp_path / "first.safetensors", Console(quiet=True))
     corpus, cpu, quiet = Corpus(corpus_folder), torch.device("cpu"), Console(quiet=True)
     kept = train_classifier(corpus, tmp_path / "a.pt", 0, 9, cpu, quiet, tmp_path / "first.safetensors")
     for one, other in zip(kept.parameters(), first.classifier.parameters(), strict=True):
@@ -249,7 +250,7 @@ def test_embeddings_of_another_classifier_are_made_again(corpus_folder: Path, tm
     first, second = PhoneClassifier().eval(), PhoneClassifier().eval()
     found = []
     for classifier in (first, second, second):
-        extract(corpus, tmp_path, classifier, quiet)
+        extract(corpus, tmp_path, classifier, PitchExtractor(), quiet)
         path = tmp_path / "low.voice.npz"
         found.append((read_features(tmp_path, "low").embeddings, path.stat().st_mtime_ns))
     assert not np.array_equal(found[0][0], found[1][0])
