@@ -71,6 +71,7 @@ corpus: $(VENV)/.train ## gather and render the training corpus into data/; ARGS
 	@$(BIN)/python -m autovoice_training.corpus $(ARGS)
 
 train: $(VENV)/.train ## train the base voice, resuming where it stopped
+	@$(BIN)/python -m autovoice_training.train.pitch
 	@$(BIN)/python -m autovoice_training.train $(ARGS)
 
 evaluate: $(VENV)/.train ## measure the base voice: speakers never trained on, harder conditions, baselines

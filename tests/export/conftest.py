@@ -25,6 +25,7 @@ from autovoice.repository.reader import ModelRepository
 from autovoice_export.base import plans, wiring
 from autovoice_export.base.checkpoint import Checkpoint
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
 from autovoice_export.config_types import Instances
@@ -54,7 +55,9 @@ def checkpoint() -> Checkpoint:
             torch.nn.init.normal_(layer.weight, std=0.2)
         target_pitch = TargetPitch()
         torch.nn.init.normal_(target_pitch.linear.weight)
-    return Checkpoint(content_encoder.eval(), synthesizer.eval(), target_pitch.eval())
+        pitch_extractor = PitchExtractor(PitchExtractorConfig(channels=8, dilations=(1, 4)))
+    stages = content_encoder, synthesizer, target_pitch, pitch_extractor
+    return Checkpoint(*(stage.eval() for stage in stages))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,17 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def people_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same corpus, said to be of people."""
+    root = make_corpus(tmp_path_factory.mktemp("people"))
+    index = json.loads((root / "index.json").read_text())
+    for speaker in index["speakers"]:
+        speaker["engine"] = "people"
+    (root / "index.json").write_text(json.dumps(index))
+    return root
+
+
+@pytest.fixture(scope="session")
 def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's recordings cut in four; texts.json is wrong about them, the same for all."""
     root = tmp_path_factory.mktemp("eval")

@@ -16,12 +16,14 @@ from toy_corpus import make_content, make_corpus, make_synthesizer
 from typer.testing import CliRunner
 
 from autovoice_export.base.build import build_repository
-from autovoice_export.base.checkpoint import load_checkpoint
+from autovoice_export.base.checkpoint import load_checkpoint, save_pitch_extractor
 from autovoice_export.base.stages.content_encoder import Content
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_plugins.geometry import HOP
-from autovoice_training.train.__main__ import choose_device, main
+from autovoice_training.train.__main__ import main
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import Item
+from autovoice_training.train.device import choose_device
 from autovoice_training.train.publish import publish
 
 QUIET = Console(quiet=True)
@@ -105,7 +107,7 @@ class TestVoice:
         content.train(QUIET)
         synthesizer.train(QUIET)
         settings = TrainConfig(seed=5, content=content.config, synthesizer=synthesizer.config)
-        publish(settings, content, synthesizer, run / "voice.safetensors", QUIET)
+        publish(settings, content, synthesizer, PitchExtractor(), run / "voice.safetensors", QUIET)
         self.check_weights(
             run / "voice.safetensors", content.average.module.encoder, synthesizer.average.module
         )
@@ -143,7 +145,10 @@ def test_the_command_goes_on_where_it_stopped_and_writes_a_voice(tmp_path: Path)
     (data / "features").rename(tmp_path / "not_measured")
     size = "batch_size = 2\ncrop_frames = 40\nsteps = 2\ncheckpoint_steps = 2\n"
     settings.write_text(f"[content]\n{size}reference_frames = 60\n[synthesizer]\n{size}unpaired_items = 1\n")
+    pitch = tmp_path / "pitch.safetensors"
+    save_pitch_extractor(pitch, PitchExtractor())
     options = ["--data", data, "--run", tmp_path / "run", "--checkpoint", checkpoint, "--config", settings]
+    options += ["--pitch", pitch]
     app = typer.Typer()
     app.command()(main)
 

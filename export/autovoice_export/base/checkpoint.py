@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
 from autovoice_export.build_errors import CheckpointError
@@ -24,7 +25,7 @@ from autovoice_export.build_errors import CheckpointError
 _HEADER_KEY = "autovoice"
 _FORMAT = 4
 
-_Config = TypeVar("_Config", ContentEncoderConfig, SynthesizerConfig)
+_Config = TypeVar("_Config", ContentEncoderConfig, PitchExtractorConfig, SynthesizerConfig)
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Checkpoint:
         content_encoder: in evaluation mode.
         synthesizer: in evaluation mode.
         target_pitch: in evaluation mode.
+        pitch_extractor: in evaluation mode.
         metadata: what the trainer noted (data, steps, seeds, figures); JSON values.
         sha256: of the file; of nothing for weights that never were in a file.
     """
@@ -42,6 +44,7 @@ class Checkpoint:
     content_encoder: ContentEncoder
     synthesizer: Synthesizer
     target_pitch: TargetPitch
+    pitch_extractor: PitchExtractor
     metadata: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
@@ -51,9 +54,11 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()
+            pitch_extractor = PitchExtractor().eval()
             # As it starts training, the output layer says almost the same whatever it is given.
             torch.nn.init.normal_(synthesizer.correction.weight, std=0.1)
-        return cls(content_encoder, synthesizer, TargetPitch().eval(), {"untrained_seed": seed})
+        metadata = {"untrained_seed": seed}
+        return cls(content_encoder, synthesizer, TargetPitch().eval(), pitch_extractor, metadata)
 
 
 def save_checkpoint(
@@ -61,6 +66,7 @@ def save_checkpoint(
     content_encoder: ContentEncoder,
     synthesizer: Synthesizer,
     target_pitch: TargetPitch,
+    pitch_extractor: PitchExtractor,
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes a checkpoint; the file appears whole or not at all.
@@ -70,29 +76,41 @@ def save_checkpoint(
         content_encoder: weights and config are taken from it.
         synthesizer: weights and config are taken from it.
         target_pitch: see `autovoice_export.base.stages.target_pitch.fit`.
+        pitch_extractor: weights and config are taken from it.
         metadata: anything JSON can hold.
     """
     stages = {
         "content_encoder": content_encoder,
         "synthesizer": synthesizer,
         "target_pitch": target_pitch,
+        "pitch_extractor": pitch_extractor,
     }
+    header = {
+        "content_encoder": asdict(content_encoder.config),
+        "synthesizer": asdict(synthesizer.config),
+        "pitch_extractor": asdict(pitch_extractor.config),
+        "metadata": dict(metadata),
+    }
+    _write(Path(path), stages, header)
+
+
+def save_pitch_extractor(path: str | os.PathLike[str], pitch_extractor: PitchExtractor) -> None:
+    """Writes a pitch extractor alone, for `load_pitch_extractor`; the file appears whole or not at all."""
+    stages = {"pitch_extractor": pitch_extractor}
+    _write(Path(path), stages, {"pitch_extractor": asdict(pitch_extractor.config)})
+
+
+def _write(path: Path, stages: Mapping[str, nn.Module], header: Mapping[str, Any]) -> None:
     tensors = {
         f"{prefix}.{name}": tensor.detach().cpu().contiguous()
         for prefix, stage in stages.items()
         for name, tensor in stage.state_dict().items()
     }
-    header = {
-        "format": _FORMAT,
-        "content_encoder": asdict(content_encoder.config),
-        "synthesizer": asdict(synthesizer.config),
-        "metadata": dict(metadata),
-    }
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         # One header key: safetensors writes several in any order, and equal weights should be equal bytes.
-        partial.write_bytes(save(tensors, {_HEADER_KEY: json.dumps(header, sort_keys=True)}))
+        description = json.dumps({"format": _FORMAT, **header}, sort_keys=True)
+        partial.write_bytes(save(tensors, {_HEADER_KEY: description}))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -102,6 +120,39 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: no such file, not such a file, or weights that do not fit the stages.
     """
     path = Path(path)
+    description, tensors = _read(path)
+    content_encoder = ContentEncoder(_config(ContentEncoderConfig, description["content_encoder"], path))
+    synthesizer = Synthesizer(_config(SynthesizerConfig, description["synthesizer"], path))
+    pitch_extractor = PitchExtractor(_config(PitchExtractorConfig, description["pitch_extractor"], path))
+    target_pitch = TargetPitch()
+    _fill(content_encoder, "content_encoder", tensors, path)
+    _fill(synthesizer, "synthesizer", tensors, path)
+    _fill(target_pitch, "target_pitch", tensors, path)
+    _fill(pitch_extractor, "pitch_extractor", tensors, path)
+    return Checkpoint(
+        content_encoder.eval(),
+        synthesizer.eval(),
+        target_pitch.eval(),
+        pitch_extractor.eval(),
+        metadata=description["metadata"],
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def load_pitch_extractor(path: str | os.PathLike[str]) -> PitchExtractor:
+    """Reads the pitch extractor of a checkpoint, or one written by `save_pitch_extractor`.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    description, tensors = _read(path)
+    pitch_extractor = PitchExtractor(_config(PitchExtractorConfig, description["pitch_extractor"], path))
+    _fill(pitch_extractor, "pitch_extractor", tensors, path)
+    return pitch_extractor.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} does not exist: train one with  make train  or name another"
@@ -118,24 +169,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {path} has no '{_HEADER_KEY}' header: it was not written by AutoVoice"
         )
-    description = json.loads(header)
+    description: dict[str, Any] = json.loads(header)
     if description["format"] != _FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format {description['format']}, this version reads format {_FORMAT}"
         )
-    content_encoder = ContentEncoder(_config(ContentEncoderConfig, description["content_encoder"], path))
-    synthesizer = Synthesizer(_config(SynthesizerConfig, description["synthesizer"], path))
-    target_pitch = TargetPitch()
-    _fill(content_encoder, "content_encoder", tensors, path)
-    _fill(synthesizer, "synthesizer", tensors, path)
-    _fill(target_pitch, "target_pitch", tensors, path)
-    return Checkpoint(
-        content_encoder.eval(),
-        synthesizer.eval(),
-        target_pitch.eval(),
-        metadata=description["metadata"],
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+    return description, tensors
 
 
 def _config(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:

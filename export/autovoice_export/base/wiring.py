@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from autovoice_export.base.checkpoint import Checkpoint
 from autovoice_export.base.stages.alignment import PadSource, PadSourceWithF0, PassAudio, TrimOutput
-from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import LOOKAHEAD
 from autovoice_export.base.stages.voice import IDENTITY_SIZE, TOKENS, VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import VoiceEncoder
@@ -71,7 +70,7 @@ PARAMETERS = {
 def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
     """The stages of the base family around the weights of a checkpoint."""
     content_encoder, synthesizer = checkpoint.content_encoder, checkpoint.synthesizer
-    pitch_extractor = PitchExtractor()
+    pitch_extractor = checkpoint.pitch_extractor
     content = StageTensor("CONTENT", (_FRAMES, content_encoder.config.width))
     sizes = content_encoder.state_size, pitch_extractor.state_size, synthesizer.state_size
     padded = (
@@ -107,6 +106,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
             PassAudio(pitch_extractor).eval(),
             (_AUDIO, _state(sizes[1])),
             (_F0, _PERIODICITY, _next_state(sizes[1]), _PASSED_AUDIO),
+            runs_in_float64=True,
         ),
         Stage(
             "synthesizer",

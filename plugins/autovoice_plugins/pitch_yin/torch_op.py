@@ -68,22 +68,24 @@ def pitch_yin(
 
 
 @lru_cache(maxsize=8)
-def _constants(sample_rate: int, hop: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _constants(
+    sample_rate: int, hop: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the prefilter for conv1d, the block weights, the window length at each lag, and 1/l."""
-    kernel = torch.as_tensor(prefilter(sample_rate, hop)[::-1].copy(), dtype=torch.float32, device=device)
-    weights = torch.as_tensor(block_weights(hop), dtype=torch.float32, device=device)
-    inverse = 1.0 / torch.arange(1, 2 * hop + 1, dtype=torch.float32, device=device)
+    kernel = torch.as_tensor(prefilter(sample_rate, hop)[::-1].copy(), dtype=dtype, device=device)
+    weights = torch.as_tensor(block_weights(hop), dtype=dtype, device=device)
+    inverse = 1.0 / torch.arange(1, 2 * hop + 1, dtype=dtype, device=device)
     return kernel[None, None], weights, 1.0 / (hop * weights.sum(0)), inverse
 
 
 @lru_cache(maxsize=8)
-def _octave_cost(search: Lags, device: torch.device) -> Tensor:
-    return torch.as_tensor(octave_cost(search), dtype=torch.float32, device=device)
+def _octave_cost(search: Lags, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.as_tensor(octave_cost(search), dtype=dtype, device=device)
 
 
 def _normalised_difference(past: Tensor, sample_rate: int, hop: int) -> Tensor:
     """Returns lags 1 .. 2 hop of the normalised difference, [B, F, 2 hop], of [B, (F + 6) hop] samples."""
-    kernel, weights, inverse_length, inverse_lag = _constants(sample_rate, hop, past.device)
+    kernel, weights, inverse_length, inverse_lag = _constants(sample_rate, hop, past.dtype, past.device)
     longest = 2 * hop
     # The first block only feeds the prefilter; this start makes the result begin with the second.
     smooth = functional.conv1d(past[:, None, hop + 1 - kernel.shape[-1] :], kernel)[:, 0]
@@ -129,7 +131,7 @@ def _pitch_yin(
     after = functional.pad(difference, (0, 1), value=float("inf"))[..., search.low : search.high + 1]
 
     dip = (here < before) & (here <= after)
-    cost = torch.where(dip, here + _octave_cost(search, here.device), NO_DIP)
+    cost = torch.where(dip, here + _octave_cost(search, here.dtype, here.device), NO_DIP)
     near = cost <= cost.amin(-1, keepdim=True) + threshold
     pick = near.to(torch.uint8).argmax(-1)
     left, depth, right = (v.gather(-1, pick[..., None])[..., 0] for v in (before, here, after))

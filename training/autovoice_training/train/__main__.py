@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 
 from autovoice.errors import VoiceConversionError
-from autovoice_export.base.stages.pitch_extractor import PitchExtractor
+from autovoice_export.base.checkpoint import load_pitch_extractor
 from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_training.corpus.reader import Corpus, CorpusError
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.content import ContentTraining, KeyedEncoder
 from autovoice_training.train.data import Sampler
+from autovoice_training.train.device import choose_device
 from autovoice_training.train.features import measure
 from autovoice_training.train.publish import publish
 from autovoice_training.train.synthesizer import SynthesizerLoop
@@ -34,6 +35,9 @@ def main(
     checkpoint: Annotated[
         Path, typer.Option(help="Where the finished voice is written.")
     ] = DEFAULT_CHECKPOINT,
+    pitch: Annotated[
+        Path, typer.Option(help="What autovoice_training.train.pitch wrote, or a checkpoint.")
+    ] = Path("data/pitch.safetensors"),
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
@@ -51,7 +55,8 @@ def main(
         corpus = Corpus(data)
         where = choose_device(device)
         features = data / "features"
-        measure(corpus, features, PitchExtractor(), console)
+        pitch_extractor = load_pitch_extractor(pitch)
+        measure(corpus, features, pitch_extractor, console)
         torch.manual_seed(settings.seed)
         content = ContentTraining(
             "content",
@@ -91,29 +96,12 @@ def main(
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     loop.train(console, deadline)
-    publish(settings, content, loop, checkpoint, console)
+    publish(settings, content, loop, pitch_extractor, checkpoint, console)
 
 
 def _resume(loop: ContentTraining | SynthesizerLoop, console: Console) -> None:
     if loop.resume():
         console.print(f"{loop.name} resumed at step {loop.step}")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called ``name``; for ``auto`` a GPU where there is one.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is none PyTorch knows; say cpu, cuda or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: PyTorch finds no CUDA GPU here; say cpu or auto")
-    return device
 
 
 if __name__ == "__main__":

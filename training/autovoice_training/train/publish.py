@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from autovoice_export.base.checkpoint import save_checkpoint
+from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_export.base.stages.target_pitch import TargetPitch, fit
 from autovoice_training.train.config import TrainConfig
@@ -35,9 +36,14 @@ def fit_target_pitch(sampler: Sampler) -> TargetPitch:
 
 
 def publish(
-    settings: TrainConfig, content: ContentTraining, synthesizer: TrainingLoop, path: Path, console: Console
+    settings: TrainConfig,
+    content: ContentTraining,
+    synthesizer: TrainingLoop,
+    pitch_extractor: PitchExtractor,
+    path: Path,
+    console: Console,
 ) -> None:
-    """Writes the checkpoint of a run."""
+    """Writes the checkpoint of a run, with the pitch extractor that measured its corpus."""
     corpus = synthesizer.sampler.corpus
     hours = {
         engine: round(
@@ -57,6 +63,7 @@ def publish(
         content.average.module.encoder.cpu(),
         cast(Synthesizer, synthesizer.average.module.cpu()),
         fit_target_pitch(synthesizer.sampler),
+        pitch_extractor,
         metadata,
     )
     console.print(f"checkpoint of step {synthesizer.step} written to {path}")
