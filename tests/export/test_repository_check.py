@@ -72,7 +72,7 @@ ENSEMBLE = "voice_conversion_with_f0_stream"
             resize_state,
             r"gives input STATE_IN the dims \[-1, 3\] .* has \['B', 1520\]",
         ),
-        ("content_encoder", fix_content, r"output CONTENT the dims \[-1, -1, 9\] .* has \['B', 'F', 32\]"),
+        ("content_encoder", fix_content, r"output CONTENT the dims \[-1, -1, 9\] .* has \['B', 'F', 73\]"),
         (ENSEMBLE, drop_input, "leaves input PITCH_SHIFT of synthesizer_stream unmapped"),
         (ENSEMBLE, cross_inputs, r"float32 \[1\], with synthesizer_stream\.EMBEDDING, float32 \[12545\]"),
         (ENSEMBLE, misname_output, "maps output CONTENTS of content_encoder_stream, which has CONTENT"),
