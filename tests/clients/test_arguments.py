@@ -138,6 +138,11 @@ def calls(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
             "push": (pipeline.stream(voice).push, {"chunk": TONE}),
             "embed": (pipeline.embed, {"reference_audio": TONE, "sample_rate": RATE}),
             "embed_file": (pipeline.embed_file, {"path": source}),
+            "join_embeddings": (
+                pipeline.join_embeddings,
+                {"embeddings": [voice, voice], "weights": [1.0, 2.0]},
+            ),
+            "similarity": (pipeline.similarity, {"first": voice, "second": voice}),
             "extract_f0": (pipeline.extract_f0, {"audio": TONE, "sample_rate": RATE}),
             "median_f0": (pipeline.median_f0, {"audio": TONE, "sample_rate": RATE}),
             "median_f0_file": (pipeline.median_f0_file, {"path": source}),
@@ -160,7 +165,7 @@ def calls(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 NAMES = (
     *("convert", "convert_detailed", "profile_conversion", "convert_file", "batch_convert", "stream", "push"),
-    *("embed", "embed_file", "extract_f0", "median_f0", "median_f0_file", "warmup", "list_voices"),
+    *("embed", "embed_file", "join_embeddings", "similarity", "extract_f0", "median_f0", "median_f0_file", "warmup", "list_voices"),
     *("VoiceConversionPipeline", "AsyncVoiceConversionPipeline"),
     *("read_audio", "write_audio", "load_embedding", "save_embedding"),
 )
