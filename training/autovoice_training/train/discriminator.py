@@ -11,7 +11,7 @@ from autovoice_plugins.geometry import SAMPLE_RATE
 RESOLUTIONS = ((512, 120), (1024, 240))
 """Window and hop in samples: one sees the envelope, one the harmonics."""
 
-CHANNELS = 24
+CHANNELS = 16
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
 
@@ -34,7 +34,7 @@ class SpectrogramDiscriminator(nn.Module):
         self.register_buffer("hz", torch.linspace(0.0, SAMPLE_RATE / 2, window // 2 + 1), persistent=False)
         widths = (1, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4))
+            nn.Conv2d(before, after, (3, 5), stride=(1, 2), padding=(1, 2))
             for before, after in zip(widths, widths[1:], strict=False)
         )
         self.last = nn.Conv2d(CHANNELS, 1, 3, padding=1)

@@ -121,7 +121,6 @@ class SynthesizerLoop(TrainingLoop):
             "words": said,
             "adversarial": adversarial,
             "matching": matching,
-            "sharpness": torch.exp(module.sharpness.detach()),
         }
 
     def _train_opponent(self, real: Tensor, result: Tensor, batch: Batch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +38,7 @@ LARGEST_COSINE = 40.0
 HIGH_POINTS = 6
 # Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training starts.
 NOISE_SHARES = {0: 0.02, 1000: 0.03, 2000: 0.06, 3000: 0.12, 4000: 0.2, 6000: 0.4, 8000: 0.6, 12000: 0.8}
-# Of the comparison of keys, where training starts: about the three most similar frames count.
+# Of the comparison of keys: about the three most similar frames count. Spectral losses would blur it.
 SHARPNESS = 40.0
 # Of full scale; from here on peaks are bent.
 KNEE = 0.9
@@ -144,7 +143,6 @@ class Synthesizer(nn.Module):
         self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
         self.register_buffer("basis", correction_basis(size), persistent=False)
         self.register_buffer("start", noise_attenuation(), persistent=False)
-        self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.embedding = nn.Sequential(
             nn.Linear(IDENTITY_SIZE + size, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
@@ -166,7 +164,7 @@ class Synthesizer(nn.Module):
 
     def look_up(self, key: Tensor, voice: Voice) -> Tensor:
         """The target's envelope of frames with these keys, [B, F, 40] for [B, F, 24]."""
-        scores = torch.matmul(key * torch.exp(self.sharpness), voice.keys.transpose(1, 2))
+        scores = torch.matmul(key * SHARPNESS, voice.keys.transpose(1, 2))
         envelopes = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE)
         return torch.matmul(torch.softmax(scores, dim=2), envelopes)
 
