@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from swift_f0 import SwiftF0
 from swift_f0.core import FRAME_PERIOD
 
-from autovoice_training.evaluate.dataset import JUDGE_RATE, Audio
+from autovoice_training.evaluate.audio import JUDGE_RATE, Audio
 
 FRAME_SECONDS = FRAME_PERIOD
 F0_MIN = 50.0
