@@ -13,37 +13,19 @@ except ModuleNotFoundError:  # Python 3.10
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """How many sentences and speakers of each kind.
+    """How much of what Kokoro says, and by whom.
 
     Attributes:
-        parallel: training sentences rendered frame-aligned in every training diphone voice.
-        valid: further frame-aligned sentences, also spoken by the validation human.
-        free: sentences spoken by the flite training voices.
-        hts: of those, how many the festival HTS voices speak.
-        evaluation: evaluation sentences (at most 25 are written down).
-        development: development sentences (at most 20 are written down).
-        espeak_speakers: number of espeak-ng variants.
-        espeak_sentences: sentences of each.
-        warps: pseudo-speakers made of each training human (at most 8).
-        warp_sentences: sentences of each.
-        followers: diphone voices that follow the timing of each flite voice (at most 7).
-        follow_sentences: sentences of each.
-        recorded: utterances of about five seconds of each person who recorded words (0: no such people).
+        seed: of sentences, voices and plan.
+        groups: sentences in three or four voices each, aligned.
+        free: sentences in one voice, with its own prosody.
+        blends: voices mixed of two packs.
     """
 
-    parallel: int = 1000
-    valid: int = 60
-    free: int = 700
-    hts: int = 300
-    evaluation: int = 25
-    development: int = 20
-    espeak_speakers: int = 30
-    espeak_sentences: int = 30
-    warps: int = 8
-    warp_sentences: int = 32
-    followers: int = 5
-    follow_sentences: int = 150
-    recorded: int = 48
+    seed: int = 0
+    groups: int = 1300
+    free: int = 1900
+    blends: int = 84
 
     def __post_init__(self) -> None:
         """Refuse negative counts."""
@@ -51,9 +33,6 @@ class CorpusConfig:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"corpus setting {field.name} = {value!r}: give a whole number, 0 or more")
-        for name, most in (("warps", 8), ("evaluation", 25), ("development", 20)):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} = {getattr(self, name)}: at most {most} are defined")
 
     @classmethod
     def from_toml(cls, path: Path) -> CorpusConfig:
@@ -69,16 +48,21 @@ class CorpusConfig:
         return cls(**values)
 
 
-SMALL = CorpusConfig(
-    parallel=3,
-    valid=1,
-    free=3,
-    hts=1,
-    evaluation=2,
-    development=1,
-    espeak_speakers=1,
-    espeak_sentences=2,
-    warps=1,
-    warp_sentences=2,
-    recorded=1,
-)
+@dataclass(frozen=True)
+class HeldOut:
+    """Who is kept out of training, from ``training/sets.toml``.
+
+    Attributes:
+        readers: of LibriSpeech, by number.
+        packs: voices of Kokoro, by set: "development" and "evaluation".
+    """
+
+    readers: frozenset[int]
+    packs: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def from_toml(cls, path: Path) -> HeldOut:
+        """Read the file."""
+        sets = tomllib.loads(path.read_text())
+        readers = frozenset(reader for numbers in sets["people"].values() for reader in numbers)
+        return cls(readers, {kind: tuple(names) for kind, names in sets["kokoro"].items()})

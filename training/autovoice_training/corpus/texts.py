@@ -1,18 +1,17 @@
-"""Sentences: templates filled with lexicon words, chosen for diphones; evaluation and development texts."""
+"""Sentences: templates filled with lexicon words, chosen for phone pairs; evaluation and development texts."""
 
 from __future__ import annotations
 
+import gzip
+import importlib.resources
 import itertools
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-LEXICON = Path("/usr/share/festival/dicts/cmu/cmudict-0.4.out")
-_ENTRY = re.compile(r'^\("([a-z]+)" (\S+) \((.*)\)\)$')
-_MIN_PHONES, _MAX_PHONES = 24, 46  # about 2 to 4.5 seconds as the reference voice speaks
 _CANDIDATES = 10
 
 EVALUATION_TEXTS: tuple[str, ...] = (
@@ -111,93 +110,146 @@ _SLOTS: dict[str, tuple[str, ...]] = {
         "quietly, usually, barely, cheerfully, thoroughly, awkwardly, rather badly, slowly, joyfully, in "
         "a hurry, with pleasure, loudly, early, with both hands"
     ),
+    "count": _words(
+        "two, 3, four, 7, nine, 12, 15, twenty, 28, 31, 46, 60, 75, 100, 250, 999, 1400, 12000, half a dozen"
+    ),
+    "year": _words("1066, 1492, 1789, 1848, 1912, 1969, 1987, 1999, 2003, 2016, 2024"),
+    "price": _words("$3, $4.50, $12.99, $20, $75, £5, £180, €9.20, $1500, 40 cents"),
+    "time": _words("6:15, 7:45, 8:30, 9:05, 10:20, 11:50, noon, midnight, a quarter past four"),
+    "date": _words("May 5th, June 21st, March 3rd, the 12th of April, October 30th, January 1st, the 8th of July"),
+    "feeling": _words("wonderful, awful, ridiculous, delicious, unbelievable, charming, outrageous, perfect"),
 }
-_TEMPLATES: tuple[str, ...] = (
-    "{who} {past} the {adj} {noun} {prep} the {noun2}.",
-    "The {adj} {noun} of {name} {verb} a {adj2} {noun2}.",
-    "{name} and {name2} {past} it {adv}.",
-    "Why is the {noun} {prep} the {adj} {noun2}?",
-    "{when}, {who} {past} a {noun} in {name}.",
-    "Is {name} a {adj} {noun}, or a {adj2} {noun2}?",
-    "{who} never {verb} the {noun}, {name} does.",
-    "They said {name}, not {name2}, {past} the {noun}.",
-    "Put the {adj} {noun} {prep} the {noun2} {when}.",
-    "If {who} {past} {name}, then {name2} {past2} us.",
-    "Doctor {name} {verb} {noun}, {noun2}, and {name2}.",
-    "I think that {name} {past} {who} {adv}.",
-    "How many {adj} things did {who} see {prep} the {noun}?",
-    "Oh yes, {name} Street is {prep} the {adj} {noun}.",
-    "{adv}, {who} {past} the {noun}, and {name} {past2} the {noun2}.",
-    "There were {name}, {name2}, and the {adj} {noun}.",
-)
+_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "statement": (
+        "{who} {past} the {adj} {noun} {prep} the {noun2}.",
+        "The {adj} {noun} of {name} {verb} a {adj2} {noun2}.",
+        "{name} and {name2} {past} it {adv}.",
+        "{when}, {who} {past} a {noun} in {name}.",
+        "{who} never {verb} the {noun}, {name} does.",
+        "They said {name}, not {name2}, {past} the {noun}.",
+        "Put the {adj} {noun} {prep} the {noun2} {when}.",
+        "If {who} {past} {name}, then {name2} {past2} us.",
+        "Doctor {name} {verb} {noun}, {noun2}, and {name2}.",
+        "I think that {name} {past} {who} {adv}.",
+        "Oh yes, {name} Street is {prep} the {adj} {noun}.",
+        "{adv}, {who} {past} the {noun}, and {name} {past2} the {noun2}.",
+        "There were {name}, {name2}, and the {adj} {noun}.",
+    ),
+    "question": (
+        "Why is the {noun} {prep} the {adj} {noun2}?",
+        "Is {name} a {adj} {noun}, or a {adj2} {noun2}?",
+        "How many {adj} things did {who} see {prep} the {noun}?",
+        "Did {who} really give the {noun} to {name}?",
+        "Who {past} my {adj} {noun} {when}?",
+        "Would you rather have the {adj} {noun} or the {adj2} one?",
+        "You {past} {name}, didn't you?",
+        "Where on earth is {name} going with that {noun}?",
+        "What did {who} say about the {noun}, and why so {adv}?",
+    ),
+    "exclamation": (
+        "What a {feeling} {noun} you have there, {name}!",
+        "Don't touch the {noun}, it is far too {adj}!",
+        "How {feeling}! {who} {past} the {noun}!",
+        "Look out, {name}, there's a {noun} {prep} you!",
+        "Come on, {name}, we can still make it!",
+        "That is the most {adj} {noun} I have ever seen!",
+    ),
+    "number": (
+        "In {year}, {who} {past} {count} {adj} {noun}s.",
+        "The {noun} costs {price}, and the {noun2} {price2}.",
+        "Be at {name} Street by {time} on {date}.",
+        "It was {time} when {who} {past} number {count}.",
+        "{count} of the {count2} people in {name} were born before {year}.",
+        "Call {count}, {count2}, {count3}, and ask for {name}.",
+    ),
+    "list": (
+        "{name}, {name2}, {name3}, and {name4}.",
+        "We need a {noun}, a {noun2}, two {adj} {noun3}s, and some {adj2} {noun4}s.",
+        "First {who}, then {who2}, and last of all {name}.",
+        "It was {adj}, {adj2}, and, above all, {adj3}.",
+        "{count}, {count2}, {count3}, {count4}, and so on.",
+    ),
+    "short": (
+        "{feeling}, {name}.",
+        "Not {when}.",
+        "Of course not!",
+        "Why {name}?",
+        "The {adj} {noun}.",
+        "{who} {past} it.",
+        "Thank you, {name}.",
+        "It's {time}.",
+        "{adv}, please.",
+        "Is it {adj}?",
+    ),
+}
+# What is drawn in turn; "long" is two sentences of the first three kinds.
+_KINDS = (
+    "statement, question, statement, list, statement, number, long, statement, exclamation, statement, question, "
+    "short, statement, number, statement, long"
+).split(", ")
+_LETTERS = {"short": (6, 30), "long": (70, 150)}  # and otherwise:
+_OTHER_LETTERS = (26, 78)
 
 
 def normalise(text: str) -> str:
-    """Reduce a sentence to its lower-case words, the form in which two texts are compared."""
-    return " ".join(re.findall(r"[a-z']+", text.lower()))
+    """Reduce a sentence to its lower-case words and numbers, the form in which two texts are compared."""
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def read_lexicon(path: Path = LEXICON) -> dict[str, tuple[str, ...]]:
-    """Read word -> phones from festival's CMU lexicon (the first pronunciation of each word).
-
-    Raises:
-        FileNotFoundError: the lexicon is not installed.
-    """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no lexicon at {path}: install Debian's festlex-cmu (apt-get install festlex-cmu)"
-        )
-    words: dict[str, tuple[str, ...]] = {}
-    for line in path.read_text("latin-1").splitlines():
-        if entry := _ENTRY.match(line):
-            words.setdefault(entry[1], tuple(re.findall(r"[a-z]+", entry[3])))
-    return words
+def read_lexicon() -> dict[str, str]:
+    """Word -> IPA phonemes, from the lexicon in the package hibari-tts."""
+    packed = importlib.resources.files("hibari") / "assets" / "lexicon_us_gold.json.gz"
+    entries = json.loads(gzip.decompress(packed.read_bytes()))
+    first = {word: said["DEFAULT"] if isinstance(said, dict) else said for word, said in entries.items()}
+    return {word: re.sub("[ˈˌ]", "", said) for word, said in first.items() if said}
 
 
-def _phones(text: str, lexicon: dict[str, tuple[str, ...]]) -> list[str]:
-    return [phone for word in normalise(text).split() for phone in lexicon.get(word, ())]
-
-
-def _fill(rng: np.random.Generator, names: Sequence[str]) -> str:
-    template = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))]
+def _fill(rng: np.random.Generator, templates: Sequence[str], names: Sequence[str]) -> str:
+    template = templates[int(rng.integers(len(templates)))]
 
     def word(slot: re.Match[str]) -> str:
-        kind = slot[1].rstrip("2")
-        words: Sequence[str] = names if kind == "name" else _SLOTS[kind]
-        drawn = words[int(rng.integers(len(words)))]
-        return drawn.capitalize() if kind == "name" else drawn
+        words: Sequence[str] = names if slot[1] == "name" else _SLOTS[slot[1]]
+        return words[int(rng.integers(len(words)))]
 
-    sentence = re.sub(r"\{(\w+)\}", word, template)
-    return sentence[0].upper() + sentence[1:]
+    sentence = re.sub(r"\{([a-z]+)\d?\}", word, template)
+    sentence = re.sub(r"\b([Aa]) (?=[aeio]|un|um)", r"\1n ", sentence)
+    return re.sub(r"(?:^|[.!?] )[a-z]", lambda first: first[0].upper(), sentence)
 
 
-def generate(count: int, seed: int, exclude: Iterable[str] = ()) -> list[str]:
-    """Make sentences, each the best of several candidates by the rarity of its diphones so far.
+def _draw(rng: np.random.Generator, kind: str, names: Sequence[str]) -> str:
+    if kind == "long":
+        parts = (_KINDS[int(part)] for part in rng.integers(3, size=2))
+        return " ".join(_fill(rng, _TEMPLATES[part], names) for part in parts)
+    return _fill(rng, _TEMPLATES[kind], names)
+
+
+def sentences(seed: int) -> Iterator[str]:
+    """Make sentences without end, each the best of several candidates by how rare its phone pairs were so far.
 
     Args:
-        count: number of sentences.
         seed: the same seed gives the same sentences.
-        exclude: texts that must not occur; those of evaluation and development are always excluded.
 
-    Returns:
-        ``count`` distinct sentences of roughly 2 to 4.5 seconds.
+    Yields:
+        Distinct sentences of about one to eight seconds: statements, questions, exclamations, numbers, lists;
+        none of the evaluation's or the development's.
     """
     lexicon = read_lexicon()
     rng = np.random.default_rng([seed, 7])
-    names = sorted(word for word, phones in lexicon.items() if 4 <= len(word) <= 10 and 4 <= len(phones) <= 8)
-    seen = {normalise(text) for text in (*EVALUATION_TEXTS, *DEVELOPMENT_TEXTS, *exclude)}
+    names = sorted(w for w in lexicon if re.fullmatch("[A-Z][a-z]{3,9}", w) and 4 <= len(lexicon[w]) <= 8)
+    seen = {normalise(text) for text in (*EVALUATION_TEXTS, *DEVELOPMENT_TEXTS)}
     counts: Counter[tuple[str, str]] = Counter()
-    chosen: list[str] = []
-    while len(chosen) < count:
+    for kind in itertools.cycle(_KINDS):
+        least, most = _LETTERS.get(kind, _OTHER_LETTERS)
         scored: list[tuple[float, str, list[tuple[str, str]]]] = []
         while len(scored) < _CANDIDATES:
-            text = _fill(rng, names)
-            phones = _phones(text, lexicon)
-            if normalise(text) not in seen and _MIN_PHONES <= len(phones) <= _MAX_PHONES:
-                pairs = list(itertools.pairwise(phones))
-                scored.append((sum(1.0 / (1 + counts[pair]) for pair in pairs) / len(pairs), text, pairs))
+            text = _draw(rng, kind, names)
+            if normalise(text) not in seen and least <= len(text) <= most:
+                words = re.findall("[A-Za-z']+", text)
+                said = "".join(lexicon.get(word, lexicon.get(word.lower(), "")) for word in words)
+                pairs = list(itertools.pairwise(said))
+                rarity = sum(1.0 / (1 + counts[pair]) for pair in pairs) / max(1, len(pairs))
+                scored.append((rarity, text, pairs))
         _, text, pairs = max(scored, key=lambda item: item[0])
         seen.add(normalise(text))
         counts.update(pairs)
-        chosen.append(text)
-    return chosen
+        yield text
