@@ -11,7 +11,6 @@ from autovoice_training.train.ablation import (
     COLUMNS,
     DEFAULT_RUNS,
     NOISE,
-    PEOPLE,
     read_runs,
     table,
     write_config,
@@ -46,22 +45,16 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
 
 
 def summaries(wrong: float) -> dict[str, Any]:
-    figures = {
-        "source": {},
-        "result": {m: {"value": 0.5} for m in ("similarity_target", "identified", "mcd")},
-    }
-    rates = {"source": {"value": 0.08}, "result": {"value": wrong}}
-    one = {"figures": figures, "word_error_rates": rates}
-    unseen = {**one, "figures": {"result": {}}}
-    people = {PEOPLE + "unseen target": one}
-    return {"all": one, "seen target": one, "unseen target": unseen, NOISE: one, **people}
+    figures = {measure: {"value": 0.5} for _, _, _, measure in COLUMNS}
+    result = {"result": {**figures, "whisper_wer": {"value": wrong}}, "own_voice": figures}
+    return {"people": result, f"people, {NOISE}": result}
 
 
 def test_the_table_has_a_row_for_each_run() -> None:
     lines = table({"everything": summaries(0.123), "no words": summaries(0.3)})
     assert lines[2] == (
-        "| everything | 12.3 | 0.50 | not measured | 50.0 | not measured | 0.50 | 12.3 | 0.50 | 50.0 |"
+        "| everything | 0.50 | 50 | 12.3 | 12.3 | 0.50 | 0.50 | 0.50 | not measured | not measured | "
+        "not measured |"
     )
-    assert lines[3].startswith("| no words | 30.0 |")
-    assert {line.count("|") for line in lines[:4]} == {len(COLUMNS) + 2}
-    assert lines[-1] == "Words wrong in the unconverted sources: 8.0 %."
+    assert lines[3].startswith("| no words | 0.50 | 50 | 30.0 |")
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 2}

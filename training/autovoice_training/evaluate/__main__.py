@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def evaluate(
         except (OSError, ValueError, RuntimeError, VoiceConversionError) as error:
             _fail(str(error))
         for reason in skipped:
-            console.print(f"[yellow]skipped:[/yellow] {reason}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]skipped:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
         out = out or Path("training/results" if kind is Kind.evaluation else "data/evaluate")
         out.mkdir(parents=True, exist_ok=True)
         tasks = []
@@ -137,7 +138,7 @@ def evaluate(
 
 
 def _fail(message: str) -> None:
-    console.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(2) from None
 
 

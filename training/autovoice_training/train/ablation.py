@@ -22,13 +22,14 @@ from rich.console import Console
 
 from autovoice.atomic import atomic_path
 from autovoice_training.evaluate.conditions import harder_conditions
-from autovoice_training.evaluate.dataset import open_dataset
-from autovoice_training.evaluate.judging import RESULT, SOURCE, Jury
-from autovoice_training.evaluate.pairs import choose_pairs
+from autovoice_training.evaluate.floor import NOT_MEASURED, shown
+from autovoice_training.evaluate.judging import OWN, RESULT
+from autovoice_training.evaluate.pairs import choose_pairs, own_voices
 from autovoice_training.evaluate.report import environment
 from autovoice_training.evaluate.running import Task, judge_tasks
 from autovoice_training.evaluate.runtime import RepositoryConverter, export_checkpoint
-from autovoice_training.evaluate.summary import summarise
+from autovoice_training.evaluate.sets import DEVELOPMENT, KOKORO, PEOPLE, open_people, open_rendered
+from autovoice_training.evaluate.summary import MEASURES, WORD_ERROR_RATE, summarise
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig, tomllib
 
 DEFAULT_RUNS = DEFAULT_CONFIG.with_name("ablation.toml")
@@ -36,18 +37,18 @@ RESULTS = DEFAULT_CONFIG.parent / "results"
 CACHE = Path("data/cache/evaluate")
 NOISE = "pink noise at 20 dB"
 NOISY_PAIRS = 12
-# Conditions of the people who recorded words are told apart by this prefix.
-PEOPLE = "people, "
+# Title, set, row and measure of each column.
 COLUMNS = (
-    ("words wrong, %", "all", "word_error_rate"),
-    ("similarity, heard", "seen target", "similarity_target"),
-    ("similarity, never heard", "unseen target", "similarity_target"),
-    ("rank-1, heard, %", "seen target", "identified"),
-    ("rank-1, never heard, %", "unseen target", "identified"),
-    ("MCD, dB", "all", "mcd"),
-    ("words wrong in noise, %", NOISE, "word_error_rate"),
-    ("similarity, people never heard", PEOPLE + "unseen target", "similarity_target"),
-    ("rank-1, people never heard, %", PEOPLE + "unseen target", "identified"),
+    ("similarity, people", PEOPLE, RESULT, "spk_similarity"),
+    ("nearer to target, people, %", PEOPLE, RESULT, "spk_nearer_target"),
+    ("words wrong, people, %", PEOPLE, RESULT, WORD_ERROR_RATE),
+    ("words wrong, people in noise, %", f"{PEOPLE}, {NOISE}", RESULT, WORD_ERROR_RATE),
+    ("DistillMOS, people", PEOPLE, RESULT, "distill_mos"),
+    ("own voice: similarity to the file", PEOPLE, OWN, "spk_similarity_file"),
+    ("own voice: DistillMOS", PEOPLE, OWN, "distill_mos"),
+    ("similarity, Kokoro", KOKORO, RESULT, "spk_similarity"),
+    ("words wrong, Kokoro, %", KOKORO, RESULT, WORD_ERROR_RATE),
+    ("DistillMOS, Kokoro", KOKORO, RESULT, "distill_mos"),
 )
 console = Console()
 
@@ -72,33 +73,15 @@ def write_config(config: TrainConfig, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def figure(summary: dict[str, Any] | None, measure: str) -> float | None:
-    """A figure of the voice under test, percentages as such; None where it was not measured."""
-    if summary is None:
-        return None
-    if measure == "word_error_rate":
-        found = summary["word_error_rates"].get(RESULT)
-    else:
-        found = summary["figures"][RESULT].get(measure)
-    if found is None:
-        return None
-    return float(found["value"]) * (100.0 if measure in ("word_error_rate", "identified") else 1.0)
-
-
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """A row for each run, a column for each of COLUMNS; under them the unconverted source's words."""
-    lines = [f"| run | {' | '.join(title for title, _, _ in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    """A row for each run, a column for each of COLUMNS."""
+    lines = [f"| run | {' | '.join(title for title, *_ in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, result in results.items():
         cells = []
-        for _, condition, measure in COLUMNS:
-            value = figure(result.get(condition), measure)
-            digits = 1 if value is None or value > 10 else 2
-            cells.append("not measured" if value is None else f"{value:.{digits}f}")
+        for _, group, row, measure in COLUMNS:
+            figure = result.get(group, {}).get(row, {}).get(measure)
+            cells.append(shown(figure["value"], MEASURES[measure]) if figure else NOT_MEASURED)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    everything = next(iter(results.values()))["all"]
-    source = everything["word_error_rates"].get(SOURCE)
-    if source:
-        lines += ["", f"Words wrong in the unconverted sources: {100 * source['value']:.1f} %."]
     return lines
 
 
@@ -107,6 +90,9 @@ def main(
     runs: Annotated[Path, typer.Option(help="What each run changes, TOML.")] = DEFAULT_RUNS,
     data: Annotated[Path, typer.Option(help="Corpus made by autovoice_training.corpus.")] = Path(
         "data/corpus"
+    ),
+    people: Annotated[Path, typer.Option(help="Recordings of readers in LibriSpeech's layout.")] = Path(
+        "data/librispeech"
     ),
     folder: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path(
         "data/ablation"
@@ -137,7 +123,7 @@ def main(
             _train(data=data, run=run, checkpoint=voice, config=run / "train.toml", start_from=start_from)
             console.print(f"judging {name}")
             with atomic_path(judged) as temporary:
-                temporary.write_text(json.dumps(judge(voice, data, pairs)))
+                temporary.write_text(json.dumps(judge(voice, data, people, pairs)))
         results[name] = json.loads(judged.read_text())
     first = next(iter(configs.values()))
     hardware = environment(None)["hardware"]
@@ -146,8 +132,8 @@ def main(
         "# Runs with one idea less",
         "",
         f"Each {first.steps} steps of {first.batch_size} crops from one checkpoint, judged by {pairs} "
-        f"conversions of the development set, {NOISY_PAIRS} with {NOISE} and {pairs} between people who "
-        f"recorded words. `{command}` on "
+        f"conversions of each development set, {NOISY_PAIRS} of them with {NOISE}, and by every speaker into "
+        f"its own voice. `{command}` on "
         f"{hardware['processor']}, {hardware['cores']} cores.",
         "",
         *table(results),
@@ -157,30 +143,23 @@ def main(
     console.print(f"table: {out}")
 
 
-def judge(checkpoint: Path, data: Path, pairs: int) -> dict[str, Any]:
-    """Figures of a checkpoint by condition, on the development sets of a corpus.
-
-    Plain conversions, noisy ones of understood sources, and plain ones between people who recorded words.
-    """
-    summaries: dict[str, Any] = {}
+def judge(checkpoint: Path, data: Path, people: Path, pairs: int) -> dict[str, Any]:
+    """Figures of a checkpoint on the development sets, by set, row and measure."""
     noise = next(one for one in harder_conditions() if one.name == NOISE)
+    tasks = []
+    for one in (open_people(people, DEVELOPMENT), open_rendered(data, KOKORO, DEVELOPMENT)):
+        chosen = choose_pairs(one, pairs)
+        tasks += [Task(one.name, pair) for pair in (*chosen, *own_voices(one))]
+        tasks += [Task(one.name, pair, noise) for pair in chosen[:NOISY_PAIRS]]
     with tempfile.TemporaryDirectory(prefix="autovoice_ablation_") as scratch:
         repository = Path(scratch) / "repository"
         export_checkpoint(checkpoint, repository)
         open_repository = functools.partial(RepositoryConverter, repository)
-        for prefix, folder in (("", "dev"), (PEOPLE, "dev_recorded")):
-            dataset = open_dataset(data / folder)
-            chosen = choose_pairs(dataset, pairs, seed=0)
-            converter = open_repository()
-            jury = Jury(dataset, lambda converter=converter: converter, CACHE)
-            understood = [pair for pair in chosen if jury.understands(pair.source)]
-            converter.close()
-            tasks = [Task(pair) for pair in chosen]
-            tasks += [Task(pair, noise) for pair in understood[:NOISY_PAIRS]]
-            verdicts = judge_tasks(dataset, tasks, open_repository, CACHE, os.cpu_count() or 1, lambda: None)
-            for condition, summary in summarise(verdicts).items():
-                summaries[prefix + condition] = asdict(summary)
-    return summaries
+        verdicts = judge_tasks(tasks, open_repository, CACHE, os.cpu_count() or 1)
+    return {
+        group: {row: {name: asdict(one) for name, one in figures.items()} for row, figures in rows.items()}
+        for group, rows in summarise([task.group for task in tasks], verdicts).items()
+    }
 
 
 def _check_settings(config: TrainConfig, run: Path) -> None:
