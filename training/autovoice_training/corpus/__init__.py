@@ -1,1 +1,1 @@
-"""The training corpus of the base voice, rendered on the spot by free speech engines."""
+"""The training corpus of the base voice: people who read aloud, and natural synthetic voices."""

@@ -1,4 +1,4 @@
-"""``python -m autovoice_training.corpus --out DIR``: render the training corpus."""
+"""``python -m autovoice_training.corpus --people DIR``: gather and render the training corpus."""
 
 from __future__ import annotations
 
@@ -9,29 +9,44 @@ import typer
 
 from autovoice_training.corpus.audio import SilentAudioError
 from autovoice_training.corpus.build import build
-from autovoice_training.corpus.config import SMALL, CorpusConfig
+from autovoice_training.corpus.config import CorpusConfig, HeldOut
 from autovoice_training.corpus.engines import EngineError
+from autovoice_training.corpus.kokoro import KokoroError
 from autovoice_training.corpus.voices import MissingVoiceError
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write; a stopped build is continued.")] = Path(
-        "data/corpus"
-    ),
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of sizes (see training/corpus.toml).")
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")] = Path("data/corpus"),
+    cache: Annotated[
+        Path, typer.Option(help="Folder of what is downloaded and rendered; a stopped run is continued.")
+    ] = Path("data/kokoro"),
+    people: Annotated[
+        Path | None, typer.Option(help="Recordings of people, in LibriSpeech's layout.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
-    seed: Annotated[int, typer.Option(help="Same seed and sizes, same corpus.")] = 0,
-    small: Annotated[bool, typer.Option(help="A few utterances of everything, for tests.")] = False,
+    config: Annotated[Path, typer.Option(help="TOML file of numbers.")] = Path("training/corpus.toml"),
+    sets: Annotated[Path, typer.Option(help="TOML file of who is kept out of training.")] = Path(
+        "training/sets.toml"
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render, of one thread each.")] = 1,
+    render: Annotated[
+        bool, typer.Option(help="Without it, the corpus is made of what has been rendered so far.")
+    ] = True,
 ) -> None:
-    """Render the training corpus of the base voice with the Debian speech engines of training/voices.txt."""
+    """Gather recordings of people and render Kokoro's voices: the corpus that the base voice is trained on."""
     try:
-        sizes = SMALL if small else CorpusConfig.from_toml(config) if config else CorpusConfig()
-        build(out, sizes, workers, seed, typer.echo)
-    except (MissingVoiceError, EngineError, SilentAudioError, ValueError, OSError) as error:
+        build(
+            out,
+            cache,
+            CorpusConfig.from_toml(config),
+            HeldOut.from_toml(sets),
+            people,
+            workers,
+            render,
+            typer.echo,
+        )
+    except (KokoroError, MissingVoiceError, EngineError, SilentAudioError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

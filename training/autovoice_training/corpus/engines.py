@@ -1,11 +1,10 @@
-"""Drive festival, flite and espeak-ng: text or segments in, audio files and phone timings out."""
+"""Drive festival and flite: text or segments in, audio files and phone timings out."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,21 +100,6 @@ def plan_texts(voice: str, texts: Sequence[tuple[str, str]], scratch: Path) -> d
     return plans
 
 
-def render_texts(voice: str, texts: Sequence[tuple[str, str]], scratch: Path) -> dict[str, Segments]:
-    """Speak (name, text) pairs with a festival voice into ``scratch/name.wav``; returns what it spoke."""
-    said: dict[str, Segments] = {}
-    for batch in _batches(texts):
-        lines = [_PRINT_SEGMENTS, f"(voice_{voice})"]
-        for name, text in batch:
-            lines.append(
-                f'(set! u (utt.synth (eval (list \'Utterance \'Text "{text}")))) (print_segments "{name}" u)'
-                f' (utt.save.wave u "{scratch / name}.wav" \'riff)'
-            )
-        printed = _festival("\n".join(lines), scratch, [name for name, _ in batch])
-        said |= _parse_segments(printed)
-    return said
-
-
 def render_segments(voice: str, items: Sequence[tuple[str, Segments]], scratch: Path) -> None:
     """Speak given segments with a festival diphone voice into ``scratch/name.wav``."""
     scripts = []
@@ -141,63 +125,6 @@ def render_segments(voice: str, items: Sequence[tuple[str, Segments]], scratch: 
         )
 
 
-def render_flite(voice: str, text: str, path: Path, duration_stretch: float = 1.0) -> Segments:
-    """Speak a text with a flite voice into ``path``; returns its phones and their ends."""
-    printed = _run(
-        [
-            "flite",
-            "-voice",
-            voice,
-            "--setf",
-            f"duration_stretch={duration_stretch:.3f}",
-            "-psdur",
-            "-t",
-            text,
-            "-o",
-            str(path),
-        ]
-    )
-    pairs = [item.rsplit(":", 1) for item in printed.split() if ":" in item]
-    return Segments(tuple(phone for phone, _ in pairs), tuple(float(end) for _, end in pairs))
-
-
-def espeak_data(folder: Path, variants: Iterable[tuple[str, str]]) -> Path:
-    """Make a copy of espeak-ng's data (by links) in ``folder`` with (name, definition) voice variants added.
-
-    Raises:
-        EngineError: espeak-ng's data is not where it says.
-    """
-    found = re.search(r"Data at: (\S+)", _run(["espeak-ng", "--version"]))
-    if found is None or not Path(found[1]).is_dir():
-        raise EngineError(
-            "espeak-ng does not say where its data is: apt-get install --reinstall espeak-ng-data"
-        )
-    installed = Path(found[1])
-    data = folder / "espeak-ng-data"
-    custom = data / "voices" / "!v"
-    custom.mkdir(parents=True, exist_ok=True)
-    for entry in installed.iterdir():
-        if entry.name != "voices" and not (data / entry.name).exists():
-            os.symlink(entry, data / entry.name)
-    for name, definition in variants:
-        (custom / name).write_text(definition)
-    return folder
-
-
-def render_espeak(data: Path, voice: str, text: str, path: Path, words_per_minute: int, pitch: int) -> None:
-    """Speak a text with espeak-ng voice ``language+variant`` from a data folder into ``path``."""
-    _run(
-        [
-            "espeak-ng",
-            f"--path={data}",
-            "-v",
-            voice,
-            "-s",
-            str(words_per_minute),
-            "-p",
-            str(pitch),
-            "-w",
-            str(path),
-            text,
-        ]
-    )
+def render_flite(voice: str, text: str, path: Path) -> None:
+    """Speak a text with a flite voice into ``path``."""
+    _run(["flite", "-voice", voice, "-t", text, "-o", str(path)])

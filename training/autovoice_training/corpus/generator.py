@@ -55,15 +55,13 @@ class _Convolution:
         # Scale and zero of the inputs come with each call; what counts here is that there is a zero.
         self._packed = torch.ops.onednn.qconv_prepack(packed, self._scale, 1.0, 1, *self._shape, None)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """From x [T, I], which is overwritten, to [T, O]."""
-        low, high = (float(value) for value in torch.aminmax(x))
-        step = max(max(high, 0.0) - min(low, 0.0), 1e-9) / 255.0
-        zero = round(-min(low, 0.0) / step)
-        # The half is added because the conversion to whole numbers cuts off.
-        levels = x.mul_(1.0 / step).add_(zero + 0.5).clamp_(0.0, 255.0).to(torch.uint8)
+    def __call__(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """From x [T, I] with values from ``low`` to ``high`` to [T, O]."""
+        bottom = min(float(low), 0.0)
+        step = max(max(float(high), 0.0) - bottom, 1e-9) / 255.0
+        zero = round(-bottom / step)
         result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            levels.T[None, :, None],
+            _quantise(x, torch.tensor(1.0 / step), torch.tensor(float(zero))).T[None, :, None],
             step,
             zero,
             self._packed,
@@ -74,6 +72,26 @@ class _Convolution:
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         return result[0, :, 0].T
+
+
+# Compiled, so that each reads and writes its arrays once.
+
+
+@torch.compile(dynamic=True)
+def _quantise(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return (x * scale + zero).round().clamp(0.0, 255.0).to(torch.uint8)
+
+
+@torch.compile(dynamic=True)
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(0), (x * x).mean(0)
+
+
+@torch.compile(dynamic=True)
+def _snake(x: Tensor, gain: Tensor, shift: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = x * gain + shift
+    x = x + torch.sin(x * alpha) ** 2 / alpha
+    return x, x.amin(), x.amax()
 
 
 class Generator:
@@ -133,10 +151,8 @@ class Generator:
             gain, shift = (
                 torch.from_numpy(values[f"{root}{value}_output_0"]).flatten() for value in ("Slice", "Slice_1")
             )
-            mean = y.mean(0)
-            gain = (1.0 + gain) * torch.rsqrt((y * y).mean(0) - mean * mean + _EPSILON)
-            y = torch.addcmul(shift - gain * mean, y, gain)
-            y += (y * alpha).sin_().square_().mul_(1.0 / alpha)  # snake
-            y = convolution(y)
+            mean, power = _moments(y)
+            gain = (1.0 + gain) * torch.rsqrt(power - mean * mean + _EPSILON)
+            y = convolution(*_snake(y, gain, shift - gain * mean, alpha))
             x = x + y if half == 2 else x
         return x

@@ -54,6 +54,7 @@ _IPA = dict(
 _VOWELS = "AIOQWYiuæaɑɒɔoəɐᵊɛeɜɚɪᵻʊʌ"
 _SILENT = ';:,.!?—…"“”() '
 _LEADING = "ˈˌ"  # their time belongs to the phone behind them, that of other marks to the one before
+_LEAD_SECONDS = 0.06  # so much earlier than its durations say is a sound heard: fricatives and vowels alike
 _PAUSE_TOKEN = 4  # a space of so many units is a pause; a shorter one belongs to its neighbours
 
 
@@ -278,7 +279,7 @@ def segments(phonemes: str, durations: NDArray[np.int64]) -> tuple[list[int], li
         else:
             add(_IPA[character], length)
     add("pau", float(durations[-1]))
-    return codes, list(np.cumsum(lengths) * TOKEN_SECONDS)
+    return codes, list(np.maximum(np.cumsum(lengths) * TOKEN_SECONDS - _LEAD_SECONDS, 0.0))
 
 
 def _is_coda_r(phonemes: str, place: int) -> bool:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from autovoice_training.corpus import audio as levels
 from autovoice_training.corpus.store import Speaker, SpeakerWriter
@@ -62,7 +63,7 @@ def halves(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return audio[:cut], audio[cut : frames * levels.HOP]
 
 
-def gather(root: Path, folder: Path, held_out: set[int]) -> int:
+def gather(root: Path, folder: Path, held_out: frozenset[int]) -> int:
     """Write every reader who is not held out as a speaker of the corpus; returns how many.
 
     Args:
@@ -73,11 +74,12 @@ def gather(root: Path, folder: Path, held_out: set[int]) -> int:
     of_sex = sexes(folder)
     readers = {reader: paths for reader, paths in recordings(folder).items() if reader not in held_out}
     for reader, paths in readers.items():
-        name = f"reader_{reader}"
+        name, taken = f"reader_{reader}", paths[:: -(-len(paths) // RECORDINGS)]
+        rate = min(soundfile.info(path).samplerate for path in taken)
         writer = SpeakerWriter(
-            root, Speaker(name, name, of_sex.get(reader, "unknown"), "people", 16000, "train")
+            root, Speaker(name, name, of_sex.get(reader, "unknown"), "people", rate, "train")
         )
-        for path in paths[:: -(-len(paths) // RECORDINGS)]:
+        for path in taken:
             recording, _ = levels.read(path)
             for letter, half in zip("ab", halves(levels.normalise(recording, str(path))), strict=True):
                 writer.add(f"{path.stem}{letter}", "", half, None, "train", None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,47 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """One voice identity; see the fields of :class:`autovoice_training.corpus.voices.Voice`.
+class Source:
+    """Where speech of the corpus comes from.
 
     Attributes:
+        engine: what the speakers of this source name as their engine.
+        name: of the collection.
+        licence: under which it is used.
+        credit: whom the licence asks to name, or who made it.
+    """
+
+    engine: str
+    name: str
+    licence: str
+    credit: str
+
+
+SOURCES: tuple[Source, ...] = (
+    Source("kokoro", "Kokoro-82M v1.0", "Apache-2.0", "hexgrad, https://huggingface.co/hexgrad/Kokoro-82M"),
+    Source(
+        "people",
+        "LibriSpeech",
+        "CC-BY-4.0",
+        "V. Panayotov, G. Chen, D. Povey and S. Khudanpur, https://www.openslr.org/12; readers of LibriVox",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One voice identity.
+
+    Attributes:
+        name: name in the corpus.
+        human: who is behind it.
+        sex: "female", "male" or "unknown".
+        engine: "people" or "kokoro".
         native_rate: rate in Hz up to half of which the audio has content; mask the loss above.
-        pseudo: made by warping ``base``; a human of its own.
-        approximate: phones this voice replaces by audibly different ones.
+        split: "train".
+        pseudo: a mixture of two voices.
+        base: unused.
+        approximate: unused.
     """
 
     name: str
@@ -118,29 +152,22 @@ class SpeakerWriter:
         os.replace(partial, final)
 
 
-def finished(root: Path, name: str) -> bool:
-    """Whether a speaker's folder is complete."""
-    return (root / "speakers" / name / "speaker.json").exists()
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON so that the file is either the old or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=0))
 
 
-def write_index(root: Path, seed: int) -> dict[str, Any]:
-    """Gather every finished speaker into ``index.json`` and return it."""
-    parts = [
-        json.loads(path.read_text())
-        for path in sorted(root.glob("speakers/*/speaker.json"))
-        if path.parent.suffix != ".partial"
-    ]
+def write_index(root: Path, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Gather the speakers of these names into ``index.json`` and return it."""
+    parts = [json.loads((root / "speakers" / name / "speaker.json").read_text()) for name in names]
+    engines = {part["speaker"]["engine"] for part in parts}
     index = {
         "format": FORMAT,
         "sample_rate": SAMPLE_RATE,
         "hop": HOP,
         "seed": seed,
+        "sources": [asdict(source) for source in SOURCES if source.engine in engines],
         "phones": list(PHONES),
         "speakers": [part["speaker"] for part in parts],
         "utterances": [utterance for part in parts for utterance in part["utterances"]],

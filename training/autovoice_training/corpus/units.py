@@ -30,7 +30,7 @@ from rich.progress import (
 from autovoice.atomic import atomic_path
 from autovoice_training.corpus import audio as levels
 from autovoice_training.corpus import kokoro as synthesiser
-from autovoice_training.corpus.config import CorpusConfig
+from autovoice_training.corpus.config import CorpusConfig, HeldOut
 from autovoice_training.corpus.phones import code_of, labels_at_frames
 from autovoice_training.corpus.texts import sentences
 
@@ -84,15 +84,16 @@ def blends(packs: list[str], count: int, seed: int) -> list[str]:
     return chosen
 
 
-def voices(packs: Packs, held_out: set[str], config: CorpusConfig) -> dict[str, NDArray[np.float32]]:
+def voices(packs: Packs, held_out: HeldOut, config: CorpusConfig) -> dict[str, NDArray[np.float32]]:
     """Every voice that training may hear by name: the packs that are not held out, and blends of them.
 
     Raises:
         ValueError: a voice that is held out is no pack, or too many blends are asked for.
     """
-    if unknown := sorted(held_out - set(packs)):
-        raise ValueError(f"training/sets.toml holds out {unknown[0]!r}, which is no voice of Kokoro")
-    own = {name: pack for name, pack in packs.items() if name not in held_out}
+    kept_out = {name for names in held_out.packs.values() for name in names}
+    if unknown := sorted(kept_out - set(packs)):
+        raise ValueError(f"{unknown[0]!r} is to be kept out of training and is no voice of Kokoro")
+    own = {name: pack for name, pack in packs.items() if name not in kept_out}
     mixed = {}
     for name in blends(list(own), config.blends, config.seed):
         first, second = name.split("+")
@@ -162,12 +163,13 @@ def render(unit: Unit, kokoro: synthesiser.Kokoro, styles: Packs, folder: Path) 
         np.savez(file, phonemes=np.array(phonemes), durations=said[0].durations, **arrays)  # type: ignore[arg-type]
 
 
-def labels(unit: Unit, folder: Path) -> NDArray[np.int16]:
-    """Phone of every frame of a rendered unit, [F]."""
+def read(unit: Unit, number: int, folder: Path) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Audio [240 F] of one voice of a rendered unit by its number, and the phone of every frame [F]."""
     with np.load(folder / f"{unit.name}.npz") as stored:
         codes, ends = synthesiser.segments(str(stored["phonemes"]), stored["durations"])
-        frames = len(stored["0"]) // levels.HOP
-        return _with_pauses(labels_at_frames(codes, ends, frames, levels.FRAME_SECONDS), stored["0"])
+        leader, audio = stored["0"], stored[str(number)]
+    labels = labels_at_frames(codes, ends, len(audio) // levels.HOP, levels.FRAME_SECONDS)
+    return audio, _with_pauses(labels, leader)
 
 
 def _with_pauses(labels: NDArray[np.int16], audio: NDArray[np.int16]) -> NDArray[np.int16]:

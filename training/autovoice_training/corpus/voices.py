@@ -1,4 +1,4 @@
-"""The voices of the corpus: who speaks, by which engine, from which Debian package, in which split."""
+"""Debian's diphone and flite voices, which the evaluation hears and training does not."""
 
 from __future__ import annotations
 
@@ -18,28 +18,22 @@ class Voice:
     """One voice.
 
     Attributes:
-        name: name in the corpus.
-        human: the person recorded; splits are by human.
+        name: name in the evaluation's sets.
         sex: "female", "male" or "child".
-        engine: "diphone" (festival, given segments), "flite", "hts" (festival, given text) or "espeak".
+        engine: "diphone" (festival, given segments) or "flite" (given text).
         package: Debian package that holds it.
-        split: "train", "valid" or "test".
         engine_name: the engine's own name of it.
-        language: key into ``phones.TABLES`` for diphone voices.
+        language: key into ``diphones.TABLES`` for diphone voices.
         f0_hz: register the pitch targets are scaled to (diphone voices).
-        labelled: whether the engine tells phone timings in the corpus phone set.
     """
 
     name: str
-    human: str
     sex: str
     engine: str
     package: str
-    split: str
     engine_name: str
     language: str = "english"
     f0_hz: float = 0.0
-    labelled: bool = True
 
     @property
     def group_file(self) -> Path:
@@ -50,7 +44,10 @@ class Voice:
         """
         found = sorted(_FESTIVAL_VOICES.glob(f"*/{self.engine_name}/group/*.group"))
         if not found:
-            raise _missing(self)
+            raise MissingVoiceError(
+                f"festival voice {self.engine_name!r} is not installed: apt-get install {self.package} "
+                "(all of them: make voices)"
+            )
         return found[0]
 
     def require(self) -> None:
@@ -59,62 +56,32 @@ class Voice:
         Raises:
             MissingVoiceError: one is not.
         """
-        program = {"diphone": "festival", "hts": "festival", "flite": "flite", "espeak": "espeak-ng"}[
-            self.engine
-        ]
+        program = "festival" if self.engine == "diphone" else "flite"
         if shutil.which(program) is None:
             raise MissingVoiceError(f"{program} is not installed: apt-get install {program}")
-        if self.engine in ("diphone", "hts") and not list(_FESTIVAL_VOICES.glob(f"*/{self.engine_name}")):
-            raise _missing(self)
+        if self.engine == "diphone":
+            _ = self.group_file
 
 
-def _missing(voice: Voice) -> MissingVoiceError:
-    return MissingVoiceError(
-        f"festival voice {voice.engine_name!r} is not installed: apt-get install {voice.package} "
-        "(all of them: training/voices.txt)"
+REFERENCE = "kal"  # the voice whose phones, durations and pitch the diphone voices follow
+
+VOICES: dict[str, Voice] = {
+    voice.name: voice
+    for voice in (
+        Voice("kal", "male", "diphone", "festvox-kallpc16k", "kal_diphone", "english", 105),
+        Voice("slt", "female", "flite", "flite", "slt"),
+        Voice("awb", "male", "flite", "flite", "awb"),
+        Voice("lp", "female", "diphone", "festvox-italp16k", "lp_diphone", "italian", 200),
+        Voice("pc", "male", "diphone", "festvox-itapc16k", "pc_diphone", "italian", 120),
+        Voice("dita", "female", "diphone", "festvox-czech-dita", "czech_dita", "czech", 215),
+        Voice("machac", "male", "diphone", "festvox-czech-machac", "czech_machac", "czech", 88),
+        Voice("ph", "male", "diphone", "festvox-czech-ph", "czech_ph", "czech", 132),
+        Voice("lj", "female", "diphone", "festvox-suopuhe-lj", "suo_fi_lj_diphone", "finnish", 190),
+        Voice("mv", "male", "diphone", "festvox-suopuhe-mv", "hy_fi_mv_diphone", "finnish", 110),
+        Voice("rms", "male", "flite", "flite", "rms"),
+        Voice("ked", "male", "diphone", "festvox-kdlpc16k", "ked_diphone", "english", 105),
+        Voice("krb", "child", "diphone", "festvox-czech-krb", "czech_krb", "czech", 250),
     )
-
-
-REFERENCE = "kal"  # the voice whose phones, durations and pitch the parallel set follows
-
-DIPHONE_VOICES: tuple[Voice, ...] = (
-    Voice("kal", "kal", "male", "diphone", "festvox-kallpc16k", "train", "kal_diphone", "english", 105),
-    Voice("lp", "lp", "female", "diphone", "festvox-italp16k", "train", "lp_diphone", "italian", 200),
-    Voice("pc", "pc", "male", "diphone", "festvox-itapc16k", "train", "pc_diphone", "italian", 120),
-    Voice("dita", "dita", "female", "diphone", "festvox-czech-dita", "train", "czech_dita", "czech", 215),
-    Voice(
-        "machac", "machac", "male", "diphone", "festvox-czech-machac", "train", "czech_machac", "czech", 88
-    ),
-    Voice("ph", "ph", "male", "diphone", "festvox-czech-ph", "train", "czech_ph", "czech", 132),
-    Voice(
-        "lj", "lj", "female", "diphone", "festvox-suopuhe-lj", "train", "suo_fi_lj_diphone", "finnish", 190
-    ),
-    Voice("mv", "mv", "male", "diphone", "festvox-suopuhe-mv", "valid", "hy_fi_mv_diphone", "finnish", 110),
-    Voice("ked", "ked", "male", "diphone", "festvox-kdlpc16k", "test", "ked_diphone", "english", 105),
-    Voice("krb", "krb", "child", "diphone", "festvox-czech-krb", "test", "czech_krb", "czech", 250),
-)
-TEXT_VOICES: tuple[Voice, ...] = (
-    Voice("slt", "slt", "female", "flite", "flite", "train", "slt"),
-    Voice("awb", "awb", "male", "flite", "flite", "train", "awb"),
-    Voice("slt_hts", "slt", "female", "hts", "festvox-us-slt-hts", "train", "cmu_us_slt_arctic_hts"),
-    Voice("ona", "ona", "female", "hts", "festvox-ca-ona-hts", "train", "upc_ca_ona_hts", labelled=False),
-    Voice("rms", "rms", "male", "flite", "flite", "test", "rms"),
-)
-VOICES: dict[str, Voice] = {voice.name: voice for voice in (*DIPHONE_VOICES, *TEXT_VOICES)}
-EVALUATION_VOICES: tuple[str, ...] = (
-    "kal",
-    "slt",
-    "awb",
-    "lp",
-    "pc",
-    "dita",
-    "machac",
-    "ph",
-    "lj",
-    "mv",
-    "rms",
-    "ked",
-    "krb",
-)
-DEVELOPMENT_VOICES: tuple[str, ...] = ("kal", "slt", "awb", "lp", "dita", "machac", "ph", "lj", "mv")
-"""None of the test humans; the recogniser understands the first three."""
+}
+DEVELOPMENT_VOICES = ("kal", "slt", "awb", "lp", "dita", "machac", "ph", "lj", "mv")
+"""The recogniser understands the first three."""
