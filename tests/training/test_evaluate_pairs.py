@@ -116,6 +116,8 @@ def test_one_recording_is_cut_in_two(folder: Path) -> None:
     first, second = (clips[0].load() for clips in (bob.sources, bob.enrolment))
     assert len(first) + len(second) == 6 * RATE
     assert 3.0 * RATE < len(first) < 3.25 * RATE, "cut where it is quiet"
+    soundfile.write(folder / "bob" / "long.wav", np.tile(noise, 6), 16000)
+    assert len(bob.sources[0].load()) == sets.MAX_SECONDS * RATE
     soundfile.write(folder / "bob" / "long.wav", noise[:16000], 16000)
     with pytest.raises(ValueError, match=r"long.wav has 1.0 s; give voice bob"):
         open_folder(folder)

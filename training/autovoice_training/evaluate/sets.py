@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from autovoice_training.corpus import people
-from autovoice_training.evaluate.audio import Audio, read_audio
+from autovoice_training.evaluate.audio import RATE, Audio, read_audio
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +38,8 @@ SUFFIXES = (".flac", ".wav")
 # About ten seconds of speech, as a user of the service would hand in.
 MAX_REFERENCES = 3
 MAX_ENROLMENT = 5
+MAX_SECONDS = 15.0
+"""Of a clip whose text is not known: what is longer costs the judges time and memory, and tells no more."""
 MIN_SECONDS = 4.0
 """The shortest recording that is cut in two: a judge needs two seconds to know a speaker."""
 
@@ -62,9 +64,11 @@ class Clip:
     text: str | None = None
 
     def load(self) -> Audio:
-        """Reads the samples [T] at RATE, in [-1, 1]."""
+        """Reads the samples [T] at RATE, in [-1, 1]; at most MAX_SECONDS where no text is known."""
         audio = read_audio(self.path)
-        return audio if self.half is None else people.halves(audio)[self.half]
+        if self.half is not None:
+            audio = people.halves(audio)[self.half]
+        return audio if self.text else audio[: round(MAX_SECONDS * RATE)]
 
 
 @dataclass(frozen=True)
