@@ -78,7 +78,7 @@ def test_whisper_understands_speech_and_repeats_itself() -> None:
     words = Words()
     audio = recording("target_slt")[: 4 * JUDGE_RATE]
     heard = words.transcribe(audio)
-    assert words.errors(heard[:40], "my grandmother kept her recipes")[0] <= 2
+    assert words.words(heard)[:5] == ["my", "grandmother", "kept", "her", "recipes"]
     words.transcribe(np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32))
     assert words.transcribe(0.1 * audio) == heard
 
@@ -177,7 +177,7 @@ def test_unit_keeps_direction_and_zeros() -> None:
 @pytest.mark.parametrize("noisy", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_noise_is_heard(noisy: bool) -> None:
     """Clean speech in the quick suite; and that both judges hear noise."""
-    audio = recording("target_awb")[: 4 * JUDGE_RATE]
+    audio = recording("target_slt")[: 4 * JUDGE_RATE]
     mos, dns = DistillMos(), DnsMos()
     clean, clean_dns = mos.score(audio), dns.score(audio)
     assert 1.5 < clean < 5.0

@@ -48,9 +48,9 @@ MEASURES: dict[str, Measure] = {
     "gross_error": Measure("gross pitch errors, %", 1, True),
     "voicing_error": Measure("voicing errors, %", 1, True),
     "high_band": Measure("power above 8 kHz, dB", 1),
-    "high_band_difference": Measure("the same, beyond the target's, dB", 1),
+    "high_band_difference": Measure("power above 8 kHz beyond the target's, dB", 1),
     "line": Measure("strongest line, dB", 1),
-    "click": Measure("strongest click, source = 1"),
+    "click": Measure("strongest click, times the source's"),
     "offset": Measure("offset, dBFS", 1),
     "peak": Measure("peak, dBFS", 1),
 }
