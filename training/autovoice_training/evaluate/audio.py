@@ -27,14 +27,14 @@ def read_audio(path: Path) -> Audio:
         Samples [T] at RATE, the mean of its channels.
 
     Raises:
-        ValueError: the file is no audio, empty or not finite.
+        ValueError: the file is no audio, silent or not finite.
     """
     try:
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read: {error}; give WAV or FLAC files") from None
-    if not len(channels) or not np.isfinite(channels).all():
-        raise ValueError(f"{path} has no samples, or some that are not finite; leave it out")
+    if not channels.any() or not np.isfinite(channels).all():
+        raise ValueError(f"{path} is silent, or has samples that are not finite; leave it out")
     audio: Audio = np.ascontiguousarray(soxr.resample(channels.mean(axis=1), rate, RATE), dtype=np.float32)
     return audio
 
