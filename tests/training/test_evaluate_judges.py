@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import signal
 
 from autovoice_training.evaluate import pitch
 from autovoice_training.evaluate.artifacts import find_artifacts
@@ -164,6 +165,13 @@ def test_speakers_are_told_apart_by_what_they_say_elsewhere(judge: type[CampPlus
 def test_silence_is_nobodys_voice(judge: type[CampPlus] | type[Ge2e]) -> None:
     for seconds in (0.0, 0.01, 1.0):
         assert not judge().embed(np.zeros(round(seconds * JUDGE_RATE), dtype=np.float32)).any()
+
+
+def test_the_colour_of_a_microphone_is_not_the_speaker() -> None:
+    audio = recording("target_slt")[: 5 * JUDGE_RATE]
+    coloured = signal.lfilter([0.1, -0.09], [1.0], audio).astype(np.float32)
+    embed = CampPlus().embed
+    assert embed(audio) @ embed(coloured) > 0.985
 
 
 def test_unit_keeps_direction_and_zeros() -> None:
