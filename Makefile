@@ -63,10 +63,11 @@ test-slow: $(VENV)/.dev ## the slow tests
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
 	$(PYTEST) -m slow $(ARGS)
 
-voices: ## install the speech synthesisers that make the corpus (needs root)
+voices: ## install the speech synthesisers of the evaluation's sets (needs root)
 	@$(INSTALL_VOICES)
 
-corpus: $(VENV)/.train voices ## render the training corpus into data/
+corpus: $(VENV)/.train ## gather and render the training corpus into data/; ARGS="--people DIR" adds people
+	@{ $(INSTALL_VOICES); } || echo "the evaluation's sets of synthesisers are left out"
 	@$(BIN)/python -m autovoice_training.corpus $(ARGS)
 
 train: $(VENV)/.train ## train the base voice, resuming where it stopped

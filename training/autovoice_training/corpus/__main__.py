@@ -12,7 +12,6 @@ from autovoice_training.corpus.build import build
 from autovoice_training.corpus.config import CorpusConfig, HeldOut
 from autovoice_training.corpus.engines import EngineError
 from autovoice_training.corpus.kokoro import KokoroError
-from autovoice_training.corpus.voices import MissingVoiceError
 
 
 def main(
@@ -32,7 +31,7 @@ def main(
         bool, typer.Option(help="Without it, the corpus is made of what has been rendered so far.")
     ] = True,
 ) -> None:
-    """Gather recordings of people and render Kokoro's voices: the corpus that the base voice is trained on."""
+    """Gather recordings of people and render Kokoro's voices: the corpus of the base voice."""
     try:
         build(
             out,
@@ -44,7 +43,7 @@ def main(
             render,
             typer.echo,
         )
-    except (KokoroError, MissingVoiceError, EngineError, SilentAudioError, ValueError, OSError) as error:
+    except (KokoroError, EngineError, SilentAudioError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -1,4 +1,4 @@
-"""Build the corpus: people, the voices set aside for the evaluation, Kokoro's units, and the index of them all."""
+"""Build the corpus: people, the voices set aside for the evaluation, Kokoro's units, and the index."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from autovoice_training.corpus import heldout, kokoro, people, spoken, store, units
 from autovoice_training.corpus.config import CorpusConfig, HeldOut
 from autovoice_training.corpus.store import Speaker, SpeakerWriter
+from autovoice_training.corpus.voices import MissingVoiceError
 
 
 def build(
@@ -36,7 +37,7 @@ def build(
 
     Raises:
         KokoroError: a package is missing or damaged.
-        MissingVoiceError: a synthesiser of the evaluation's sets is not installed.
+        EngineError: an installed synthesiser failed.
         ValueError: settings that do not fit the folders, or a folder of people without recordings.
     """
     if people_folder is not None:
@@ -45,10 +46,13 @@ def build(
     voices = units.voices(packs, held_out, config)
     planned = units.write_plan(cache / "units", config, kokoro.usual_pitch(voices, cache / "pitch.json"))
     if render:
-        spoken.write_sets(root, say)
+        try:
+            spoken.write_sets(root, say)
+        except MissingVoiceError as missing:
+            say(f"the evaluation's sets of synthesisers are left out: {missing}")
         for kind, names in held_out.packs.items():
             heldout.render(root, kind, packs, names, say)
-        units.render_all(planned, voices, cache / "units", workers)
+        units.render_all(planned, voices, cache / "units", workers, say)
     names = gather_units(root, units.rendered(planned, cache / "units"), cache / "units")
     readers = [path.parent.name for path in sorted(root.glob("speakers/reader_*/speaker.json"))]
     index = store.write_index(root, [*readers, *names], config.seed)

@@ -1,7 +1,7 @@
 """What a diphone voice, most of them of other languages, is given to say an English sentence.
 
-A voice of another language has no exact counterpart for some phones; :data:`TABLES` lists, best first, what it
-says instead.
+A voice of another language has no exact counterpart for some phones; :data:`TABLES` lists, best first,
+what it says instead.
 """
 
 from __future__ import annotations

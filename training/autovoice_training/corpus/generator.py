@@ -1,8 +1,9 @@
 """The part of Kokoro that takes most of its time, by oneDNN's 8-bit convolutions through torch.
 
-ONNX Runtime computes the convolutions of the waveform generator (Kaneko et al. 2022, iSTFTNet, with the adaptive
-instance norms and snake activations of Li et al. 2023, StyleTTS 2) about as fast in 8 bits as in floats; these
-are several times faster on a processor with VNNI. Weights and activations are rounded to 8 bits as there.
+ONNX Runtime computes the convolutions of the waveform generator (Kaneko et al. 2022, iSTFTNet, with the
+adaptive instance norms and snake activations of Li et al. 2023, StyleTTS 2) about as fast in 8 bits as in
+floats; these are several times faster on a processor with VNNI. Weights and activations are rounded to 8 bits
+as there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _LAYERS = tuple((half, layer) for layer in range(3) for half in (1, 2))
 _STRIDES, _PADDING = (10, 6), (5, 3)
 _SLOPE, _EPSILON = 0.1, 1e-5
 
-FEATURES = ("/decoder/decoder/decode.3/Div_4_output_0", *(f"{_ROOT}noise_convs.{n}/Conv_output_0" for n in (0, 1)))
+FEATURES = (
+    "/decoder/decoder/decode.3/Div_4_output_0",
+    *(f"{_ROOT}noise_convs.{n}/Conv_output_0" for n in (0, 1)),
+)
 """Inputs of the generator: the decoder's features, and the harmonic source at the rates of the two stages."""
 
 NORMS = tuple(
@@ -84,7 +88,8 @@ def _quantise(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 @torch.compile(dynamic=True)
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.mean(0), (x * x).mean(0)
+    mean = x.mean(0)
+    return mean, (x - mean).square().mean(0)
 
 
 @torch.compile(dynamic=True)
@@ -109,7 +114,10 @@ class Generator:
             return torch.from_numpy(np.array(arrays[name]))
 
         self._up = [
-            (tensor(nodes[f"{_ROOT}ups.{number}/ConvTranspose"].input[1]), tensor(f"{_WEIGHTS}ups.{number}.bias"))
+            (
+                tensor(nodes[f"{_ROOT}ups.{number}/ConvTranspose"].input[1]),
+                tensor(f"{_WEIGHTS}ups.{number}.bias"),
+            )
             for number in range(2)
         ]
         self._blocks = {
@@ -145,14 +153,16 @@ class Generator:
 
     def _block(self, name: str, x: Tensor, values: Mapping[str, NDArray[np.float32]]) -> Tensor:
         """A residual block, x [T, C] to [T, C]."""
+        y = x
         for (half, layer), (alpha, convolution) in zip(_LAYERS, self._blocks[name], strict=True):
-            y = x if half == 1 else y
             root = f"{_ROOT}{name}/adain{half}.{layer}/"
             gain, shift = (
-                torch.from_numpy(values[f"{root}{value}_output_0"]).flatten() for value in ("Slice", "Slice_1")
+                torch.from_numpy(values[f"{root}{value}_output_0"]).flatten()
+                for value in ("Slice", "Slice_1")
             )
-            mean, power = _moments(y)
-            gain = (1.0 + gain) * torch.rsqrt(power - mean * mean + _EPSILON)
+            mean, variance = _moments(y)
+            gain = (1.0 + gain) * torch.rsqrt(variance + _EPSILON)
             y = convolution(*_snake(y, gain, shift - gain * mean, alpha))
-            x = x + y if half == 2 else x
+            if half == 2:
+                x = y = x + y
         return x

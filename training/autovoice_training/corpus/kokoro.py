@@ -1,4 +1,5 @@
-"""Kokoro-82M (hexgrad 2025, Apache-2.0) from packages: its voices, and frame-aligned speech in several of them.
+# ruff: noqa: RUF001 (IPA)
+"""Kokoro-82M (hexgrad 2025, Apache-2.0) from packages: its voices, and aligned speech in several of them.
 
 Half of a voice's style vector is timbre, half is prosody (Li et al. 2023, StyleTTS 2): one prosody half gives
 every timbre the same durations and melody, so that the renditions agree sample by sample.
@@ -43,15 +44,15 @@ _F0 = "/encoder/F0_proj/Conv_output_0"
 _DURATIONS = "/encoder/Clip_output_0"
 _LEAST_F0 = 40.0  # Hz; the predicted curve is lower where nothing is voiced
 
-_IPA = dict(
-    item.split("=")
-    for item in (
-        "A=ey I=ay O=ow Q=ow W=aw Y=oy i=iy u=uw æ=ae a=ae ɑ=aa ɒ=aa ɔ=ao o=ow ə=ax ɐ=ax ᵊ=ax ɛ=eh e=eh ɜ=er "
-        "ɚ=er ɪ=ih ᵻ=ih ʊ=uh ʌ=ah b=b d=d f=f h=hh j=y k=k l=l m=m n=n ŋ=ng p=p s=s t=t v=v w=w z=z ð=dh "
-        "ɡ=g ɹ=r r=r ɾ=dx T=dx ʔ=t ʃ=sh ʒ=zh ʤ=jh ʧ=ch θ=th"
-    ).split()
-)
-_VOWELS = "AIOQWYiuæaɑɒɔoəɐᵊɛeɜɚɪᵻʊʌ"
+_SPELT = {
+    "ey": "A", "ay": "I", "ow": "OQo", "aw": "W", "oy": "Y", "iy": "i", "uw": "u", "ae": "æa", "aa": "ɑɒ",
+    "ao": "ɔ", "ax": "əɐᵊ", "eh": "ɛe", "er": "ɜɚ", "ih": "ɪᵻ", "uh": "ʊ", "ah": "ʌ", "b": "b", "d": "d",
+    "f": "f", "hh": "h", "y": "j", "k": "k", "l": "l", "m": "m", "n": "n", "ng": "ŋ", "p": "p", "s": "s",
+    "t": "tʔ", "v": "v", "w": "w", "z": "z", "dh": "ð", "g": "ɡ", "r": "ɹr", "dx": "ɾT", "sh": "ʃ",
+    "zh": "ʒ", "jh": "ʤ", "ch": "ʧ", "th": "θ",
+}  # fmt: skip
+_IPA = {character: phone for phone, characters in _SPELT.items() for character in characters}
+_VOWELS = frozenset("AIOQWYiuæaɑɒɔoəɐᵊɛeɜɚɪᵻʊʌ")
 _SILENT = ';:,.!?—…"“”() '
 _LEADING = "ˈˌ"  # their time belongs to the phone behind them, that of other marks to the one before
 _LEAD_SECONDS = 0.06  # so much earlier than its durations say is a sound heard: fricatives and vowels alike
@@ -131,7 +132,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise KokoroError(f"Python package {name} is not installed: pip install 'autovoice[corpus]'") from None
+        raise KokoroError(f"Python package {name} is not installed: pip install 'autovoice[train]'") from None
 
 
 def _model() -> onnx.ModelProto:
@@ -227,7 +228,7 @@ class Kokoro:
         return Speech(audio.ravel(), np.rint(values[_DURATIONS].ravel()).astype(np.int64))
 
     def f0(self, phonemes: str, prosody: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The F0 curve in Hz with the prosody of a voice [510, 256], every 12.5 ms; low where nothing is voiced."""
+        """The F0 curve in Hz with a voice's prosody, every 12.5 ms; low where nothing is voiced."""
         return self._run(phonemes, prosody[len(phonemes) - 1], 1.0, 1.0)["f0"].ravel()
 
     def _run(
@@ -284,10 +285,8 @@ def segments(phonemes: str, durations: NDArray[np.int64]) -> tuple[list[int], li
 
 def _is_coda_r(phonemes: str, place: int) -> bool:
     """Whether the character is the ɹ of ɜɹ or of əɹ at the end of a syllable, which are one phone."""
-    before, character, after = phonemes[place - 1 : place], phonemes[place], phonemes[place + 1 : place + 3]
-    if character != "ɹ" or before not in ("ɜ", "ə"):
-        return False
-    return before == "ɜ" or not after.lstrip(_LEADING)[:1].strip() or after.lstrip(_LEADING)[0] not in _VOWELS
+    before, after = phonemes[place - 1 : place], phonemes[place + 1 :].lstrip(_LEADING)[:1]
+    return phonemes[place] == "ɹ" and (before == "ɜ" or (before == "ə" and after not in _VOWELS))
 
 
 def usual_pitch(packs: Mapping[str, NDArray[np.float32]], path: Path) -> dict[str, float]:

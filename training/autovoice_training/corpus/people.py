@@ -1,4 +1,4 @@
-"""People who read aloud: a folder in LibriSpeech's layout (Panayotov et al. 2015) becomes one speaker a reader."""
+"""People who read aloud: of a folder in LibriSpeech's layout (Panayotov et al. 2015) a speaker each."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ class Utterance:
         start_frame: first frame in the speaker's arrays.
         frames: number of 10 ms frames.
         split: "train" or "valid".
-        group: id shared by frame-aligned utterances: of the same sentence in voices that were given its
-            timing, or of one rendition and its warps.
+        group: id shared by aligned utterances: the same sentence with the same timing in several voices.
     """
 
     speaker: str
@@ -65,9 +64,8 @@ class Corpus:
         self._array = cache(self._open)
 
     def _utterance(self, entry: dict[str, Any]) -> Utterance:
-        speaker = self.speakers[entry["speaker"]]
-        group = entry["group"] or f"{speaker.base or speaker.name}:{entry['sentence']}"
-        return Utterance(speaker.name, entry["start_frame"], entry["frames"], entry["split"], group)
+        group = entry["group"] or entry["id"]
+        return Utterance(entry["speaker"], entry["start_frame"], entry["frames"], entry["split"], group)
 
     def _open(self, speaker: str, name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.load(self.root / "speakers" / speaker / f"{name}.npy", mmap_mode="r")

@@ -65,8 +65,8 @@ class Speaker:
         native_rate: rate in Hz up to half of which the audio has content; mask the loss above.
         split: "train".
         pseudo: a mixture of two voices.
-        base: unused.
-        approximate: unused.
+        base: the speaker that this one was made of by warping; none is.
+        approximate: phones that the speaker replaces by other sounds; nobody does.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sentences: templates filled with lexicon words, chosen for phone pairs; evaluation and development texts."""
+"""Sentences: templates filled with words, chosen for their phone pairs; evaluation and development texts."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ _SLOTS: dict[str, tuple[str, ...]] = {
     "year": _words("1066, 1492, 1789, 1848, 1912, 1969, 1987, 1999, 2003, 2016, 2024"),
     "price": _words("$3, $4.50, $12.99, $20, $75, £5, £180, €9.20, $1500, 40 cents"),
     "time": _words("6:15, 7:45, 8:30, 9:05, 10:20, 11:50, noon, midnight, a quarter past four"),
-    "date": _words("May 5th, June 21st, March 3rd, the 12th of April, October 30th, January 1st, the 8th of July"),
+    "date": _words(
+        "May 5th, June 21st, March 3rd, the 12th of April, October 30th, January 1st, the 8th of July"
+    ),
     "feeling": _words("wonderful, awful, ridiculous, delicious, unbelievable, charming, outrageous, perfect"),
 }
 _TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -183,10 +185,10 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 # What is drawn in turn; "long" is two sentences of the first three kinds.
-_KINDS = (
-    "statement, question, statement, list, statement, number, long, statement, exclamation, statement, question, "
-    "short, statement, number, statement, long"
-).split(", ")
+_KINDS = _words(
+    "statement, question, statement, list, statement, number, long, statement, exclamation, statement, "
+    "question, short, statement, number, statement, long"
+)
 _LETTERS = {"short": (6, 30), "long": (70, 150)}  # and otherwise:
 _OTHER_LETTERS = (26, 78)
 
@@ -224,7 +226,7 @@ def _draw(rng: np.random.Generator, kind: str, names: Sequence[str]) -> str:
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """Make sentences without end, each the best of several candidates by how rare its phone pairs were so far.
+    """Make sentences without end, each the best of several by how rare its phone pairs were so far.
 
     Args:
         seed: the same seed gives the same sentences.

@@ -10,7 +10,7 @@ import itertools
 import json
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Unit:
 
 
 def blends(packs: list[str], count: int, seed: int) -> list[str]:
-    """Names of ``count`` different mixtures of two packs, ``a+b``, in which every pack occurs about as often."""
+    """Names of different mixtures of two packs, ``a+b``, in which every pack occurs about as often."""
     rng = np.random.default_rng([seed, 11])
     pairs = list(itertools.combinations(sorted(packs), 2))
     if count > len(pairs):
@@ -133,9 +133,7 @@ def plan(config: CorpusConfig, pitch: Mapping[str, float]) -> Iterator[Unit]:
             said += [near[index] for index in chosen]
             partnered.update(said[1:])
         scales = tuple(pitch[name] / pitch[said[0]] for name in said)
-        yield Unit(
-            f"u{number:05d}", text, synthesiser.is_british(said[0]), speed, tuple(said), scales, split
-        )
+        yield Unit(f"u{number:05d}", text, synthesiser.is_british(said[0]), speed, tuple(said), scales, split)
 
 
 def _rounds(turns: list[str], rng: np.random.Generator) -> Iterator[str]:
@@ -144,7 +142,7 @@ def _rounds(turns: list[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 def render(unit: Unit, kokoro: synthesiser.Kokoro, styles: Packs, folder: Path) -> None:
-    """Write a unit's file: the audio of each voice by its number, int16 [240 F], the phonemes and their durations."""
+    """Write a unit's file: audio of each voice by its number, int16 [240 F], phonemes and their durations."""
     phonemes = kokoro.phonemes(unit.text, unit.british)
     prosody = styles[unit.voices[0]]
     said = [
@@ -173,7 +171,7 @@ def read(unit: Unit, number: int, folder: Path) -> tuple[NDArray[np.int16], NDAr
 
 
 def _with_pauses(labels: NDArray[np.int16], audio: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Label as a pause what is silent for longer than a closure: Kokoro gives its time to the sound before."""
+    """Label as a pause what is silent for longer than a closure; Kokoro's durations give it to a sound."""
     power = np.square(audio.reshape(-1, levels.HOP), dtype=np.float64).mean(axis=1)
     quiet = power < power.max() * 10 ** (-_QUIET_DB / 10)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
@@ -198,12 +196,28 @@ def _render(unit: Unit) -> None:
     render(unit, kokoro, styles, folder)
 
 
-def render_all(units: list[Unit], styles: Packs, folder: Path, workers: int) -> None:
-    """Render what is not there yet, in order, with a line of progress."""
+def render_all(
+    units: list[Unit], styles: Packs, folder: Path, workers: int, say: Callable[[str], None]
+) -> None:
+    """Render what is not there yet, in order.
+
+    Args:
+        units: the whole plan.
+        styles: voices by name.
+        folder: of the units' files.
+        workers: processes.
+        say: receives a line now and then, for logs; terminals see a bar.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made = {path.stem for path in folder.glob("u*.npz")}
-    missing = [unit for unit in units if unit.name not in made]
-    columns = (TextColumn("units"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    made = set(rendered(units, folder))
+    missing = [unit for unit in units if unit not in made]
+    columns = (
+        TextColumn("units"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with (
         Progress(*columns) as progress,
         ProcessPoolExecutor(
@@ -212,8 +226,10 @@ def render_all(units: list[Unit], styles: Packs, folder: Path, workers: int) -> 
     ):
         bar = progress.add_task("units", total=len(units), completed=len(units) - len(missing))
         try:
-            for _ in pool.map(_render, missing):
+            for unit, _ in zip(missing, pool.map(_render, missing), strict=True):
                 progress.advance(bar)
+                if unit.name.endswith("00"):
+                    say(f"rendered up to unit {unit.name} of {units[-1].name}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -239,5 +255,7 @@ def write_plan(folder: Path, config: CorpusConfig, pitch: Mapping[str, float]) -
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(listed))
     elif json.loads(path.read_text()) != listed:
-        raise ValueError(f"{folder} was begun with other settings than these; give another --cache or remove it")
+        raise ValueError(
+            f"{folder} was begun with other settings than these; give another --cache or remove it"
+        )
     return units
