@@ -29,10 +29,8 @@ from torch import Tensor
 from autovoice import VoiceConversionError
 from autovoice.atomic import atomic_path
 from autovoice_export.base.checkpoint import Checkpoint, load_checkpoint
-from autovoice_export.base.stages.alignment import PadSource
-from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.timing import LOOKAHEAD
-from autovoice_export.base.stages.voice_encoder import VoiceEncoder
+from autovoice_export.base.wiring import stages
 from autovoice_plugins.geometry import FLOOR, HOP
 from autovoice_plugins.spectral_synth.reference import band_frequencies
 from autovoice_training.evaluate.audio import RATE, Audio, at_judge_rate
@@ -105,12 +103,12 @@ class Network:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._content_encoder = checkpoint.content_encoder
-        self._pitch_extractor = PitchExtractor().eval()
-        self._voice_encoder = VoiceEncoder(checkpoint.phone_classifier).eval()
+        modules = {stage.name: stage.module for stage in stages(checkpoint)}
+        self._pad = modules["pad_source"]
+        self._voice_encoder = modules["speaker_encoder"]
+        self._content_encoder = modules["content_encoder"]
+        self._pitch_extractor = modules["pitch_extractor"]
         self._synthesizer = checkpoint.synthesizer
-        stages = (self._content_encoder, self._pitch_extractor, self._synthesizer)
-        self._pad = PadSource(*(stage.state_size for stage in stages))
 
     @torch.inference_mode()
     def filters(self, audio: Audio, reference: Audio) -> Synthesis:
@@ -118,7 +116,7 @@ class Network:
         embedding = self._voice_encoder(torch.from_numpy(reference)[None])
         padded, *states = self._pad(torch.from_numpy(audio)[None])
         content, loudness, _ = self._content_encoder(padded, states[0])
-        f0, periodicity, _ = self._pitch_extractor(padded, states[1])
+        f0, periodicity, *_ = self._pitch_extractor(padded, states[1])
         given: dict[str, Tensor] = {}
         render = self._synthesizer.render
 
