@@ -40,11 +40,14 @@ def test_any_folder_of_recordings_is_judged(tmp_path: Path, monkeypatch: pytest.
     assert code == 0, said
     report = json.loads((out / "evaluation.json").read_text())
     conditions = [one["condition"] for one in report["conversions"]]
-    assert conditions == ["as recorded"] * 3 + ["pink noise at 10 dB"]
+    assert conditions == ["as recorded"] * 5 + ["pink noise at 10 dB"]
     assert set(report["summaries"]) == {"folder", "folder, pink noise at 10 dB"}
     rows = report["summaries"]["folder"]
     assert rows["source"]["whisper_wer"]["value"] == 0.0
     assert rows["own_voice"]["spk_similarity_file"]["pairs"] == 2
+    other = rows["own_voice_other_reference"]
+    assert other["spk_similarity_file"]["pairs"] == 2
+    assert "spk_similarity" not in other
     for measure in ("spk_similarity", "whisper_wer", "distill_mos", "dns_overall", "f0_corr", "line"):
         assert measure in rows["result"]
     assert 0.1 < rows["result"]["spk_similarity"]["value"] < rows["target"]["spk_similarity"]["value"]

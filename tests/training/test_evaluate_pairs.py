@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,10 @@ def test_a_small_set_gives_what_it_has() -> None:
 
 
 def test_every_speaker_is_converted_into_itself() -> None:
-    pairs = own_voices(cast(2, 1))
-    assert [(pair.source, pair.target) for pair in pairs] == [(one, one) for one in cast(2, 1).speakers]
+    everybody = cast(2, 1)
+    pairs = own_voices(everybody)
+    assert [(pair.source, pair.target) for pair in pairs] == 2 * [(one, one) for one in everybody.speakers]
+    assert [pair.enrolment_as_reference for pair in pairs] == [False] * 3 + [True] * 3
 
 
 def test_the_target_is_heard_with_the_same_sentence_where_it_has_it() -> None:
@@ -95,7 +98,10 @@ def test_no_recording_serves_for_two_purposes(folder: Path) -> None:
     stems = [[clip.path.stem for clip in use] for use in (ann.sources, ann.references, ann.enrolment)]
     assert stems == [["e0", "e1"], ["e2", "e3"], ["e4", "e5"]]
     assert [clip.text for clip in ann.sources] == ["some words", None]
-    assert len(ann.reference()) == 2005
+    itself = own_voices(open_folder(folder))
+    assert [pair.enrolment_as_reference for pair in itself] == [False, False], "the reference is another one"
+    assert len(itself[0].reference()) == 2005
+    assert len(replace(itself[0], enrolment_as_reference=True).reference()) == 2009
     np.testing.assert_allclose(ann.sources[0].load(), 0.375, atol=1e-4)
 
 

@@ -100,7 +100,7 @@ def evaluate(
             facts = {**environment(repository), "set": kind.value, "seed": seed}
             # Tried here first: what is wrong with a repository should not come out of a worker's traceback.
             converter = RepositoryConverter(repository)
-            converter.embed(opened[0].speakers[0].reference())
+            converter.embed(own_voices(opened[0])[0].reference())
             converter.close()
         except ModuleNotFoundError as error:
             _fail(f"{error}; the judges come with pip install 'autovoice[judge]'")

@@ -59,7 +59,7 @@ def main(
         verdict = jury.judge_renditions(pair, renditions)
         scores = verdict.scores[RESULT]
         name = f"{pair.source.name}_to_{pair.target.name}"
-        reference = pair.target.reference()[: round(REFERENCE_SECONDS * RATE)]
+        reference = pair.reference()[: round(REFERENCE_SECONDS * RATE)]
         _write(out / f"{name}_source.flac", renditions.audio[SOURCE])
         _write(out / f"{name}_reference.flac", reference)
         _write(out / f"{name}_result.flac", renditions.audio[RESULT], PROVENANCE_COMMENT)

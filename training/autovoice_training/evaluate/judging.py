@@ -20,20 +20,15 @@ from autovoice_training.evaluate.sets import Speaker
 
 ConverterFactory = Callable[[], systems.Converter]
 
-SOURCE, WORLD, RESULT, OWN, COPY, TARGET = (
-    "source",
-    "world",
-    "result",
-    "own_voice",
-    "copy_synthesis",
-    "target",
-)
+SOURCE, WORLD, RESULT, COPY, TARGET = "source", "world", "result", "copy_synthesis", "target"
+OWN, OWN_OTHER = "own_voice", "own_voice_other_reference"
 
 SYSTEMS = {
     SOURCE: "source",
     WORLD: "WORLD shift",
     RESULT: "AutoVoice",
     OWN: "AutoVoice into its own speaker",
+    OWN_OTHER: "the same, another recording as the reference",
     COPY: "copy-synthesis (WORLD)",
     TARGET: "target",
 }
@@ -106,13 +101,14 @@ class Jury:
         """Makes every recording that is judged for a pair; of a voice into itself, its own alone."""
         recorded = pair.clip.load()
         source = condition.change(recorded)
-        reference = pair.target.reference()
+        reference = pair.reference()
         embedding = self._converter.embed(reference)
         # Noise decides neither by how much is transposed nor which melody is expected.
         melody = self._f0(recorded if condition.keeps_melody else source)
         if pair.source is pair.target:
             converted = self._converter.convert(source, embedding, condition.shift_semitones)
-            return Renditions({SOURCE: source, OWN: converted}, condition.shift_semitones, melody)
+            system = OWN_OTHER if pair.enrolment_as_reference else OWN
+            return Renditions({SOURCE: source, system: converted}, condition.shift_semitones, melody)
         matched = pitch.shift_to_match(melody, self._f0(reference)) + condition.shift_semitones
         shift = float(np.clip(matched, -pitch.MAX_SHIFT_SEMITONES, pitch.MAX_SHIFT_SEMITONES))
         audio = {
@@ -170,6 +166,8 @@ class Jury:
     def _identity(self, pair: Pair, audio: Audio, source: Audio) -> dict[str, float]:
         found = {}
         for name, embed in (("spk", self._judges.embed), ("ge2e", self._judges.embed_ge2e)):
+            if pair.enrolment_as_reference:
+                continue  # the conversion has heard it
             voice = embed(audio)
             to_target = float(voice @ self._enrolled(pair.target, embed))
             found[f"{name}_similarity"] = to_target

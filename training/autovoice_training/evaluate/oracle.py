@@ -35,7 +35,8 @@ from autovoice_plugins.geometry import FLOOR, HOP
 from autovoice_plugins.spectral_synth.reference import band_frequencies
 from autovoice_training.evaluate.audio import RATE, Audio, at_judge_rate
 from autovoice_training.evaluate.judges import Judges
-from autovoice_training.evaluate.sets import DEVELOPMENT, Speaker, open_folder, open_people
+from autovoice_training.evaluate.pairs import Pair, own_voices
+from autovoice_training.evaluate.sets import DEVELOPMENT, open_folder, open_people
 from autovoice_training.evaluate.summary import Figure, ratio_with_interval
 from autovoice_training.evaluate.systems import world_shift
 
@@ -182,17 +183,17 @@ def _loudness(envelope: Frames) -> Frames:
     return loudness
 
 
-def measure(speakers: list[Speaker], network: Network, judges: Judges) -> dict[str, dict[str, Figure]]:
-    """Figures of every variant over speakers: DistillMOS, CAM++ to the source file and words wrong."""
+def measure(pairs: list[Pair], network: Network, judges: Judges) -> dict[str, dict[str, Figure]]:
+    """DistillMOS, CAM++ to the source file and words wrong of every variant."""
     found: dict[str, list[tuple[float, float, int, int]]] = {}
-    for speaker in track(speakers, "speakers", console=console):
-        source = speaker.sources[0].load()
-        made = network.filters(source, speaker.reference())
+    for pair in track(pairs, "speakers", console=console):
+        source = pair.clip.load()
+        made = network.filters(source, pair.reference())
         oracle = analyse(source, len(made.f0))
         audio = {"source": source, "copy-synthesis (WORLD)": world_shift(source, 0.0)}
         audio |= {name: network.render(one, len(source)) for name, one in variants(oracle, made)}
         heard = {name: at_judge_rate(samples) for name, samples in audio.items()}
-        said = speaker.sources[0].text or judges.transcribe(heard["source"])
+        said = pair.clip.text or judges.transcribe(heard["source"])
         itself = judges.embed(heard["source"])
         for name, samples in heard.items():
             errors = judges.words.errors(judges.transcribe(samples), said)
@@ -236,7 +237,7 @@ def main(
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     torch.set_num_threads(1)
-    figures = measure(list(chosen.speakers[:speakers]), network, Judges(cache))
+    figures = measure(own_voices(chosen)[: len(chosen.speakers)][:speakers], network, Judges(cache))
     lines = [
         "# What each factor of the synthesis costs",
         "",

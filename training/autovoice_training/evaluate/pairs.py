@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from autovoice_training.evaluate.audio import Audio
 from autovoice_training.evaluate.sets import Clip, EvaluationSet, Speaker
 
 
@@ -17,16 +20,24 @@ class Pair:
         source: who is converted.
         target: into whom; the source for a voice into its own speaker.
         clip: what of the source is converted.
+        enrolment_as_reference: whether the voice is taken from what the judges know the target by, of a voice
+            into itself whose only other recording that is.
     """
 
     source: Speaker
     target: Speaker
     clip: Clip
+    enrolment_as_reference: bool = False
 
     @property
     def same_sex(self) -> bool:
         """Whether source and target are of one sex."""
         return self.source.sex == self.target.sex
+
+    def reference(self) -> Audio:
+        """What the target's voice is taken from, samples [T] at RATE."""
+        clips = self.target.enrolment if self.enrolment_as_reference else self.target.references
+        return np.concatenate([clip.load() for clip in clips])
 
     @property
     def target_clip(self) -> Clip:
@@ -78,5 +89,8 @@ def choose_pairs(chosen_from: EvaluationSet, count: int, seed: int = 0) -> list[
 
 
 def own_voices(speakers: EvaluationSet) -> list[Pair]:
-    """Every speaker into its own voice."""
-    return [Pair(speaker, speaker, speaker.sources[0]) for speaker in speakers.speakers]
+    """Every speaker into its own voice; where the reference is what is converted, with another too."""
+    pairs = [Pair(speaker, speaker, speaker.sources[0]) for speaker in speakers.speakers]
+    return pairs + [
+        replace(one, enrolment_as_reference=True) for one in pairs if one.clip in one.target.references
+    ]

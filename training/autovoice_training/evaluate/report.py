@@ -64,7 +64,8 @@ interval over pairs.
   the source file: with the converted recording itself.
 - Words: Whisper's reading against the text; where no text is known, against its own reading of the source,
   which then has no errors by definition. Texts are normalised as Whisper's authors do.
-- The reference is never the converted recording, except for speakers of one recording into their own voice.
+- The reference is never the converted recording, except for speakers of one recording into their own voice;
+  these are measured once more with what the judges know them by as the reference.
 - The shift matches the medians of source and reference; into its own voice nothing is shifted.
 - WORLD shift moves pitch by the same and formants by its usual share; copy-synthesis is WORLD's analysis of
   the source made audible again. Target is the target's own recording.

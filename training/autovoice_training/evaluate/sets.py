@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
 
 from autovoice_training.corpus import people
@@ -88,10 +87,6 @@ class Speaker:
     sources: tuple[Clip, ...]
     references: tuple[Clip, ...]
     enrolment: tuple[Clip, ...]
-
-    def reference(self) -> Audio:
-        """The references one after the other, samples [T] at RATE."""
-        return np.concatenate([clip.load() for clip in self.references])
 
 
 @dataclass(frozen=True)
