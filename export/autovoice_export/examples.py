@@ -69,6 +69,8 @@ def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArra
     keys = generator.standard_normal((shape[0], TOKENS, KEY_SIZE))
     keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     spread = 2.0 / (1.0 + np.arange(ENVELOPE_SIZE))
-    frames = np.concatenate([keys, spread * generator.standard_normal((shape[0], TOKENS, ENVELOPE_SIZE))], axis=2)
+    frames = np.concatenate(
+        [keys, spread * generator.standard_normal((shape[0], TOKENS, ENVELOPE_SIZE))], axis=2
+    )
     value = np.concatenate([identity, np.ones((shape[0], 1)), frames.reshape(shape[0], -1)], axis=1)
     return np.asarray(value / np.linalg.norm(value, axis=1, keepdims=True))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import typer
+from autovoice_training.train.phones import train_classifier
+from autovoice_training.train.trainer import VoiceConversionTrainer
 from rich.console import Console
 from toy_corpus import make_corpus, make_trainer, tone
 from typer.testing import CliRunner
@@ -25,9 +27,7 @@ from autovoice_training.train import ablation
 from autovoice_training.train.__main__ import main
 from autovoice_training.train.config import CHANGEABLE, TrainConfig
 from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
-from autovoice_training.train.trainer import VoiceConversionTrainer
 
 pytestmark = pytest.mark.heavy
 

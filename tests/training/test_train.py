@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autovoice_training.train.blend import blend
 from rich.console import Console
 from toy_corpus import FRAMES, PHONES, VOICES, make_sampler, make_trainer, tone
 
@@ -19,7 +20,6 @@ from autovoice_export.base.stages.voice import VOICE_SIZE
 from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus, CorpusError
-from autovoice_training.train.blend import blend
 from autovoice_training.train.config import TrainConfig
 from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
 from autovoice_training.train.features import extract, read_features

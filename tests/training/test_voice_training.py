@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve
+from autovoice_training.train.phones import train_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,10 +21,8 @@ from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEnc
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.train.__main__ import choose_device
 from autovoice_training.train.data import DELAY_SAMPLES
-from autovoice_training.train.equaliser import colour, equalise, move_formants, random_curve
 from autovoice_training.train.features import extract, read_features
 from autovoice_training.train.losses import PhoneLoss, SpeakerLoss
-from autovoice_training.train.phones import train_classifier
 from autovoice_training.train.publish import publish
 
 pytestmark = pytest.mark.heavy

@@ -37,7 +37,7 @@ def main(
     ] = DEFAULT_CHECKPOINT,
     pitch: Annotated[
         Path, typer.Option(help="What autovoice_training.train.pitch wrote, or a checkpoint.")
-    ] = Path("data/run/pitch.safetensors"),
+    ] = Path("data/pitch.safetensors"),
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
