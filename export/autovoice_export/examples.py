@@ -33,6 +33,8 @@ def example(name: str, shape: tuple[int, ...], generator: np.random.Generator) -
         value = generator.standard_normal(shape) - 3.0
     elif name.endswith("EMBEDDING"):
         value = _embedding(shape, generator)
+    elif name == "CONTENT":
+        value = _content(shape, generator)
     elif name == "PITCH_SHIFT":
         value = 4.0 * generator.standard_normal(shape)
     elif name == "SPEAKER_ID":
@@ -60,6 +62,15 @@ def voice(shape: tuple[int, ...], sample_rate: int, generator: np.random.Generat
     envelope = np.maximum(np.sin(2.0 * math.pi * 1.1 * time) + 0.6, 0.0)
     audio = 0.12 * np.asarray(tone) * envelope + 0.002 * generator.standard_normal(shape)
     return np.asarray(audio, np.float32)
+
+
+def _content(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Content of the base voice: speech with some pauses, and keys of unit length; any values for imported voices."""
+    value = generator.standard_normal(shape)
+    value[:, :, 0] = generator.random(shape[:2]) < 0.8
+    key = value[:, :, 1 : 1 + KEY_SIZE]
+    key /= np.linalg.norm(key, axis=2, keepdims=True)
+    return value
 
 
 def _embedding(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -218,7 +218,7 @@ def test_a_batch_equals_its_single_conversions(
 
 @given(lengths=st.lists(st.integers(240, 240_000), max_size=40), seed=st.integers(0, 9))
 def test_buckets_hold_everything_once_within_their_bounds(lengths: list[int], seed: int) -> None:
-    voice = BaseVoice("toy", "voice_conversion", 24_000, 24_000, 240, 16, 600, 4)
+    voice = BaseVoice("toy", "voice_conversion", 24_000, 24_000, 240, 16, 600, 4, 2, 1)
     models = np.random.default_rng(seed).choice(["plain", "with_f0"], len(lengths)).tolist()
     buckets = make_buckets(lengths, voice, models)
     assert sorted(position for bucket in buckets for position in bucket) == list(range(len(lengths)))
@@ -379,11 +379,13 @@ def test_embed_looks_at_content_and_is_cached_by_it(
     np.testing.assert_array_equal(pipeline.embed_file(tmp_path / "reference.wav"), first)
 
 
-def test_embed_averages_long_references_and_skips_silence(pipeline: VoiceConversionPipeline) -> None:
-    voiced = speech_like(30)
-    with_silence = np.concatenate([voiced, np.zeros(30 * RATE, np.float32), voiced[: 15 * RATE]])
-    halves = 30 * pipeline.embed(voiced, RATE) + 15 * pipeline.embed(voiced[: 15 * RATE], RATE)
-    np.testing.assert_allclose(pipeline.embed(with_silence, RATE), halves / np.linalg.norm(halves), atol=1e-6)
+def test_embed_joins_long_references_and_skips_silence(pipeline: VoiceConversionPipeline) -> None:
+    loud, quiet = speech_like(30), 0.1 * speech_like(15)
+    with_silence = np.concatenate([loud, np.zeros(30 * RATE, np.float32), quiet])
+    segments = [pipeline.embed(loud, RATE), pipeline.embed(quiet, RATE)]
+    found = pipeline.embed(with_silence, RATE)
+    np.testing.assert_allclose(found, pipeline.join_embeddings(segments, [30, 15]), atol=1e-6)
+    assert not np.allclose(found, pipeline.join_embeddings(segments), atol=1e-3)
 
 
 def test_embed_refusals(pipeline: VoiceConversionPipeline, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ PARAMETERS = {
     "frame_samples": str(FRAME),
     "lookahead_samples": str(LOOKAHEAD),
     "embedding_size": str(SIZE),
+    "identity_size": "2",
+    "embedding_frames": "1",
 }
 CONSTANTS = {
     "k0": [0], "k1": [1], "k2": [2], "k3": [3], "frame": [FRAME], "last": [-1], "k839": [839], "k600": [600],

@@ -28,7 +28,6 @@ from autovoice_export.base.stages.content_encoder import ContentEncoder, Content
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier
 from autovoice_export.config_types import Instances
 from autovoice_export.onnx.composition import Composition, compose_stages
 from autovoice_export.onnx.export import export_stage
@@ -52,13 +51,12 @@ def checkpoint() -> Checkpoint:
         synthesizer = Synthesizer(
             SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)
         )
-        torch.nn.init.normal_(synthesizer.correction.weight, std=0.2)
+        for layer in (synthesizer.share, synthesizer.correction):
+            torch.nn.init.normal_(layer.weight, std=0.2)
         target_pitch = TargetPitch()
         torch.nn.init.normal_(target_pitch.linear.weight)
-        torch.nn.init.normal_(synthesizer.average_voice)
-        classifier = PhoneClassifier()
         pitch_extractor = PitchExtractor(PitchExtractorConfig(channels=8, dilations=(1, 4)))
-    stages = content_encoder, synthesizer, target_pitch, classifier, pitch_extractor
+    stages = content_encoder, synthesizer, target_pitch, pitch_extractor
     return Checkpoint(*(stage.eval() for stage in stages))
 
 

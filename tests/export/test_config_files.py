@@ -133,7 +133,9 @@ def test_ensembles_tell_clients_what_they_need(messages: dict[str, pb.ModelConfi
             "sample_rate": "24000",
             "frame_samples": "240",
             "lookahead_samples": "600",
-            "embedding_size": "1282",
+            "embedding_size": "12545",
+            "identity_size": "256",
+            "embedding_frames": "192",
         }
         inputs = [
             "SOURCE_AUDIO",

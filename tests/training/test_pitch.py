@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from toy_corpus import make_corpus
 from typer.testing import CliRunner
 
 from autovoice_export.base.checkpoint import load_pitch_extractor
@@ -57,9 +58,7 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(tmp_path: Path) -> Non
         trainer(replace(CONFIG, seed=2)).resume(tmp_path / "state.pt")
 
 
-def test_the_command_writes_weights_that_load(
-    people_folder: Path, corpus_folder: Path, tmp_path: Path
-) -> None:
+def test_the_command_writes_weights_that_load(people_folder: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(main)
     settings = tmp_path / "pitch.toml"
@@ -69,7 +68,7 @@ def test_the_command_writes_weights_that_load(
     result = CliRunner().invoke(app, [*options, "--data", str(people_folder)])
     assert result.exit_code == 0, result.output
     assert load_pitch_extractor(weights).trust.shape == (2,)
-    result = CliRunner().invoke(app, [*options, "--data", str(corpus_folder)])
+    result = CliRunner().invoke(app, [*options, "--data", str(make_corpus(tmp_path / "voices", ("low",)))])
     assert result.exit_code == 2
     assert "has no people" in result.output
     settings.write_text("items = 2\nsizes = 3\n")

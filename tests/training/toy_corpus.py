@@ -1,61 +1,64 @@
-"""A corpus of tones, and samplers and trainers small enough for tests."""
+"""A corpus of gliding tones, and samplers and training loops small enough for tests."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from autovoice_export.base.stages.mel import ENVELOPE_SIZE
-from autovoice_export.base.stages.voice import IDENTITY_SIZE, pack
-from autovoice_export.base.stages.voice import PHONES as CLASSES
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier
+from autovoice_export.base.stages.mel import MelAnalysis
+from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
+from autovoice_export.base.stages.voice import IDENTITY_SIZE
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_training.corpus.reader import Corpus
 from autovoice_training.corpus.store import FORMAT
-from autovoice_training.train.config import TrainConfig
-from autovoice_training.train.data import PairSampler
-from autovoice_training.train.trainer import VoiceConversionTrainer
+from autovoice_training.train.config import ContentConfig, StageConfig, SynthesizerTraining
+from autovoice_training.train.content import ContentTraining, KeyedEncoder
+from autovoice_training.train.data import Sampler
+from autovoice_training.train.features import mel_of
+from autovoice_training.train.synthesizer import SynthesizerLoop
 
 FRAMES = 165
+UTTERANCES = 4
 PHONES = ["pau", "aa", "th"]
-VOICES = {"low": (110.0, ()), "high": (220.0, ("th",)), "low_w0": (140.0, ())}
+VOICES = {"reader": (110.0, "people"), "low": (140.0, "kokoro"), "high": (220.0, "kokoro")}
+"""Usual pitch in Hz and engine; those of Kokoro say the same in time with each other."""
 
 
-def tone(pitch: float, frames: int) -> np.ndarray:
+def glide(pitch: float, frames: int) -> np.ndarray:
+    """A tone around a pitch whose frames all differ, int16 [240 frames]."""
     time = np.arange(frames * HOP) / SAMPLE_RATE
-    return (3000 * sum(np.sin(2 * np.pi * k * pitch * time) / k for k in range(1, 8))).astype(np.int16)
+    phase = 2 * np.pi * np.cumsum(melody(pitch, time)) / SAMPLE_RATE
+    colours = [1 / k + 0.5 * np.sin(0.7 * k + 3.0 * time) ** 2 for k in range(1, 12)]
+    return (1500 * sum(c * np.sin(k * phase) for k, c in enumerate(colours, start=1))).astype(np.int16)
 
 
-def embeddings_of(pitch: float, random: np.random.Generator) -> np.ndarray:
-    """Four embeddings of a voice: high and low voices point to opposite sides."""
-    identity = random.standard_normal((4, IDENTITY_SIZE)) * 0.1 + np.sign(pitch - 150)
-    identity /= np.linalg.norm(identity, axis=1, keepdims=True)
-    shares = np.full((4, CLASSES), 1.0 / CLASSES)
-    sums = random.standard_normal((4, CLASSES, ENVELOPE_SIZE)) / CLASSES
-    tensors = (torch.from_numpy(part.astype(np.float32)) for part in (identity, shares, sums))
-    return pack(*tensors).numpy()
+def melody(pitch: float, time: np.ndarray) -> np.ndarray:
+    return pitch * (1.0 + 0.1 * np.sin(2.0 * time))
 
 
-def make_corpus(root: Path) -> Path:
-    """Three voices, the same four sentences each; the last one of "low" is the validation set."""
+def make_corpus(root: Path, names: tuple[str, ...] = tuple(VOICES)) -> Path:
+    """Voices with four utterances each; the last ones are the validation set."""
     speakers, utterances = [], []
-    random = np.random.default_rng(0)
-    for name, (pitch, approximate) in VOICES.items():
+    random, analysis = np.random.default_rng(0), MelAnalysis()
+    frames = FRAMES * UTTERANCES
+    (root / "features").mkdir(parents=True)
+    for name in names:
+        pitch, engine = VOICES[name]
         folder = root / "speakers" / name
         folder.mkdir(parents=True)
-        np.save(folder / "audio.npy", np.tile(tone(pitch, FRAMES), 4))
-        np.save(folder / "phones.npy", np.tile(np.repeat(np.arange(3, dtype=np.int16), FRAMES // 3), 4))
-        pseudo = "_" in name
+        audio = glide(pitch, frames)
+        labels = np.tile(np.repeat(np.arange(3, dtype=np.int16), FRAMES // 3), UTTERANCES)
+        np.save(folder / "audio.npy", audio)
+        np.save(folder / "phones.npy", labels if engine == "kokoro" else np.full_like(labels, -1))
         speakers.append(
-            {"name": name, "human": name, "sex": "male", "engine": "world" if pseudo else "diphone",
-             "native_rate": 16000, "split": "train", "pseudo": pseudo, "base": "low" if pseudo else None,
-             "approximate": approximate}
+            {"name": name, "human": name, "sex": "female", "engine": engine, "native_rate": 16000,
+             "split": "train"}
         )  # fmt: skip
-        for index in range(4):
-            split = "valid" if index == 3 else "train"
+        for index in range(UTTERANCES):
             utterances.append(
                 {
                     "id": f"{name}_{index}",
@@ -63,38 +66,51 @@ def make_corpus(root: Path) -> Path:
                     "sentence": f"p{index}",
                     "start_frame": index * FRAMES,
                     "frames": FRAMES,
-                    "split": split,
-                    "group": f"p{index}",
+                    "split": "valid" if index == UTTERANCES - 1 else "train",
+                    "group": f"p{index}" if engine == "kokoro" else None,
                 }
             )
-        features = root / "features"
-        features.mkdir(exist_ok=True)
+        f0 = melody(pitch, (np.arange(frames) + 0.5) / 100)
+        identities = random.standard_normal((UTTERANCES, IDENTITY_SIZE)) * 0.1 + np.sign(pitch - 150)
         np.savez(
-            features / f"{name}.npz",
-            f0=np.arange(4 * FRAMES, dtype=np.float32) + pitch,
-            periodicity=np.ones(4 * FRAMES, np.float32),
+            root / "features" / f"{name}.npz",
+            pitch=np.stack([f0, np.ones(frames)], axis=1).astype(np.float32),
+            mel=mel_of(audio, analysis),
+            identities=(identities / np.linalg.norm(identities, axis=1, keepdims=True)).astype(np.float32),
         )
-        np.savez(features / f"{name}.voice.npz", embeddings=embeddings_of(pitch, random))
-    (root / "index.json").write_text(
-        json.dumps(
-            {"format": FORMAT, "seed": 0, "phones": PHONES, "speakers": speakers, "utterances": utterances}
-        )
-    )
+    index = {"format": FORMAT, "seed": 0, "phones": PHONES, "speakers": speakers, "utterances": utterances}
+    (root / "index.json").write_text(json.dumps(index))
     return root
 
 
-def make_sampler(folder: Path, **options: float) -> PairSampler:
-    shares = {"human_share": 1.0, "self_share": 0.0, "recorded_share": 0.0, "altered": 0.5}
-    size = {"batch_size": 6, "unpaired_items": 2, "crop_frames": 100}
-    return PairSampler(Corpus(folder), folder / "features", seed=5, **{**shares, **size, **options})
+def make_sampler(folder: Path, config: StageConfig | None = None, **options: Any) -> Sampler:
+    config = config or StageConfig(batch_size=4, crop_frames=100)
+    return Sampler(Corpus(folder), folder / "features", config, **{"seed": 5, **options})
 
 
-def make_trainer(folder: Path, run: Path, steps: int, device: str = "cpu") -> VoiceConversionTrainer:
-    size = {"seed": 5, "batch_size": 2, "unpaired_items": 1, "crop_frames": 40}
-    shares = {"human_share": 0.5, "self_share": 0.2, "recorded_share": 0.0, "altered": 0.5}
-    sampler = PairSampler(Corpus(folder), folder / "features", **size, **shares)
-    config = TrainConfig(
-        steps=steps, warmup_steps=2, checkpoint_steps=2, validation_batches=1, ema_decay=0.5, **size, **shares
-    )
+SMALL = {"batch_size": 3, "crop_frames": 40, "warmup_steps": 2, "checkpoint_steps": 2, "ema_decay": 0.5}
+
+
+def make_content(folder: Path, run: Path, device: str = "cpu", **changes: Any) -> ContentTraining:
+    config = ContentConfig(**{"steps": 4, "reference_frames": 60, **SMALL, **changes})
+    sampler = make_sampler(folder, config, reference_frames=config.reference_frames)
     torch.manual_seed(0)
-    return VoiceConversionTrainer(sampler, config, run, PhoneClassifier(), torch.device(device))
+    return ContentTraining("content", KeyedEncoder(), sampler, config, 5, run, torch.device(device))
+
+
+def make_synthesizer(folder: Path, run: Path, device: str = "cpu", **changes: Any) -> SynthesizerLoop:
+    """A loop whose discriminators take part from the second step on."""
+    options = {"steps": 4, "unpaired_items": 1, "history_frames": 30, "adversarial_from": 1}
+    config = SynthesizerTraining(**{**options, **SMALL, **changes})
+    torch.manual_seed(0)
+    encoder = KeyedEncoder().encoder.eval()
+    sampler = make_sampler(
+        folder,
+        config,
+        history=config.history_frames,
+        unpaired_items=config.unpaired_items,
+        plain_share=config.plain_share,
+        encoder=encoder,
+    )
+    synthesizer = Synthesizer(SynthesizerConfig(channels=16, dilations=(1, 4), condition_size=16))
+    return SynthesizerLoop(encoder, synthesizer, sampler, config, 5, run, torch.device(device))

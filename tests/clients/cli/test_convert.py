@@ -28,7 +28,8 @@ SOURCE = ROOT / "demo" / "source_rms.flac"
 WOMAN = ROOT / "demo" / "target_slt.flac"
 MAN = ROOT / "demo" / "target_awb.flac"
 RATE = 16000
-VOICE_SIZE = 1282
+IDENTITY_SIZE = 256
+VOICE_SIZE = IDENTITY_SIZE + 1 + 192 * 64
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -411,15 +412,21 @@ class TestRepository:
 
 
 class TestEmbed:
-    def test_several_recordings_are_averaged(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_several_recordings_are_joined(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "both.npy"
         report = run_json(["embed", WOMAN, MAN, "-o", out], capsys)
         with VoiceConversionPipeline() as pipeline:
-            mean = (pipeline.embed_file(WOMAN) + pipeline.embed_file(MAN)) / 2
-        np.testing.assert_allclose(np.load(out), mean / np.linalg.norm(mean), atol=1e-6)
+            both = [pipeline.embed_file(WOMAN), pipeline.embed_file(MAN)]
+            expected = pipeline.join_embeddings(both)
+        joined = np.load(out)
+        np.testing.assert_allclose(joined, expected, atol=1e-6)
         assert report["size"] == VOICE_SIZE
+        # Half of the frames are of each, the woman's first.
+        for half, one in zip(
+            np.split(joined[IDENTITY_SIZE + 1 :] / joined[IDENTITY_SIZE], 2), both, strict=True
+        ):
+            own = one[IDENTITY_SIZE + 1 :].reshape(192, 64) / one[IDENTITY_SIZE]
+            np.testing.assert_allclose(half.reshape(96, 64), own[1::2], atol=1e-4)
         similarities = [entry["similarity_to_mean"] for entry in report["references"]]
         assert similarities[0] == pytest.approx(similarities[1])  # the mean of two lies halfway
         assert similarities[0] < 1

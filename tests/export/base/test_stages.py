@@ -15,7 +15,7 @@ from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.synthesizer import NOISE_BLOCKS, Synthesizer
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES, LOOKAHEAD
-from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, pack
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, KEY_SIZE, TOKENS, VOICE_SIZE, pack
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 FRAMES = 60
@@ -25,8 +25,9 @@ FRAMES = 60
 def stages() -> dict[str, nn.Module]:
     torch.manual_seed(3)
     built = {"content": ContentEncoder(), "pitch": PitchExtractor(), "synthesizer": Synthesizer()}
-    # An untrained output layer is nearly constant; make every path audible.
-    nn.init.normal_(built["synthesizer"].correction.weight, std=0.2)
+    # Untrained output layers are nearly constant; make every path audible.
+    for layer in (built["synthesizer"].share, built["synthesizer"].correction):
+        nn.init.normal_(layer.weight, std=0.1)
     return {name: stage.eval() for name, stage in built.items()}
 
 
@@ -42,17 +43,25 @@ def speech_like(frames: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.tensor(np.stack(rows), dtype=torch.float32)
 
 
+def voice() -> Tensor:
+    """An embedding with frames of many sounds, [1, VOICE_SIZE]."""
+    generator = torch.Generator().manual_seed(2)
+    keys = nn.functional.normalize(torch.randn(1, TOKENS, KEY_SIZE, generator=generator), dim=2)
+    return pack(
+        torch.linspace(-1, 1, 256)[None], keys, torch.randn(1, TOKENS, ENVELOPE_SIZE, generator=generator)
+    )
+
+
 @torch.no_grad()
 def convert(stages: dict[str, nn.Module], audio: Tensor, cuts: list[int]) -> dict[str, Tensor]:
     """Runs the three stages over the chunks that ``cuts`` (in frames) make."""
     batch = audio.shape[0]
-    envelopes = torch.linspace(-1, 1, PHONES * ENVELOPE_SIZE).reshape(PHONES, ENVELOPE_SIZE)
-    shares = torch.full((batch, PHONES), 1.0 / PHONES)
-    embedding = pack(torch.linspace(-1, 1, 256).repeat(batch, 1), shares, shares.unsqueeze(2) * envelopes)
-    shift = torch.full((batch, 1), 3.0)
+    embedding, shift = voice().repeat(batch, 1), torch.full((batch, 1), 3.0)
     states = {name: torch.zeros(batch, stage.state_size) for name, stage in stages.items()}
     edges = [0, *cuts, audio.shape[1] // HOP]
-    pieces: dict[str, list[Tensor]] = {"content": [], "loudness": [], "f0": [], "audio": []}
+    pieces: dict[str, list[Tensor]] = {
+        name: [] for name in ("content", "loudness", "f0", "periodicity", "audio")
+    }
     for start, stop in itertools.pairwise(edges):
         chunk = audio[:, start * HOP : stop * HOP]
         content, loudness, states["content"] = stages["content"](chunk, states["content"])
@@ -60,8 +69,8 @@ def convert(stages: dict[str, nn.Module], audio: Tensor, cuts: list[int]) -> dic
         result, states["synthesizer"] = stages["synthesizer"](
             content, loudness, f0, periodicity, embedding, shift, states["synthesizer"]
         )
-        for name, value in (("content", content), ("loudness", loudness), ("f0", f0), ("audio", result)):
-            pieces[name].append(value)
+        for values, value in zip(pieces.values(), (content, loudness, f0, periodicity, result), strict=True):
+            values.append(value)
     return {name: torch.cat(values, dim=1) for name, values in pieces.items()}
 
 
@@ -74,6 +83,36 @@ def test_chunks_equal_whole(stages: dict[str, nn.Module], cuts: set[int]) -> Non
         torch.testing.assert_close(
             chunked[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_items_alone(stages: dict[str, nn.Module]) -> None:
+    """Each stage by itself: when F0 is rounded otherwise, pulses move a little."""
+    audio = speech_like(FRAMES, batch=3)
+    together = convert(stages, audio, [])
+    for row in range(3):
+        item = {name: value[row : row + 1] for name, value in together.items()}
+        states = {name: torch.zeros(1, stage.state_size) for name, stage in stages.items()}
+        alone = dict(
+            zip(
+                ("content", "loudness"),
+                stages["content"](audio[row : row + 1], states["content"])[:2],
+                strict=True,
+            )
+        )
+        alone |= dict(
+            zip(
+                ("f0", "periodicity"), stages["pitch"](audio[row : row + 1], states["pitch"])[:2], strict=True
+            )
+        )
+        features = [item[name] for name in ("content", "loudness", "f0", "periodicity")]
+        alone["audio"] = stages["synthesizer"](
+            *features, voice(), torch.full((1, 1), 3.0), states["synthesizer"]
+        )[0]
+        for name, value in alone.items():
+            torch.testing.assert_close(
+                item[name], value, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def test_noise_table_wraps_without_a_seam(stages: dict[str, nn.Module]) -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from autovoice_export.base.stages.target_pitch import HIGHEST_HZ, LOWEST_HZ, TargetPitch, fit
-from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, pack
+from autovoice_export.base.stages.voice import ENVELOPE_SIZE, KEY_SIZE, TOKENS, pack
 
 
 def embedding_of(identities: torch.Tensor) -> torch.Tensor:
-    """Embeddings with these identities and no envelopes."""
-    count = len(identities)
-    return pack(identities, torch.zeros(count, PHONES), torch.zeros(count, PHONES, ENVELOPE_SIZE))
+    """Embeddings with these identities and frames that say nothing."""
+    frames = (torch.zeros(len(identities), TOKENS, size) for size in (KEY_SIZE, ENVELOPE_SIZE))
+    return pack(identities, *frames)
 
 
 def voices(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,36 +1,54 @@
-"""The embedding of a voice: statistics that add up, and what the synthesizer reads from them."""
+"""The embedding of a voice: frames of its reference, and what the synthesizer reads from them."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autovoice_export.base.stages.blocks import mel_points
-from autovoice_export.base.stages.mel import HIGH_HZ, LOW_HZ, MEL_BANDS, MelAnalysis, cosine_basis
+from autovoice_export.base.stages.blocks import StateReader
+from autovoice_export.base.stages.content_encoder import ContentEncoder, ContentEncoderConfig
+from autovoice_export.base.stages.mel import MEL_BANDS, MelAnalysis
 from autovoice_export.base.stages.synthesizer import (
-    FORMANT_FACTORS,
     KNEE,
+    MEMORY_FRAMES,
+    PRIOR_FRAMES,
+    UNVOICED_ATTENUATION,
     Synthesizer,
+    SynthesizerConfig,
     envelope_to_bands,
-    formant_shifts,
     limit,
+    noise_attenuation,
 )
-from autovoice_export.base.stages.voice import ENVELOPE_SIZE, PHONES, VOICE_SIZE, Voice, pack, unpack
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
-from autovoice_plugins.geometry import HOP, SAMPLE_RATE
+from autovoice_export.base.stages.voice import (
+    ENVELOPE_SIZE,
+    KEY_SIZE,
+    TOKENS,
+    VOICE_SIZE,
+    Voice,
+    pack,
+    unpack,
+)
+from autovoice_export.base.stages.voice_encoder import (
+    SPEECH_RANGE_DB,
+    VoiceEncoder,
+    gather_frames,
+    speech_frames,
+)
+from autovoice_plugins.geometry import FLOOR, HOP, SAMPLE_RATE
 from autovoice_plugins.spectral_synth.reference import band_frequencies
 
 
 def parts(seed: int) -> Voice:
     generator = torch.Generator().manual_seed(seed)
     identity = torch.nn.functional.normalize(torch.rand(1, 256, generator=generator), dim=1)
-    shares = torch.softmax(torch.randn(1, PHONES, generator=generator), dim=1)
-    sums = shares.unsqueeze(2) * torch.randn(1, PHONES, ENVELOPE_SIZE, generator=generator)
-    return Voice(identity, shares, sums)
+    keys = torch.nn.functional.normalize(torch.randn(1, TOKENS, KEY_SIZE, generator=generator), dim=2)
+    return Voice(identity, keys, torch.randn(1, TOKENS, ENVELOPE_SIZE, generator=generator))
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
@@ -43,19 +61,34 @@ def test_a_change_of_length_changes_nothing(seed: int, scale: float) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@given(weight=st.floats(0.0, 1.0))
-def test_a_mean_of_embeddings_pools_their_statistics(weight: float) -> None:
-    first, second = parts(1), parts(2)
+class TestSpeechFrames:
+    @given(runs=st.lists(st.tuples(st.booleans(), st.integers(1, 200)), min_size=1, max_size=8))
+    def test_they_lie_evenly_over_the_speech_alone(self, runs: list[tuple[bool, int]]) -> None:
+        quiet = 0.3 * 10.0 ** (-0.1 * SPEECH_RANGE_DB)
+        heard = np.concatenate([[True], *(np.full(frames, loud) for loud, frames in runs)])
+        chosen = speech_frames(torch.from_numpy(np.where(heard, 0.04, 0.04 * quiet)).float()[None])[0].numpy()
+        rank = np.searchsorted(np.flatnonzero(heard), chosen)
+        assert heard[chosen].all()
+        expected = np.floor((np.arange(TOKENS) + 0.5) / TOKENS * heard.sum())
+        np.testing.assert_array_equal(rank, expected)
 
-    def unscaled(voice: Voice) -> Tensor:
-        embedding = pack(*voice)
-        return embedding / embedding[:, 256:257]
+    @given(gain=st.floats(1e-6, 1e4), before=st.integers(0, 300), after=st.integers(0, 3000))
+    def test_silence_and_gain_change_nothing(self, gain: float, before: int, after: int) -> None:
+        energy = torch.rand(1, 250, generator=torch.Generator().manual_seed(0)) ** 8
+        plain = speech_frames(energy)
+        padded = torch.cat([torch.zeros(1, before), gain * energy, torch.zeros(1, after)], dim=1)
+        torch.testing.assert_close(speech_frames(padded), plain + before)
 
-    found = unpack(weight * unscaled(first) + (1.0 - weight) * unscaled(second))
-    torch.testing.assert_close(found.shares, weight * first.shares + (1.0 - weight) * second.shares)
-    torch.testing.assert_close(
-        found.sums, weight * first.sums + (1.0 - weight) * second.sums, atol=1e-6, rtol=1e-5
-    )
+    def test_every_row_of_a_batch_has_its_own(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        energy, values = (
+            torch.rand(3, 100, generator=generator) ** 8,
+            torch.randn(3, 100, 5, generator=generator),
+        )
+        together = gather_frames(values, speech_frames(energy))
+        for row in range(3):
+            alone = values[row, speech_frames(energy[row : row + 1])[0]]
+            torch.testing.assert_close(together[row], alone, rtol=0, atol=0)
 
 
 def sounds(seconds: float, seed: int = 0) -> Tensor:
@@ -72,17 +105,33 @@ def sounds(seconds: float, seed: int = 0) -> Tensor:
 def encoder() -> VoiceEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return VoiceEncoder(PhoneClassifier()).eval()
+        return VoiceEncoder(ContentEncoder(ContentEncoderConfig(channels=16, dilations=(1, 4)))).eval()
 
 
 @torch.no_grad()
-def test_level_and_pauses_do_not_change_the_envelopes(encoder: VoiceEncoder) -> None:
+def test_an_embedding_holds_frames_of_the_recording(encoder: VoiceEncoder) -> None:
+    """With the key and the envelope that the content encoder gives the same frame of a stream."""
+    audio = sounds(1.5)
+    content, _, _ = encoder.content(
+        torch.nn.functional.pad(audio, (0, 2 * HOP)), torch.zeros(1, encoder.content.state_size)
+    )
+    _, key, _, envelope = torch.split(content[0, 2:], [1, KEY_SIZE, 96, ENVELOPE_SIZE], dim=1)
+    frames = torch.cat([key, envelope], dim=1)
+    voice = unpack(encoder(audio))
+    found = torch.cat([voice.keys[0], voice.envelopes[0]], dim=1)
+    distance = torch.cdist(found, frames, compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.min(dim=1).values.max() < 1e-3
+    assert (distance.argmin(dim=1).diff() >= 0).all()
+    assert distance.argmin(dim=1).unique().numel() > 100
+
+
+@torch.no_grad()
+def test_level_and_pauses_do_not_change_the_frames(encoder: VoiceEncoder) -> None:
     audio = sounds(3.0)
-    shares, sums = encoder.statistics(audio)
-    louder = encoder.statistics(audio * 5.0)
-    torch.testing.assert_close(louder[0], shares, atol=1e-3, rtol=1e-2)
-    torch.testing.assert_close(louder[1], sums, atol=1e-3, rtol=1e-2)
-    assert shares.sum().item() == pytest.approx(1.0, abs=1e-5)
+    plain = unpack(encoder(audio))
+    for other in (audio * 5.0, torch.cat([audio, torch.zeros(1, 2 * SAMPLE_RATE)], dim=1)):
+        voice = unpack(encoder(other))
+        torch.testing.assert_close(voice.envelopes, plain.envelopes, atol=2e-2, rtol=0)
 
 
 @torch.no_grad()
@@ -114,72 +163,101 @@ def test_envelopes_are_those_of_the_filter_that_made_them() -> None:
     assert found.shape == (MEL_BANDS,)
 
 
-class TestPhoneEnvelopes:
-    @pytest.fixture(scope="class")
-    def synthesizer(self) -> Synthesizer:
-        synthesizer = Synthesizer()
-        synthesizer.average_voice.copy_(torch.randn(PHONES, ENVELOPE_SIZE))
-        return synthesizer.eval()
-
-    def test_a_long_reference_speaks_for_itself(self, synthesizer: Synthesizer) -> None:
-        own = torch.randn(1, PHONES, ENVELOPE_SIZE)
-        shares = torch.full((1, PHONES), 1.0 / PHONES)
-        voice = Voice(torch.zeros(1, 256), shares, shares.unsqueeze(2) * own)
-        found, _ = synthesizer.phone_envelopes(voice)
-        error, before = (found - own).abs().mean(), (synthesizer.average_voice - own).abs().mean()
-        assert error < 0.25 * before
-
-    def test_what_a_reference_lacks_is_the_average_moved_as_the_rest(self, synthesizer: Synthesizer) -> None:
-        shift = torch.full((ENVELOPE_SIZE,), 0.5)
-        shares = torch.zeros(1, PHONES)
-        shares[0, 1:21] = 0.05
-        sums = shares.unsqueeze(2) * (synthesizer.average_voice + shift)
-        found, deviation = synthesizer.phone_envelopes(Voice(torch.zeros(1, 256), shares, sums))
-        expected = synthesizer.average_voice + shift
-        torch.testing.assert_close(deviation[0], shift, atol=0.02, rtol=0)
-        torch.testing.assert_close(found[0, 25:], expected[25:], atol=0.02, rtol=0)
-
-    def test_the_room_in_pauses_is_not_the_voice(self, synthesizer: Synthesizer) -> None:
-        shares = torch.full((1, PHONES), 1.0 / PHONES)
-        sums = shares.unsqueeze(2) * synthesizer.average_voice.unsqueeze(0)
-        sums[:, 0] += 3.0
-        _, deviation = synthesizer.phone_envelopes(Voice(torch.zeros(1, 256), shares, sums))
-        assert deviation.abs().max().item() < 1e-5
+@pytest.fixture(scope="module")
+def synthesizer() -> Synthesizer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Synthesizer(
+            SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)
+        ).eval()
 
 
-class TestFormantShifts:
-    @given(
-        formant=st.floats(900.0, 3000.0),
-        chosen=st.integers(0, len(FORMANT_FACTORS) - 1),
+@torch.no_grad()
+def test_the_frame_with_the_nearest_key_is_read(synthesizer: Synthesizer) -> None:
+    voice = parts(3)
+    wanted = torch.tensor([[0, 7, 191, 100, 7]])
+    noise = 0.05 * torch.randn(1, 5, KEY_SIZE, generator=torch.Generator().manual_seed(1))
+    key = torch.nn.functional.normalize(gather_frames(voice.keys, wanted) + noise, dim=2)
+    found = synthesizer.look_up(key, voice)
+    torch.testing.assert_close(found, gather_frames(voice.envelopes, wanted), atol=0.05, rtol=0)
+
+
+class TestMeanDifference:
+    FRAMES = 300
+
+    @settings(max_examples=25)
+    @given(cuts=st.sets(st.integers(1, FRAMES - 1), max_size=20))
+    def test_it_is_the_same_in_chunks(self, synthesizer: Synthesizer, cuts: set[int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        difference = torch.randn(2, self.FRAMES, ENVELOPE_SIZE, generator=generator)
+        weight = torch.rand(2, self.FRAMES, 1, generator=generator)
+        past = torch.rand(2, 1 + ENVELOPE_SIZE, generator=generator)
+        whole, last = synthesizer.mean_difference(difference, weight, past)
+        pieces = []
+        for start, stop in itertools.pairwise([0, *sorted(cuts), self.FRAMES]):
+            piece, past = synthesizer.mean_difference(difference[:, start:stop], weight[:, start:stop], past)
+            pieces.append(piece)
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(past, last, atol=1e-3, rtol=1e-5)
+
+    def test_ten_minutes_at_once_follow_the_last_ten_seconds(self, synthesizer: Synthesizer) -> None:
+        """A minute before the end the difference becomes another; a mean of all would hardly notice."""
+        difference = torch.full((1, 60_000, ENVELOPE_SIZE), 40.0)
+        difference[:, -6000:] = -2.0
+        mean, past = synthesizer.mean_difference(difference, torch.ones(1, 60_000, 1), torch.zeros(1, 41))
+        assert torch.isfinite(mean).all()
+        assert torch.isfinite(past).all()
+        heard = MEMORY_FRAMES / (MEMORY_FRAMES + PRIOR_FRAMES)
+        torch.testing.assert_close(
+            mean[:, -6001], torch.full((1, ENVELOPE_SIZE), 40.0 * heard), rtol=1e-2, atol=0
+        )
+        left = -2.0 + 42.0 * np.exp(-6000 / MEMORY_FRAMES)
+        torch.testing.assert_close(
+            mean[:, -1], torch.full((1, ENVELOPE_SIZE), left * heard), rtol=1e-2, atol=0
+        )
+
+    def test_pauses_do_not_count_and_little_is_drawn_to_nothing(self, synthesizer: Synthesizer) -> None:
+        difference = torch.ones(1, 40, ENVELOPE_SIZE)
+        weight = torch.zeros(1, 40, 1)
+        weight[:, 20:] = 1.0
+        mean, _ = synthesizer.mean_difference(difference, weight, torch.zeros(1, 41))
+        assert mean[:, :20].abs().max() == 0
+        assert mean[0, -1, 0].item() == pytest.approx(20 / (20 + PRIOR_FRAMES), rel=0.02)
+
+
+@torch.no_grad()
+def test_a_voice_into_itself_keeps_its_envelopes() -> None:
+    """Where nothing is corrected, frames that are in the reference come out as they went in."""
+    torch.manual_seed(0)
+    synthesizer = Synthesizer(
+        SynthesizerConfig(content_size=8, channels=16, dilations=(1,), condition_size=16)
+    ).eval()
+    synthesizer.correction.weight.zero_()
+    synthesizer.share.bias.copy_(torch.linspace(-3, 3, ENVELOPE_SIZE))
+    # Every sound has a key at right angles to all others.
+    sound = torch.arange(TOKENS) % KEY_SIZE
+    keys = torch.eye(KEY_SIZE)[sound].unsqueeze(0)
+    envelopes = torch.randn(KEY_SIZE, ENVELOPE_SIZE)[sound].unsqueeze(0)
+    embedding = pack(torch.nn.functional.normalize(torch.rand(1, 256), dim=1), keys, envelopes)
+    frames = torch.randint(TOKENS, (1, 50))
+    own = gather_frames(envelopes, frames)
+    content = torch.cat(
+        [torch.ones(1, 50, 1), gather_frames(keys, frames), torch.randn(1, 50, 8), own], dim=2
     )
-    def test_a_peak_moves_by_the_factor(self, formant: float, chosen: int) -> None:
-        centres = mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1]
-        width = 4.0 * (centres[1:] - centres[:-1]).mean()
-        basis = cosine_basis(MEL_BANDS, ENVELOPE_SIZE)
-        peak = torch.exp(-(((centres - formant) / width) ** 2)).float() @ basis
-        shift = formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[chosen]
-        found = centres[(peak @ shift @ basis.T).argmax()].item()
-        assert found == pytest.approx(formant * FORMANT_FACTORS[chosen], rel=0.06)
-
-    def test_the_factor_one_changes_nothing(self) -> None:
-        shift = formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[
-            FORMANT_FACTORS.index(1.0)
-        ]
-        torch.testing.assert_close(shift, torch.eye(ENVELOPE_SIZE), atol=1e-5, rtol=0)
-
-    def test_shares_decide_between_moved_source_and_target(self) -> None:
-        synthesizer = Synthesizer().eval()
-        envelopes = torch.randn(1, 3, 2 * ENVELOPE_SIZE)
-        source, target = envelopes.split(ENVELOPE_SIZE, dim=2)
-        with torch.no_grad():
-            for layer in (synthesizer.shift, synthesizer.share):
-                layer.weight.zero_()
-            synthesizer.shift.bias.copy_(40.0 * torch.eye(len(FORMANT_FACTORS))[2])
-            moved = source @ formant_shifts(ENVELOPE_SIZE, FORMANT_FACTORS).split(ENVELOPE_SIZE, dim=1)[2]
-            for bias, expected in ((40.0, [2 * moved, 0 * target]), (-40.0, [0 * moved, 2 * target])):
-                synthesizer.share.bias.fill_(bias)
-                found = synthesizer.mixture(torch.randn(1, 3, synthesizer.config.channels), envelopes)
-                torch.testing.assert_close(found, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-5)
+    loudness, voiced = torch.randn(1, 50) - 3.0, torch.arange(50) % 3 > 0
+    f0 = torch.where(voiced, 150.0, 0.0).unsqueeze(0)
+    state = StateReader(torch.zeros(1, synthesizer.state_size))
+    harmonic, noise, states = synthesizer.filters(content, loudness, f0, f0 / 150.0, embedding, state)
+    envelope = own @ synthesizer.to_bands + loudness.unsqueeze(2)
+    on, off = envelope[:, voiced].unsqueeze(2) + noise_attenuation(), envelope[:, ~voiced]
+    tolerance = {"atol": 1e-3, "rtol": 1e-4}
+    torch.testing.assert_close(harmonic[:, voiced], on[:, :, 0].clamp(min=FLOOR), **tolerance)
+    torch.testing.assert_close(noise[:, voiced], on[:, :, 1].clamp(min=FLOOR), **tolerance)
+    torch.testing.assert_close(noise[:, ~voiced], off.clamp(min=FLOOR), **tolerance)
+    torch.testing.assert_close(
+        harmonic[:, ~voiced], (off - UNVOICED_ATTENUATION).clamp(min=FLOOR), **tolerance
+    )
+    assert states[0][:, :-1].abs().max() < 1e-2, "the mean difference"
 
 
 def test_loud_peaks_bend_and_the_rest_stays() -> None:

@@ -31,7 +31,7 @@ class TargetPitch(nn.Module):
         """Guesses the median F0 of voices.
 
         Args:
-            embedding: EMBEDDING [B, 1282].
+            embedding: EMBEDDING [B, VOICE_SIZE].
 
         Returns:
             MEDIAN_F0 [B, 1] in Hz, between 60 and 500.
