@@ -8,28 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-<<<<<<< HEAD
-import typer
-from autovoice_training.train.phones import train_classifier
-from autovoice_training.train.trainer import VoiceConversionTrainer
-=======
->>>>>>> room-voicetests
 from rich.console import Console
 from toy_corpus import make_content, make_synthesizer
 
-<<<<<<< HEAD
-from autovoice_export.base.stages.pitch_extractor import PitchExtractor
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier
-from autovoice_plugins.geometry import HOP
-from autovoice_training.corpus.reader import Corpus
-from autovoice_training.train import ablation
-from autovoice_training.train.__main__ import main
-from autovoice_training.train.config import CHANGEABLE, TrainConfig
-from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.publish import publish
-=======
 from autovoice_training.train.loop import CHANGEABLE, TrainingLoop
->>>>>>> room-voicetests
 
 pytestmark = pytest.mark.heavy
 

@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
-from autovoice_training.train.blend import blend
-=======
 import typer
->>>>>>> room-voicetests
 from rich.console import Console
 from torch import Tensor
 from toy_corpus import FRAMES, VOICES, make_content, make_corpus, make_synthesizer
@@ -23,24 +19,11 @@ from autovoice_export.base.build import build_repository
 from autovoice_export.base.checkpoint import load_checkpoint, save_pitch_extractor
 from autovoice_export.base.stages.content_encoder import Content
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
-<<<<<<< HEAD
-from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
-from autovoice_export.base.stages.voice import VOICE_SIZE
-from autovoice_export.base.stages.voice_encoder import PhoneClassifier, VoiceEncoder
-from autovoice_plugins.geometry import HOP, SAMPLE_RATE
-from autovoice_training.corpus.reader import Corpus, CorpusError
-from autovoice_training.train.config import TrainConfig
-from autovoice_training.train.data import APPROXIMATE_WEIGHT, Pair, PairSampler
-from autovoice_training.train.features import extract, read_features
-from autovoice_training.train.losses import EnvelopeLoss, MelLoss, SpeakerLoss
-from autovoice_training.train.perturbation import perturb_mel
-=======
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.__main__ import main
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.data import Item
 from autovoice_training.train.device import choose_device
->>>>>>> room-voicetests
 from autovoice_training.train.publish import publish
 
 QUIET = Console(quiet=True)
