@@ -74,10 +74,10 @@ train: $(VENV)/.train ## train the base voice, resuming where it stopped
 	@$(BIN)/python -m autovoice_training.train.pitch
 	@$(BIN)/python -m autovoice_training.train $(ARGS)
 
-evaluate: $(VENV)/.train ## measure the base voice: speakers never trained on, harder conditions, baselines
+evaluate: $(VENV)/.judge ## measure the base voice on speakers it never heard, beside baselines
 	@$(BIN)/python -m autovoice_training.evaluate $(ARGS)
 
-examples: $(VENV)/.train ## write conversions to listen to into training/examples/
+examples: $(VENV)/.judge ## write conversions to listen to into training/examples/
 	@$(BIN)/python -m autovoice_training.evaluate.examples $(ARGS)
 
 export: $(VENV)/.train ## write model_repository/ from the checkpoint
@@ -148,6 +148,11 @@ $(VENV)/.cmake: | $(VENV)/.created $(VENV)/.compiler
 $(VENV)/.train: $(VENV)/.runtime $(VENV)/.compiler
 	@echo "installing what training and export need into $(VENV)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[train]'
+	@touch $@
+
+$(VENV)/.judge: $(VENV)/.runtime $(VENV)/.compiler
+	@echo "installing the judges of the evaluation into $(VENV)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[judge]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime $(VENV)/.compiler

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from autovoice import VoiceConversionError, VoiceConversionPipeline, read_audio, write_audio
 
 FOLDER = Path(__file__).resolve().parent
-SOURCE = FOLDER / "source_rms.flac"
-TARGETS = {"slt": FOLDER / "target_slt.flac", "awb": FOLDER / "target_awb.flac"}
+SOURCE = FOLDER / "source_liam.flac"
+TARGETS = {"river": FOLDER / "target_river.flac", "fable": FOLDER / "target_fable.flac"}
 F0_LIMITS_HZ = (50.0, 400.0)
 SPECTRUM_LIMIT_HZ = 12000.0
 
@@ -51,7 +51,7 @@ def main(output: Path) -> None:
     with VoiceConversionPipeline() as pipeline:
         start_seconds = pipeline.warmup()
         source_f0 = pipeline.extract_f0(source, source_rate)
-        columns = [Recording("source: rms", source, source_rate, source_f0)]
+        columns = [Recording("source: liam", source, source_rate, source_f0)]
         print(f"source {len(source) / source_rate:.2f} s, {pipeline.device}, ready in {start_seconds:.2f} s")
         for name, reference_file in TARGETS.items():
             reference, reference_rate = read_audio(reference_file)
@@ -63,7 +63,7 @@ def main(output: Path) -> None:
                 pitch_shift_semitones="auto",
                 target_median_f0=pipeline.median_f0(reference, reference_rate),
             )
-            file = output / f"rms_as_{name}.wav"
+            file = output / f"liam_as_{name}.wav"
             write_audio(file, result.audio, result.sample_rate)
             print(
                 f"{file}: pitch {result.pitch_shift_semitones:+.1f} semitones, RTF {result.profile.rtf:.3f} "
@@ -72,7 +72,7 @@ def main(output: Path) -> None:
             transposed = source_f0 * np.float32(2 ** (result.pitch_shift_semitones / 12))
             result_f0 = pipeline.extract_f0(result.audio, result.sample_rate)
             columns.append(
-                Recording(f"rms as {name}", result.audio, result.sample_rate, result_f0, transposed)
+                Recording(f"liam as {name}", result.audio, result.sample_rate, result_f0, transposed)
             )
             reference_f0 = pipeline.extract_f0(reference, reference_rate)
             columns.append(Recording(f"reference: {name}", reference, reference_rate, reference_f0))

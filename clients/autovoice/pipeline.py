@@ -482,9 +482,10 @@ class VoiceConversionPipeline:
         return join_embeddings(embeddings, self._base.clock, weights)
 
     def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-        """Cosine of the identities of two embeddings [E], from -1 to 1; one voice gives about 0.8 and more."""
+        """Cosine of the identities of two embeddings [E]; of one voice it is about 0.8 and more."""
         clock = self._base.clock
-        return similarity(*(check_embedding(one, clock.embedding_size) for one in (first, second)), clock)
+        size = clock.embedding_size
+        return similarity(check_embedding(first, size), check_embedding(second, size), clock)
 
     def extract_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> FloatArray:
         """Follow the pitch of a recording.

@@ -40,7 +40,7 @@ def evaluation_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         for number, part in enumerate(np.array_split(audio, 4)):
             soundfile.write(root / name / f"e{number}.flac", part, rate)
-        described[name] = {"human": name, "sex": name, "seen": name != "source_rms"}
+        described[name] = {"sex": "female" if name == "target_slt" else "male", "seen": False}
     (root / "voices.json").write_text(json.dumps(described))
     (root / "texts.json").write_text(json.dumps({f"e{number}": "some other words" for number in range(4)}))
     return root

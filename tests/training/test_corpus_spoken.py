@@ -12,7 +12,7 @@ import soundfile
 
 from autovoice_training.corpus import spoken, voices
 from autovoice_training.corpus.config import CorpusConfig
-from autovoice_training.evaluate.dataset import open_dataset
+from autovoice_training.evaluate.sets import open_folder
 
 
 def _absent() -> str | None:
@@ -29,13 +29,12 @@ def _absent() -> str | None:
 def test_every_synthesiser_says_every_sentence_and_the_diphone_voices_in_time(tmp_path: Path) -> None:
     spoken.write_sets(tmp_path, lambda line: None, sentences=3)
     for name, count in (("dev", 9), ("eval", 13)):
-        dataset = open_dataset(tmp_path / name)
-        assert len(dataset.voices) == count
-        assert len(dataset.texts) == 3
-        assert not any(voice.seen for voice in dataset.voices.values())
-        for sentence in dataset.texts:
+        speakers = open_folder(tmp_path / name).speakers
+        assert len(speakers) == count
+        assert all(speaker.sources[0].text for speaker in speakers)
+        for sentence in (f"{name[0]}{number:02d}" for number in range(3)):
             lengths = set()
-            for voice in dataset.voices:
+            for voice in (speaker.name for speaker in speakers):
                 audio, rate = soundfile.read(tmp_path / name / voice / f"{sentence}.flac")
                 assert rate == 24000
                 assert -29 < 20 * np.log10(np.sqrt(np.mean(audio**2))) < -22

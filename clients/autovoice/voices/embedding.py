@@ -50,8 +50,8 @@ def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
 def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -> FloatArray:
     """Embed a reference of any length in bounded memory.
 
-    The reference is taken in segments of 30 s, whose embeddings are joined, see `join_embeddings`; silent ones are
-    left out.
+    The reference is taken in segments of 30 s, whose embeddings are joined, see `join_embeddings`; silent
+    ones are left out.
 
     Returns:
         Unit vector [E].
@@ -79,12 +79,12 @@ def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -
 
 
 def join_embeddings(
-    embeddings: Sequence[FloatArray], clock: FrameClock, weights: Sequence[float] | None = None
+    embeddings: Sequence[npt.ArrayLike], clock: FrameClock, weights: Sequence[float] | None = None
 ) -> FloatArray:
     """The embedding of a voice of which several recordings were embedded.
 
-    An embedding holds an identity and frames of the reference, which lie one after another. Identities are averaged;
-    of the frames of each recording, evenly taken ones share the places.
+    An embedding holds an identity and frames of the reference, which lie one after another. Identities are
+    averaged; of the frames of each recording, evenly taken ones share the places.
 
     Args:
         embeddings: of recordings of one voice, [E] each.
@@ -99,7 +99,7 @@ def join_embeddings(
     """
     rows = np.stack([check_embedding(one, clock.embedding_size) for one in embeddings]).astype(np.float64)
     if len(rows) == 1:
-        return rows[0].astype(np.float32)
+        return np.asarray(rows[0], dtype=np.float32)
     share = np.asarray([1.0] * len(rows) if weights is None else weights, dtype=np.float64)
     share /= share.sum()
     size, count = clock.identity_size, clock.embedding_frames
@@ -115,7 +115,7 @@ def join_embeddings(
     frame = np.clip((within * count).astype(np.int64), 0, count - 1)
     frames = rows[:, size + 1 :].reshape(len(rows), count, -1)[recording, frame]
     joined = np.concatenate([identity / norm, [1.0], frames.ravel()])
-    return (joined / np.linalg.norm(joined)).astype(np.float32)
+    return np.asarray(joined / np.linalg.norm(joined), dtype=np.float32)
 
 
 def similarity(first: FloatArray, second: FloatArray, clock: FrameClock) -> float:

@@ -1,17 +1,17 @@
-"""Evaluation of a voice by judges that share nothing with the conversion's own ops.
+"""Evaluation of a voice on speakers it never heard, by judges that its training never used.
 
-A run converts recordings between the voices of a folder, as they are and transposed, noisy and sung, measures
-the result beside the unconverted source, a WORLD shift, copy-synthesis and the target's own rendition of the
-sentence, and writes JSON, Markdown and PNG.
+A run converts recordings between the speakers of each set, and each speaker into its own voice, measures the
+results beside the source, a WORLD shift, copy-synthesis and the target, and writes JSON, Markdown and PNG.
 
-    dataset   the sentences and voices
-    pairs     which source is converted into which target, balanced over seen, unseen, same and cross sex
-    conditions   what makes a conversion harder
-    systems   what makes the audio that is judged
-    runtime   the voice under test through the public runtime
-    pitch, speaker, cepstrum, words, naturalness   the judges
-    judging   all judges on one pair, with their answers kept on disk
-    running   the conversions in several processes
+    sets        the speakers and what each of their recordings is for
+    pairs       who is converted into whom
+    conditions  what makes a conversion harder
+    systems     what makes the audio that is judged
+    runtime     the voice under test through the public runtime
+    judges      identity, words, naturalness; pitch and artifacts stand beside them
+    judging     all judges on one pair, with their answers kept on disk
+    running     the conversions in several processes
     summary, floor, report, plots     what is written
-    examples  conversions to listen to, by a command of their own
+    examples    conversions to listen to, by a command of their own
+    oracle      what the ops can do with ideal filters, by a command of its own
 """

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pyworld
-from numpy.typing import NDArray
 
-from autovoice_training.evaluate.dataset import Audio
+from autovoice_training.evaluate.audio import RATE, Audio
+from autovoice_training.evaluate.systems import world_shift
 
 PITCH_SHIFTS = (-12.0, -8.0, -4.0, 4.0, 8.0, 12.0)
 NOISE_DB = (20.0, 10.0)
@@ -19,7 +18,7 @@ VIBRATO_HZ = 5.5
 VIBRATO_SEMITONES = 1.0
 
 
-def unchanged(audio: Audio, rate: int) -> Audio:
+def unchanged(audio: Audio) -> Audio:
     """The source as recorded."""
     return audio
 
@@ -30,18 +29,18 @@ class Condition:
 
     Attributes:
         name: in the tables.
-        change: what happens to the source, samples [T] at a rate in Hz.
+        change: what happens to the source, samples [T] at RATE.
         shift_semitones: of the conversion, beyond what matches the medians.
         keeps_melody: whether the source's melody is that of the recording.
     """
 
     name: str
-    change: Callable[[Audio, int], Audio] = unchanged
+    change: Callable[[Audio], Audio] = unchanged
     shift_semitones: float = 0.0
     keeps_melody: bool = True
 
 
-def noisy(audio: Audio, rate: int, decibels: float) -> Audio:
+def noisy(audio: Audio, decibels: float) -> Audio:
     """Adds pink noise, always the same, at a signal-to-noise ratio."""
     white = np.random.default_rng(0).standard_normal(len(audio))
     spectrum = np.fft.rfft(white)
@@ -52,34 +51,16 @@ def noisy(audio: Audio, rate: int, decibels: float) -> Audio:
     return mixed
 
 
-def sung(audio: Audio, rate: int, semitones: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Audio:
-    """Gives a recording another melody with the WORLD vocoder.
-
-    Args:
-        audio: samples [T].
-        rate: Hz.
-        semitones: transposition by time in seconds.
-    """
-    samples = audio.astype(np.float64)
-    f0, times = pyworld.dio(samples, rate)
-    f0 = pyworld.stonemask(samples, f0, times, rate)
-    envelope = pyworld.cheaptrick(samples, f0, times, rate)
-    aperiodicity = pyworld.d4c(samples, f0, times, rate)
-    made = pyworld.synthesize(f0 * 2.0 ** (semitones(times) / 12.0), envelope, aperiodicity, rate)
-    result = np.zeros(len(audio), dtype=np.float32)
-    result[: len(made)] = made[: len(audio)]
-    return result
-
-
-def glide(audio: Audio, rate: int) -> Audio:
+def glide(audio: Audio) -> Audio:
     """The melody rises by twelve semitones from the first to the last sample."""
-    seconds = len(audio) / rate
-    return sung(audio, rate, lambda time: GLIDE_SEMITONES * (2.0 * time / seconds - 1.0))
+    frames = 1 + len(audio) // (RATE // 200)
+    return world_shift(audio, np.linspace(-GLIDE_SEMITONES, GLIDE_SEMITONES, frames))
 
 
-def vibrato(audio: Audio, rate: int) -> Audio:
+def vibrato(audio: Audio) -> Audio:
     """The melody swings by a semitone to both sides."""
-    return sung(audio, rate, lambda time: VIBRATO_SEMITONES * np.sin(2.0 * np.pi * VIBRATO_HZ * time))
+    time = np.arange(1 + len(audio) // (RATE // 200)) / 200.0
+    return world_shift(audio, VIBRATO_SEMITONES * np.sin(2.0 * np.pi * VIBRATO_HZ * time))
 
 
 PLAIN = Condition("as recorded")

@@ -1,17 +1,15 @@
-"""Which recording is converted into which voice: balanced over the conditions, the same for the same seed."""
+"""Who is converted into whom: balanced over the sexes, each speaker used alike."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from autovoice_training.evaluate.dataset import Dataset, Voice
+import numpy as np
 
-# About ten seconds of speech, as a user of the service would hand in.
-REFERENCE_SENTENCES = 3
-ENROLMENT_SENTENCES = 5
+from autovoice_training.evaluate.audio import Audio
+from autovoice_training.evaluate.sets import Clip, EvaluationSet, Speaker
 
 
 @dataclass(frozen=True)
@@ -19,106 +17,80 @@ class Pair:
     """One conversion.
 
     Attributes:
-        source: voice converted from.
-        target: voice converted to.
-        sentence: what the source says; the target's own rendition of it, where there is one, is what the
-            result is held against.
-        references: sentences of the target that its embedding is made of, never the converted one.
-        source_seen: whether the source speaker was heard in training.
-        target_seen: whether the target speaker was heard in training.
-        same_sex: whether source and target are of one sex.
+        source: who is converted.
+        target: into whom; the source for a voice into its own speaker.
+        clip: what of the source is converted.
+        enrolment_as_reference: whether the voice is taken from what the judges know the target by, of a voice
+            into itself whose only other recording that is.
     """
 
-    source: str
-    target: str
-    sentence: str
-    references: tuple[str, ...]
-    source_seen: bool
-    target_seen: bool
-    same_sex: bool
+    source: Speaker
+    target: Speaker
+    clip: Clip
+    enrolment_as_reference: bool = False
 
     @property
-    def cell(self) -> str:
-        """The cell of the evaluation's design the pair falls in."""
-        return (
-            f"{'seen' if self.source_seen else 'unseen'} source, "
-            f"{'seen' if self.target_seen else 'unseen'} target, "
-            f"{'same' if self.same_sex else 'cross'} sex"
-        )
+    def same_sex(self) -> bool:
+        """Whether source and target are of one sex."""
+        return self.source.sex == self.target.sex
 
-    def enrolment(self, voice: Voice) -> tuple[str, ...]:
-        """Sentences by which the judge knows a voice: none of those that the conversion has heard."""
-        heard = {self.sentence, *(self.references if voice.name == self.target else ())}
-        return tuple(sentence for sentence in voice.sentences if sentence not in heard)[:ENROLMENT_SENTENCES]
+    def reference(self) -> Audio:
+        """What the target's voice is taken from, samples [T] at RATE."""
+        clips = self.target.enrolment if self.enrolment_as_reference else self.target.references
+        return np.concatenate([clip.load() for clip in clips])
+
+    @property
+    def target_clip(self) -> Clip:
+        """The target's own rendition of what is converted; where there is none, its first recording."""
+        same = (clip for clip in self.target.sources if clip.path.stem == self.clip.path.stem)
+        return next(same, self.target.sources[0])
 
 
-def choose_pairs(dataset: Dataset, count: int, seed: int) -> list[Pair]:
-    """Draws conversions in turn from every cell of seen/unseen source x seen/unseen target x same/cross sex.
+def choose_pairs(chosen_from: EvaluationSet, count: int, seed: int = 0) -> list[Pair]:
+    """Draws conversions between the speakers of a set.
 
-    Within a cell the speakers least used so far come first, so that no voice carries the figures. Between two
-    voices that share sentences those alone are converted.
+    The speakers of each sex stand on a ring in an order that the seed draws. A round takes for each source,
+    in turn over the combinations of sexes, the targets some places ahead, one place more in each round; so
+    whole rounds use every speaker alike, and any number of pairs nearly so. Each round converts another
+    recording.
 
     Args:
-        dataset: voices and sentences.
+        chosen_from: the speakers.
         count: pairs wanted.
         seed: of the draw.
 
     Returns:
-        At most count pairs, all different; fewer when the set has no more.
-
-    Raises:
-        ValueError: there is only one speaker.
+        At most count pairs, all different; fewer where the set has no more.
     """
     rng = random.Random(seed)
-    cells: dict[tuple[bool, bool, bool], list[tuple[Voice, Voice, str]]] = {}
-    for source, target in itertools.permutations(dataset.voices.values(), 2):
-        if source.human == target.human:
-            continue
-        cell = cells.setdefault((source.seen, target.seen, source.sex == target.sex), [])
-        shared = [sentence for sentence in source.sentences if sentence in target.sentences]
-        cell += [(source, target, sentence) for sentence in shared or source.sentences]
-    open_cells = [cells[key] for key in sorted(cells) if cells[key]]
-    if not open_cells:
-        raise ValueError(f"{dataset.root} holds one speaker only; a conversion needs a source and a target")
-    for cell in open_cells:
-        rng.shuffle(cell)
+    rings: dict[str, list[Speaker]] = {}
+    for speaker in chosen_from.speakers:
+        rings.setdefault(speaker.sex, []).append(speaker)
+    for sex in sorted(rings):
+        rng.shuffle(rings[sex])
+    combinations = [
+        (sources, targets)
+        for first, second in itertools.product(sorted(rings), repeat=2)
+        if len(targets := rings[second]) > (first == second)
+        for sources in [rings[first]]
+    ]
+    rounds = max(map(len, rings.values())) * max(len(one.sources) for one in chosen_from.speakers)
+    pairs: dict[Pair, None] = {}
+    for turn, place in itertools.product(range(rounds), range(max(map(len, rings.values())))):
+        for sources, targets in combinations:
+            if place >= len(sources):
+                continue
+            ahead = 1 + turn % (len(targets) - 1) if sources is targets else turn
+            source, target = sources[place], targets[(place + ahead) % len(targets)]
+            pairs[Pair(source, target, source.sources[turn % len(source.sources)])] = None
+            if len(pairs) == count:
+                return list(pairs)
+    return list(pairs)
 
-    used: Counter[tuple[str, ...]] = Counter()
 
-    def times_used(candidate: tuple[Voice, Voice, str]) -> tuple[int, ...]:
-        source, target, sentence = candidate
-        return (
-            used[(source.name, target.name)],
-            used[("source", source.human)] + used[("target", target.human)],
-            used[("sentence", sentence)],
-        )
-
-    pairs: list[Pair] = []
-    while open_cells and len(pairs) < count:
-        cell = open_cells.pop(0)
-        source, target, sentence = chosen = min(cell, key=times_used)
-        cell.remove(chosen)
-        if cell:
-            open_cells.append(cell)
-        used.update(
-            [
-                (source.name, target.name),
-                ("source", source.human),
-                ("target", target.human),
-                ("sentence", sentence),
-            ]
-        )
-        others = [other for other in target.sentences if other != sentence]
-        references = rng.sample(others, min(REFERENCE_SENTENCES, len(others) - 1))
-        pairs.append(
-            Pair(
-                source.name,
-                target.name,
-                sentence,
-                tuple(references),
-                source.seen,
-                target.seen,
-                source.sex == target.sex,
-            )
-        )
-    return pairs
+def own_voices(speakers: EvaluationSet) -> list[Pair]:
+    """Every speaker into its own voice; where the reference is what is converted, with another too."""
+    pairs = [Pair(speaker, speaker, speaker.sources[0]) for speaker in speakers.speakers]
+    return pairs + [
+        replace(one, enrolment_as_reference=True) for one in pairs if one.clip in one.target.references
+    ]

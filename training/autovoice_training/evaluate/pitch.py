@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from swift_f0 import SwiftF0
 from swift_f0.core import FRAME_PERIOD
 
-from autovoice_training.evaluate.dataset import JUDGE_RATE, Audio
+from autovoice_training.evaluate.audio import JUDGE_RATE, Audio
 
 FRAME_SECONDS = FRAME_PERIOD
 F0_MIN = 50.0
@@ -26,12 +26,12 @@ class F0Agreement:
     """How well a melody follows the one it should.
 
     Attributes:
-        correlation: Pearson correlation of log-F0 on frames voiced in both; 0 where fewer than two are.
+        f0_corr: Pearson correlation of log-F0 on frames voiced in both; 0 where fewer than two are.
         gross_error: share of the frames voiced in both that are more than 20 % off.
         voicing_error: share of all frames voiced in one and not in the other.
     """
 
-    correlation: float
+    f0_corr: float
     gross_error: float
     voicing_error: float
 

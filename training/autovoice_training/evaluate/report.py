@@ -15,49 +15,63 @@ from pathlib import Path
 from typing import Any
 
 from autovoice.atomic import atomic_path
-from autovoice_training.evaluate.floor import NOT_MEASURED, FloorLine
-from autovoice_training.evaluate.judging import JUDGE_PACKAGES, SYSTEMS, UNDERSTOOD_WER, Verdict
-from autovoice_training.evaluate.summary import MEASURES, Summary
+from autovoice_training.evaluate.floor import NOT_MEASURED, FloorLine, with_interval
+from autovoice_training.evaluate.judges import PACKAGES
+from autovoice_training.evaluate.judging import Verdict
+from autovoice_training.evaluate.summary import MEASURES, ROWS, Summary
 
 RUNTIME_PACKAGES = ("autovoice", "numpy", "onnxruntime", "torch")
 
-TITLES = {
-    "similarity_target": "similarity to target",
-    "similarity_source": "similarity to source",
-    "nearer_target": "nearer to target, %",
-    "identified": "rank-1 identification, %",
-    "mcd": "MCD to target's rendition, dB",
-    "f0_correlation": "log-F0 correlation",
-    "gross_error": "gross pitch error, %",
-    "voicing_error": "voicing error, %",
-    "f0_roughness": "F0 roughness, cents",
-    "cepstral_delta": "cepstral delta, dB",
-    "modulation": "modulation, dB",
-    "high_band": "power above 4 kHz, dB",
-    "click": "click",
-    "offset": "offset, dBFS",
-    "peak": "peak, dBFS",
-}
-PERCENTAGES = {"nearer_target", "identified", "gross_error", "voicing_error"}
+TABLES = (
+    (
+        "spk_nearer_target",
+        "spk_similarity",
+        "spk_similarity_source",
+        "spk_similarity_file",
+        "whisper_wer",
+        "distill_mos",
+        "dns_overall",
+    ),
+    (
+        "ge2e_nearer_target",
+        "ge2e_similarity",
+        "ge2e_similarity_source",
+        "dns_sig",
+        "dns_bak",
+        "dns_p808",
+    ),
+    (
+        "f0_corr",
+        "gross_error",
+        "voicing_error",
+        "high_band",
+        "high_band_difference",
+        "line",
+        "click",
+        "offset",
+        "peak",
+    ),
+)
+"""The measures of each table of a set."""
 
-NOTES = f"""\
-Each figure is the mean over the pairs, in brackets its 95 % bootstrap interval. Word error rate is errors
-over words, on the pairs whose own speaker the recogniser understands (at most {UNDERSTOOD_WER:.0%} errors
-unconverted): source, WORLD and AutoVoice on such sources, copy-synthesis and target on such targets.
+NOTES = """\
+Each figure is the mean over the pairs, words wrong are errors over words; in brackets the 95 % bootstrap
+interval over pairs.
 
-- Similarity: cosine of resemblyzer embeddings with the mean embedding of other sentences of the speaker. The
-  speaker encoder of the base voice is an export of the same network, so this judge is not blind to it.
-- MCD: Kubichek 1993, 10 / ln 10 * sqrt(2 * sum of squared differences) over mel-cepstra 1 to 24 at 16 kHz
-  along the DTW path, silence left out, the envelope held above 7 kHz.
-- F0: swift-f0, against the transposed source; copy-synthesis against the target's own rendition. Gross
-  errors are more than 20 % off.
-- EER: equal error rate of telling by its similarity whether a result has the voice of its target or of
-  another speaker of the set.
-- F0 roughness to peak: proxies of naturalness, described in `naturalness.py`; those of natural voices stand
-  under source and target.
-- Words: pocketsphinx with the model of its wheel.
-- The reference is made of other sentences than the converted one; the shift matches the medians of source
-  and reference.
+- CAM++, Whisper, DistillMOS and DNSMOS are in no loss of the training and choose none of its data. GE2E is
+  in the loss, so it tells less than it seems to.
+- Similarity: cosine with the mean embedding of recordings of the speaker that the conversion never heard; to
+  the source file: with the converted recording itself.
+- Words: Whisper's reading against the text; where no text is known, against its own reading of the source,
+  which then has no errors by definition. Texts are normalised as Whisper's authors do.
+- The reference is never the converted recording, except for speakers of one recording into their own voice;
+  these are measured once more with what the judges know them by as the reference.
+- The shift matches the medians of source and reference; into its own voice nothing is shifted.
+- WORLD shift moves pitch by the same and formants by its usual share; copy-synthesis is WORLD's analysis of
+  the source made audible again. Target is the target's own recording.
+- F0: swift-f0, against the transposed source. Gross errors are more than 20 % off.
+- Strongest line: what stands out, bright or dark, at one fixed frequency from 1.5 to 11 kHz over a whole
+  recording.
 """
 
 
@@ -72,7 +86,7 @@ def environment(repository: Path | None) -> dict[str, Any]:
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in (*RUNTIME_PACKAGES, *JUDGE_PACKAGES)},
+            **{package: version(package) for package in (*RUNTIME_PACKAGES, *PACKAGES)},
         },
         "repository_sha256": _fingerprint(repository) if repository else None,
     }
@@ -81,30 +95,37 @@ def environment(repository: Path | None) -> dict[str, Any]:
 def write_json(
     path: Path,
     facts: Mapping[str, Any],
+    groups: Sequence[str],
     verdicts: Sequence[Verdict],
     summaries: Mapping[str, Summary],
-    floor: Sequence[FloorLine],
-    natural: Mapping[str, tuple[float, float]],
+    floors: Sequence[FloorLine],
 ) -> None:
     """Writes everything that was measured.
 
     Args:
         path: file to write.
         facts: environment and settings of the run.
+        groups: the set of each verdict.
         verdicts: of all pairs.
-        summaries: by condition.
-        floor: requirements and what was measured.
-        natural: range of the naturalness proxies over natural voices.
+        summaries: by set.
+        floors: requirements and what was measured.
     """
     content = {
         **facts,
         "number_of_conversions": len(verdicts),
-        "natural": natural,
-        "floor": [asdict(line) for line in floor],
-        "summaries": {condition: asdict(summary) for condition, summary in summaries.items()},
+        "floors": [asdict(line) for line in floors],
+        "summaries": {
+            group: {
+                row: {name: asdict(one) for name, one in figures.items()} for row, figures in rows.items()
+            }
+            for group, rows in summaries.items()
+        },
     }
     # A line for each conversion, not for each of its hundred figures.
-    lines = ",\n".join(json.dumps(_rounded(verdict.to_dict())) for verdict in verdicts)
+    lines = ",\n".join(
+        json.dumps(_rounded({"set": group, **verdict.to_dict()}))
+        for group, verdict in zip(groups, verdicts, strict=True)
+    )
     head = json.dumps(_rounded(content), indent=1).removesuffix("\n}")
     _write(path, f'{head},\n "conversions": [\n{lines}\n ]\n}}\n')
 
@@ -113,80 +134,66 @@ def write_markdown(
     path: Path,
     facts: Mapping[str, Any],
     summaries: Mapping[str, Summary],
-    floor: Sequence[FloorLine],
+    floors: Sequence[FloorLine],
     pictures: Sequence[str],
+    skipped: Sequence[str],
 ) -> None:
     """Writes the tables.
 
     Args:
         path: file to write.
         facts: environment and settings of the run.
-        summaries: by condition.
-        floor: requirements and what was measured.
+        summaries: by set.
+        floors: requirements and what was measured.
         pictures: file names of the drawings beside it.
+        skipped: sets that were not measured, and why.
     """
-    everything = summaries["all"]
     hardware = facts["hardware"]
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     lines = [
         "# Evaluation",
         "",
-        f"{everything.pairs} conversions of sentences never trained on. `{facts['command']}` on "
-        f"{hardware['processor']}, {hardware['cores']} cores; {versions}.",
-        "",
-        "## Floor",
-        "",
-        "| requirement | measured | |",
-        "|---|---|---|",
-        *(
-            f"| {line.requirement} | {line.measured} | {'pass' if line.passed else 'FAIL'} |"
-            for line in floor
-        ),
-        "",
-        NOTES,
+        f"Speakers that training never heard. `{facts['command']}` on {hardware['processor']}, "
+        f"{hardware['cores']} cores; {versions}.",
+        *(f"\nNot measured: {reason}." for reason in skipped),
     ]
-    for summary in summaries.values():
-        lines += ["", f"## {_capitalised(summary.condition)} ({summary.pairs} pairs)", "", *_table(summary)]
-    lines += ["", "## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
-    _write(path, "\n".join(lines))
+    if floors:
+        lines += ["", "## Floors", "", "| requirement | measured | | aim |", "|---|---|---|---|"]
+        lines += [
+            f"| {line.requirement} | {line.measured} | {'pass' if line.passed else 'FAIL'} | {line.aim} |"
+            for line in floors
+        ]
+    lines += ["", NOTES]
+    for group, summary in summaries.items():
+        lines += [f"## {group[0].upper()}{group[1:]}", ""]
+        for names in TABLES:
+            lines += [*_table(summary, names), ""]
+    if pictures:
+        lines += ["## Pictures", "", "Source, result and target up to 12 kHz.", ""]
+        lines += [f"![{Path(name).stem}]({name})" for name in pictures]
+    _write(path, "\n".join(lines).rstrip() + "\n")
 
 
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _table(summary: Summary) -> list[str]:
+def _table(summary: Summary, names: Sequence[str]) -> list[str]:
+    """A row for each system, a column for each measure that some system has."""
+    rows = {row: figures for row, figures in summary.items() if any(name in figures for name in names)}
+    names = [name for name in names if any(name in figures for figures in rows.values())]
     lines = [
-        f"| | {' | '.join(SYSTEMS.values())} |",
-        "|---" * (len(SYSTEMS) + 1) + "|",
+        f"| | pairs | {' | '.join(MEASURES[name].title for name in names)} |",
+        "|---" * (len(names) + 2) + "|",
     ]
-    for measure in MEASURES:
-        lines.append(f"| {TITLES[measure]} | {' | '.join(_cells(summary, measure))} |")
-        if measure == "identified":
-            equal = summary.equal_error_rates
-            cells = [f"{100 * equal[one]:.1f}" if one in equal else NOT_MEASURED for one in SYSTEMS]
-            lines.append(f"| EER, % | {' | '.join(cells)} |")
-    cells = []
-    for system in SYSTEMS:
-        rate = summary.word_error_rates.get(system)
-        cells.append(f"{100 * rate.value:.1f} (n = {rate.pairs})" if rate else NOT_MEASURED)
-    return [*lines, f"| word error rate, % | {' | '.join(cells)} |"]
-
-
-def _cells(summary: Summary, measure: str) -> list[str]:
-    """The figure of every system with its interval."""
-    cells = []
-    for system in SYSTEMS:
-        figure = summary.figures[system].get(measure)
-        if figure is None:
-            cells.append(NOT_MEASURED)
-            continue
-        scale, digits = (100.0, 0) if measure in PERCENTAGES else (1.0, 2)
-        if measure == "f0_correlation":
-            digits = 3
-        interval = f"{scale * figure.low:.{digits}f} to {scale * figure.high:.{digits}f}"
-        cells.append(f"{scale * figure.value:.{digits + (scale > 1)}f} ({interval})")
-    return cells
+    for row, figures in rows.items():
+        pairs = max(figure.pairs for figure in figures.values())
+        cells = []
+        for name in names:
+            figure = figures.get(name)
+            if figure is None:
+                cells.append(NOT_MEASURED)
+                continue
+            fewer = f", {figure.pairs} pairs" if figure.pairs < pairs else ""
+            cells.append(with_interval(figure, MEASURES[name]) + fewer)
+        lines.append(f"| {ROWS[row][0]} | {pairs} | {' | '.join(cells)} |")
+    return lines
 
 
 def _processor() -> str:

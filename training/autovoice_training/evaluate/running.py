@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autovoice_training.evaluate.conditions import PLAIN, Condition
-from autovoice_training.evaluate.dataset import Dataset
 from autovoice_training.evaluate.judging import ConverterFactory, Jury, Verdict
 from autovoice_training.evaluate.pairs import Pair
 from autovoice_training.evaluate.plots import draw_pair
@@ -23,28 +22,28 @@ class Task:
     """One conversion to judge.
 
     Attributes:
+        group: name of the set, under which it is counted.
         pair: what to convert.
         condition: what is done to it.
         drawing: PNG to draw it in; None for no drawing.
     """
 
+    group: str
     pair: Pair
     condition: Condition = PLAIN
     drawing: Path | None = None
 
 
 def judge_tasks(
-    dataset: Dataset,
     tasks: Sequence[Task],
     make_converter: ConverterFactory,
     cache: Path,
     workers: int,
-    on_progress: Callable[[], None],
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[Verdict]:
     """Judges every conversion.
 
     Args:
-        dataset: voices and sentences.
         tasks: what to judge.
         make_converter: opens the voice under test; called once in each process, so it must pickle.
         cache: folder for what the judges said.
@@ -59,7 +58,7 @@ def judge_tasks(
     verdicts: dict[int, Verdict] = {}
     # Forked children would inherit the locks of thread pools whose threads they lack.
     context = multiprocessing.get_context("spawn")
-    arguments = (dataset, make_converter, cache)
+    arguments = (make_converter, cache)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=arguments) as pool:
         waiting: dict[Future[Verdict], int] = {
             pool.submit(_judge, task): number for number, task in enumerate(tasks)
@@ -74,13 +73,14 @@ def judge_tasks(
     return [verdicts[number] for number in range(len(tasks))]
 
 
-def _open(dataset: Dataset, make_converter: ConverterFactory, cache: Path) -> None:
+def _open(make_converter: ConverterFactory, cache: Path) -> None:
     global _jury
-    _jury = Jury(dataset, make_converter, cache)
+    _jury = Jury(make_converter, cache)
 
 
 def _judge(task: Task) -> Verdict:
-    verdict = _jury.judge(task.pair, task.condition)
+    renditions = _jury.render(task.pair, task.condition)
+    verdict = _jury.judge_renditions(task.pair, renditions, task.condition)
     if task.drawing is not None:
-        draw_pair(_jury.render(task.pair, task.condition), verdict, task.drawing)
+        draw_pair(renditions, verdict, task.drawing)
     return verdict

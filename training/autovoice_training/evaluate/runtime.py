@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice_export.base.build import build_repository
 from autovoice_export.base.checkpoint import load_checkpoint
-from autovoice_training.evaluate.dataset import Audio
+from autovoice_training.evaluate.audio import RATE, Audio
 
 
 class RepositoryConverter:
@@ -30,16 +30,14 @@ class RepositoryConverter:
         """Gives back what the pipeline holds."""
         self._pipeline.close()
 
-    def embed(self, reference: Audio, rate: int) -> NDArray[np.float32]:
-        """Describes a voice from a recording [T] at rate Hz."""
-        return self._pipeline.embed(reference, rate)
+    def embed(self, reference: Audio) -> NDArray[np.float32]:
+        """Describes a voice from a recording [T] at RATE."""
+        return self._pipeline.embed(reference, RATE)
 
-    def convert(
-        self, audio: Audio, rate: int, embedding: NDArray[np.float32], shift_semitones: float
-    ) -> Audio:
-        """Converts a recording [T] at rate Hz into as many samples at the same rate."""
+    def convert(self, audio: Audio, embedding: NDArray[np.float32], shift_semitones: float) -> Audio:
+        """Converts a recording [T] at RATE into as many samples."""
         return self._pipeline.convert(
-            audio, embedding, source_sample_rate=rate, pitch_shift_semitones=shift_semitones
+            audio, embedding, source_sample_rate=RATE, pitch_shift_semitones=shift_semitones
         )
 
 

@@ -1,135 +1,134 @@
-"""Figures over many pairs, by condition and system."""
+"""Figures over many pairs, by set and system."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from autovoice_training.evaluate.conditions import PLAIN
-from autovoice_training.evaluate.judging import SYSTEMS, Scores, Verdict
-from autovoice_training.evaluate.naturalness import Naturalness
-from autovoice_training.evaluate.speaker import equal_error_rate
+from autovoice_training.evaluate.judging import RESULT, SYSTEMS, Verdict
 
 RESAMPLES = 1000
 
-MEASURES: dict[str, Callable[[Scores], float | None]] = {
-    "similarity_target": lambda scores: scores.similarity_target,
-    "similarity_source": lambda scores: scores.similarity_source,
-    "nearer_target": lambda scores: scores.nearer_target,
-    "identified": lambda scores: scores.identified,
-    "mcd": lambda scores: scores.mcd,
-    "f0_correlation": lambda scores: scores.f0_correlation,
-    "gross_error": lambda scores: scores.gross_error,
-    "voicing_error": lambda scores: scores.voicing_error,
-    **{field.name: operator.attrgetter(f"naturalness.{field.name}") for field in fields(Naturalness)},
-}
-"""Averaged over pairs. Word error rate and equal error rate are not among them: they pool all pairs."""
 
-FACTORS: dict[str, Callable[[Verdict], bool]] = {
-    "all": lambda verdict: True,
-    "seen target": lambda verdict: verdict.pair.target_seen,
-    "unseen target": lambda verdict: not verdict.pair.target_seen,
-    "seen source": lambda verdict: verdict.pair.source_seen,
-    "unseen source": lambda verdict: not verdict.pair.source_seen,
-    "same sex": lambda verdict: verdict.pair.same_sex,
-    "cross sex": lambda verdict: not verdict.pair.same_sex,
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is shown.
+
+    Attributes:
+        title: of its column.
+        digits: behind the point.
+        percent: whether it is shown as a percentage.
+    """
+
+    title: str
+    digits: int = 2
+    percent: bool = False
+
+
+WORD_ERROR_RATE = "whisper_wer"
+
+MEASURES: dict[str, Measure] = {
+    "spk_nearer_target": Measure("nearer to target than to source, CAM++, %", 0, True),
+    "spk_similarity": Measure("similarity to target, CAM++"),
+    "spk_similarity_source": Measure("to source, CAM++"),
+    "spk_similarity_file": Measure("to the source file, CAM++"),
+    WORD_ERROR_RATE: Measure("words wrong, Whisper base, %", 1, True),
+    "distill_mos": Measure("DistillMOS"),
+    "dns_overall": Measure("DNSMOS overall"),
+    "dns_sig": Measure("DNSMOS speech"),
+    "dns_bak": Measure("DNSMOS background"),
+    "dns_p808": Measure("DNSMOS P.808"),
+    "ge2e_similarity": Measure("similarity to target, GE2E (in the loss)"),
+    "ge2e_similarity_source": Measure("to source, GE2E (in the loss)"),
+    "ge2e_nearer_target": Measure("nearer to target, GE2E (in the loss), %", 0, True),
+    "f0_corr": Measure("log-F0 correlation", 3),
+    "gross_error": Measure("gross pitch errors, %", 1, True),
+    "voicing_error": Measure("voicing errors, %", 1, True),
+    "high_band": Measure("power above 8 kHz, dB", 1),
+    "high_band_difference": Measure("power above 8 kHz beyond the target's, dB", 1),
+    "line": Measure("strongest line, dB", 1),
+    "click": Measure("strongest click, times the source's"),
+    "offset": Measure("offset, dBFS", 1),
+    "peak": Measure("peak, dBFS", 1),
 }
+"""By name, which is VERSA's (Shi et al. 2025) where it has the measure: spk_similarity, whisper_wer,
+dns_overall, dns_p808, f0_corr."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over pairs.
+    """A measure over pairs.
 
     Attributes:
-        value: the mean.
+        value: the mean; of word error rates, errors over words.
         low: lower end of its 95 % interval by bootstrap over pairs.
         high: upper end.
+        most: the largest value of any pair.
         pairs: how many.
     """
 
     value: float
     low: float
     high: float
+    most: float
     pairs: int
 
 
-@dataclass(frozen=True)
-class WordErrorRate:
-    """Errors over words on the pairs whose speaker the recogniser understands unconverted."""
+Summary = dict[str, dict[str, Figure]]
+"""By row (a system, or `result` of pairs of same or other sex), then by measure; absent where none has it."""
 
-    value: float
-    pairs: int
+ROWS: dict[str, tuple[str, str, Callable[[Verdict], bool]]] = {
+    **{system: (title, system, lambda verdict: True) for system, title in SYSTEMS.items()},
+    "result_same_sex": ("AutoVoice, same sex", RESULT, lambda verdict: verdict.pair.same_sex),
+    "result_other_sex": ("AutoVoice, other sex", RESULT, lambda verdict: not verdict.pair.same_sex),
+}
+"""By name: title, system, and which pairs belong to it."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """All figures of one condition.
+def summarise(groups: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, Summary]:
+    """Figures by set; a harder condition stands by itself, as `SET, CONDITION`.
 
-    Attributes:
-        condition: its name.
-        pairs: how many are in it.
-        figures: by system and measure; absent where no pair has what is measured.
-        equal_error_rates: by system, of taking results for their targets.
-        word_error_rates: by system; absent where no pair has a speaker the recogniser understands.
+    Args:
+        groups: the set of each verdict.
+        verdicts: of all conversions.
     """
-
-    condition: str
-    pairs: int
-    figures: dict[str, dict[str, Figure]]
-    equal_error_rates: dict[str, float]
-    word_error_rates: dict[str, WordErrorRate]
-
-
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, Summary]:
-    """Figures by condition.
-
-    The plain conversions as a whole, by factor and by cell of the design; then each harder condition.
-    """
-    plain = [verdict for verdict in verdicts if verdict.condition == PLAIN.name]
-    groups = {name: [one for one in plain if belongs(one)] for name, belongs in FACTORS.items()}
-    for cell in sorted({verdict.pair.cell for verdict in plain}):
-        groups[cell] = [one for one in plain if one.pair.cell == cell]
-    for condition in dict.fromkeys(one.condition for one in verdicts if one.condition != PLAIN.name):
-        groups[condition] = [one for one in verdicts if one.condition == condition]
-    return {name: _summary(name, chosen) for name, chosen in groups.items() if chosen}
+    by_group: dict[str, list[Verdict]] = {}
+    for group, verdict in zip(groups, verdicts, strict=True):
+        name = group if verdict.condition == PLAIN.name else f"{group}, {verdict.condition}"
+        by_group.setdefault(name, []).append(verdict)
+    return {name: _summary(chosen) for name, chosen in by_group.items()}
 
 
-def mean_with_interval(values: Sequence[float]) -> Figure:
-    """Mean and 95 % percentile bootstrap interval (Efron 1979), the same for the same values."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
-    return Figure(float(array.mean()), float(low), float(high), len(array))
+def ratio_with_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Figure:
+    """Sum over sum, with a 95 % percentile bootstrap interval (Efron 1979), the same for the same values."""
+    over, under = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    draws = np.random.default_rng(0).integers(len(over), size=(RESAMPLES, len(over)))
+    low, high = np.percentile(over[draws].sum(axis=1) / under[draws].sum(axis=1), [2.5, 97.5])
+    return Figure(
+        float(over.sum() / under.sum()), float(low), float(high), float((over / under).max()), len(over)
+    )
 
 
-def _summary(condition: str, verdicts: Sequence[Verdict]) -> Summary:
-    figures: dict[str, dict[str, Figure]] = {}
-    equal, rates = {}, {}
-    for system in SYSTEMS:
-        having = [verdict for verdict in verdicts if system in verdict.scores]
-        judged = [verdict.scores[system] for verdict in having]
-        figures[system] = {}
-        for name, measure in MEASURES.items():
-            values = [float(value) for scores in judged if (value := measure(scores)) is not None]
-            if values:
-                figures[system][name] = mean_with_interval(values)
-        if judged:
-            others = [
-                value
-                for verdict in having
-                for name, value in verdict.scores[system].similarities.items()
-                if name != verdict.pair.target
-            ]
-            equal[system] = equal_error_rate([scores.similarity_target for scores in judged], others)
-        counted = [
-            (errors, verdict.words)
-            for verdict in having
-            if (errors := verdict.scores[system].word_errors) is not None
-        ]
+def _summary(verdicts: Sequence[Verdict]) -> Summary:
+    rows = {}
+    for row, (_, system, belongs) in ROWS.items():
+        judged = [one.scores[system] for one in verdicts if system in one.scores and belongs(one)]
+        if figures := _figures(judged):
+            rows[row] = figures
+    return rows
+
+
+def _figures(judged: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
+    figures = {}
+    for name in MEASURES:
+        if name == WORD_ERROR_RATE:
+            counted = [(one["word_errors"], one["words"]) for one in judged if one.get("words")]
+        else:
+            counted = [(one[name], 1.0) for one in judged if name in one]
         if counted:
-            errors, words = (sum(column) for column in zip(*counted, strict=True))
-            rates[system] = WordErrorRate(errors / words, len(counted))
-    return Summary(condition, len(verdicts), figures, equal, rates)
+            numerators, denominators = zip(*counted, strict=True)
+            figures[name] = ratio_with_interval(numerators, denominators)
+    return figures

@@ -1,4 +1,4 @@
-"""What makes the audio that is judged: the voice under test and the baselines beside it."""
+"""What makes the audio that is judged beside recordings: the voice under test and the baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyworld
 from numpy.typing import NDArray
 
-from autovoice_training.evaluate.dataset import Audio
+from autovoice_training.evaluate.audio import RATE, Audio
 
 # Vocal tracts differ far less than vocal folds: between men and women about 1.17 in formants for 1.7 in F0.
 FORMANT_EXPONENT = 0.3
@@ -17,42 +17,38 @@ FORMANT_EXPONENT = 0.3
 class Converter(Protocol):
     """A voice conversion under test."""
 
-    def embed(self, reference: Audio, rate: int) -> NDArray[np.float32]:
-        """Describes a voice from a recording [T] at rate Hz."""
+    def embed(self, reference: Audio) -> NDArray[np.float32]:
+        """Describes a voice from a recording [T] at RATE."""
 
-    def convert(
-        self, audio: Audio, rate: int, embedding: NDArray[np.float32], shift_semitones: float
-    ) -> Audio:
-        """Converts a recording [T] at rate Hz into as many samples at the same rate."""
+    def convert(self, audio: Audio, embedding: NDArray[np.float32], shift_semitones: float) -> Audio:
+        """Converts a recording [T] at RATE into as many samples."""
 
 
-def world_shift(audio: Audio, rate: int, shift_semitones: float) -> Audio:
+def world_shift(audio: Audio, shift_semitones: float | NDArray[np.float64]) -> Audio:
     """Transposes pitch and, by its usual share, formants with the WORLD vocoder (Morise et al. 2016).
 
-    The baseline without learning: what a voice changer does.
+    The baseline without learning: what a voice changer does. By no semitones it is copy-synthesis, the
+    recording's analysis made audible again.
 
     Args:
-        audio: samples [T].
-        rate: Hz.
-        shift_semitones: of the pitch.
+        audio: samples [T] at RATE.
+        shift_semitones: of the pitch; or by frame of 5 ms [1 + T / 120], and formants stay.
 
     Returns:
-        Samples [T] at the same rate.
+        Samples [T] at RATE.
     """
     samples = audio.astype(np.float64)
-    f0, times = pyworld.dio(samples, rate)
-    f0 = pyworld.stonemask(samples, f0, times, rate)
-    envelope = pyworld.cheaptrick(samples, f0, times, rate)
-    aperiodicity = pyworld.d4c(samples, f0, times, rate)
-    ratio = 2.0 ** (shift_semitones / 12.0)
-    shifted = pyworld.synthesize(
-        f0 * ratio,
-        _stretch(envelope, ratio**FORMANT_EXPONENT),
-        _stretch(aperiodicity, ratio**FORMANT_EXPONENT),
-        rate,
-    )
+    f0, times = pyworld.harvest(samples, RATE)
+    f0 = pyworld.stonemask(samples, f0, times, RATE)
+    envelope = pyworld.cheaptrick(samples, f0, times, RATE)
+    aperiodicity = pyworld.d4c(samples, f0, times, RATE)
+    ratio = 2.0 ** (np.asarray(shift_semitones) / 12.0)
+    if ratio.ndim == 0:
+        stretch = float(ratio) ** FORMANT_EXPONENT
+        envelope, aperiodicity = _stretch(envelope, stretch), _stretch(aperiodicity, stretch)
+    made = pyworld.synthesize(f0 * ratio, envelope, aperiodicity, RATE)
     result = np.zeros(len(audio), dtype=np.float32)
-    result[: len(shifted)] = shifted[: len(audio)]
+    result[: len(made)] = made[: len(audio)]
     return result
 
 

@@ -30,7 +30,8 @@ class StageConfig:
         gradient_clip: norm.
         ema_decay: of the averaged weights, which are the ones evaluated and exported.
         checkpoint_steps: a checkpoint is written every so many steps.
-        aligned_share: share of items whose source is another voice that says the same in time with the target.
+        aligned_share: share of items whose source is another voice that says the same in time with the
+            target.
         people_share: share of people among the targets of the others.
     """
 
@@ -61,7 +62,8 @@ class ContentConfig(StageConfig):
 
     Attributes:
         reference_frames: frames of the target in which the sounds of an item are looked up.
-        phone_weight: weight of the cross-entropy of the phones beside the distance of the looked-up envelopes.
+        phone_weight: weight of the cross-entropy of the phones beside the distance of the looked-up
+            envelopes.
     """
 
     reference_frames: int = 300
@@ -75,8 +77,8 @@ class SynthesizerTraining(StageConfig):
     Attributes:
         unpaired_items: items of a batch without a recording of the target saying the same; they count in the
             losses of words and speaker alone.
-        plain_share: share of items without another voice as source whose source is left as it is: a voice into
-            itself.
+        plain_share: share of items without another voice as source whose source is left as it is: a voice
+            into itself.
         history_frames: most frames of the source that the voice has heard before an item.
         envelope_weight: weight of the distance of the filters from the target's envelope.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.

@@ -1,4 +1,4 @@
-"""Training of the content encoder: which phone a frame is, and which frames of another voice are the same sound."""
+"""Training of the content encoder: phones, and keys by which the same sound is found in another voice."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ class KeyedEncoder(nn.Module):
 class ContentTraining(TrainingLoop):
     """The encoder has to find, in a reference of the target, the frames that the target has in an item.
 
-    The source is another voice that says the same, or the target itself, perturbed; so keys do not depend on who
-    speaks. The distance is that of the envelope looked up with soft attention to the target's own.
+    The source is another voice that says the same, or the target itself, perturbed; so keys do not depend
+    on who speaks. The distance is that of the envelope looked up with soft attention to the target's own.
     """
 
     config: ContentConfig
 
-    def losses(self, module: nn.Module, step: int, split: str, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, module: nn.Module, step: int, split: str, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         batch: Batch = self.sampler.batch(step, split).to(self.device)
         analysis = module.encoder.analysis
         with torch.no_grad():
@@ -57,7 +59,9 @@ class ContentTraining(TrainingLoop):
             keys, logits = module(mel)
             padded = torch.cat([reference, reference[:, -1:]], dim=1)
             reference_keys, _ = module(padded)
-        scores = torch.matmul(keys.float() * torch.exp(module.sharpness), reference_keys.float().transpose(1, 2))
+        scores = torch.matmul(
+            keys.float() * torch.exp(module.sharpness), reference_keys.float().transpose(1, 2)
+        )
         scores = scores.masked_fill(~speech.unsqueeze(1), -1e4)
         found = torch.matmul(torch.softmax(scores, dim=2), envelopes)
         weight = audible.float()

@@ -64,7 +64,8 @@ class Batch:
     """``B`` items of ``F`` frames; the unpaired ones come first.
 
     Attributes:
-        source: log mel power of the source with ``H`` frames of the past and one of the future, [B, H + F + 1, 80].
+        source: log mel power of the source with ``H`` frames of the past and one of the future, [B, H + F +
+            1, 80].
         past: frames of the past that there are, [B].
         perturb: whether the source is perturbed, [B].
         phones: of the source's frames, -1 where unknown, [B, F].
@@ -72,7 +73,8 @@ class Batch:
         audio: of the target, [B, 240 F].
         pitch: F0 and periodicity of what should come out, [B, F, 2].
         identity: of the target's reference, [B, 256].
-        reference: log mel power of the reference, [B, R, 80]: of consecutive frames, or of TOKENS frames of speech.
+        reference: log mel power of the reference, [B, R, 80]: of consecutive frames, or of TOKENS frames of
+            speech.
         keys: keys of the same frames, [B, TOKENS, 24]; none before there is an encoder.
         source_identity: [B, 256].
         native_rate: Hz at which the target was recorded, [B].
@@ -162,7 +164,7 @@ class Sampler:
             self.keys = {name: keys_of(one.mel, encoder) for name, one in self.features.items()}
 
     def batch(self, step: int, split: str = "train") -> Batch:
-        """The batch of a step; of the validation split, with a perturbation only where it belongs to the task."""
+        """The batch of a step, of the training or the validation split."""
         random = np.random.default_rng((self.seed, step, split == "valid"))
         items = [self._unpaired(random, split) for _ in range(self.unpaired_items)]
         items += [self._pair(random, split) for _ in range(self.config.batch_size - self.unpaired_items)]
@@ -172,7 +174,11 @@ class Sampler:
         people = random.random() < self.config.people_share
         speakers = self.corpus.speakers
         pools = [
-            [name for name, said in self.of_split[split].items() if said and (speakers[name].engine == "people") == kind]
+            [
+                name
+                for name, said in self.of_split[split].items()
+                if said and (speakers[name].engine == "people") == kind
+            ]
             for kind in (people, not people)
         ]
         pool = pools[0] or pools[1]
@@ -217,14 +223,18 @@ class Sampler:
             rows["source"].append(_fit(mel, self.history + frames + 1, SILENCE) + 2.0 * np.log(gain))
             rows["past"].append(past)
             rows["perturb"].append(item.perturb)
-            rows["phones"].append(self._frames(self.corpus.phones(source.speaker), source, first, UNKNOWN_PHONE))
+            rows["phones"].append(
+                self._frames(self.corpus.phones(source.speaker), source, first, UNKNOWN_PHONE)
+            )
             # What comes out of an unpaired item has the source's melody in the target's register.
             sung = target if item.paired else source
             melody = self._frames(self.features[sung.speaker].pitch, sung, first, 0.0)
             if not item.paired:
                 melody[:, 0] *= wanted.median_f0 / own.median_f0
             rows["pitch"].append(melody)
-            rows["target"].append(self._frames(self.features[sung.speaker].mel, sung, first, SILENCE) + 2.0 * np.log(gain))
+            rows["target"].append(
+                self._frames(self.features[sung.speaker].mel, sung, first, SILENCE) + 2.0 * np.log(gain)
+            )
             rows["audio"].append(self._audio(sung, first) * gain)
             references = self._references(random, item)
             rows["identity"].append(_unit(np.mean([self._identity(one) for one in references], axis=0)))
@@ -246,7 +256,9 @@ class Sampler:
             one = references[0]
             first = one.start_frame + int(random.integers(max(1, one.frames - self.reference_frames + 1)))
             last = min(first + self.reference_frames, one.start_frame + one.frames)
-            return _fit(store[first:last].astype(np.float32), self.reference_frames, SILENCE), np.zeros((0, 1), np.float32)
+            return _fit(store[first:last].astype(np.float32), self.reference_frames, SILENCE), np.zeros(
+                (0, 1), np.float32
+            )
         rows = np.concatenate([np.arange(u.start_frame, u.start_frame + u.frames) for u in references])
         energy = np.exp(store[rows].astype(np.float32)).sum(axis=1)
         loud = (energy**2).sum() / max(energy.sum(), 1e-14)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,13 +13,14 @@ from autovoice_plugins.geometry import SAMPLE_RATE
 RESOLUTIONS = ((512, 120), (1024, 240))
 """Window and hop in samples: one sees the envelope, one the harmonics."""
 
-CHANNELS = 24
+CHANNELS = 16
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
 
 
 class SpectrogramDiscriminator(nn.Module):
-    """Convolutions over a log-magnitude spectrogram (multi-resolution discriminator; Jang et al. 2021, UnivNet).
+    """Convolutions over a log-magnitude spectrogram (multi-resolution discriminator; Jang et al. 2021,
+    UnivNet).
 
     Args:
         window: samples.
@@ -34,13 +37,13 @@ class SpectrogramDiscriminator(nn.Module):
         self.register_buffer("hz", torch.linspace(0.0, SAMPLE_RATE / 2, window // 2 + 1), persistent=False)
         widths = (1, CHANNELS, CHANNELS, CHANNELS, CHANNELS)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, (3, 9), stride=(1, 2), padding=(1, 4))
-            for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, (3, 5), stride=(1, 2), padding=(1, 2))
+            for before, after in pairwise(widths)
         )
         self.last = nn.Conv2d(CHANNELS, 1, 3, padding=1)
 
     def forward(self, audio: Tensor, native_rate: Tensor) -> list[Tensor]:
-        """Features of every layer, the scores last, of audio [B, T]; above its native Nyquist nothing is heard."""
+        """Features of every layer, scores last, of audio [B, T], heard up to its native Nyquist."""
         spectrum = torch.stft(
             audio, self.window, self.hop, window=self.shape, center=False, return_complex=True
         )

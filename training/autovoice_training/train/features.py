@@ -1,4 +1,4 @@
-"""What training knows of the corpus beside its audio, measured once with the stages that will serve the voice."""
+"""What training knows of the corpus beside its audio, measured with the stages that will serve the voice."""
 
 from __future__ import annotations
 

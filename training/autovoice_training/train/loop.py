@@ -71,7 +71,9 @@ class TrainingLoop(ABC):
         self.seconds = 0.0
 
     @abstractmethod
-    def losses(self, module: nn.Module, step: int, split: str, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, module: nn.Module, step: int, split: str, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Losses of the batch of a step; ``total`` is what is minimised."""
 
     def _learning_rate_factor(self, step: int) -> float:
@@ -127,7 +129,8 @@ class TrainingLoop(ABC):
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient of step {self.step} is not finite; lower {self.name}.learning_rate and start again"
+                f"the gradient of step {self.step} is not finite; lower {self.name}.learning_rate and start "
+                "again"
             )
         self.optimizer.step()
         self.schedule.step()
@@ -196,8 +199,8 @@ class TrainingLoop(ABC):
         for name, before in {**state["config"], "seed": state["seed"]}.items():
             if now.get(name) != before and name not in CHANGEABLE:
                 raise ValueError(
-                    f"{self.path} was made with {self.name}.{name} = {before!r}, and now it is {now.get(name)!r}: "
-                    "set it back, or name another folder with --run"
+                    f"{self.path} was made with {self.name}.{name} = {before!r}, and now it is "
+                    f"{now.get(name)!r}: set it back, or name another folder with --run"
                 )
         self.load(state)
         return True

@@ -28,9 +28,9 @@ class SpeakerLoss(nn.Module):
     """Distance of a result's speaker embedding to the target's, and its nearness to other speakers'.
 
     One minus the cosine to the target (speaker consistency loss; Casanova et al. 2022, YourTTS), plus the
-    cross-entropy of picking the target among the source's own voice and the other targets of the batch (softmax
-    form of GE2E; Wan et al. 2018). Spectral losses alone have their minimum at the average of the voices that a
-    frame could belong to.
+    cross-entropy of picking the target among the source's own voice and the other targets of the batch
+    (softmax form of GE2E; Wan et al. 2018). Spectral losses alone have their minimum at the average of the
+    voices that a frame could belong to.
     """
 
     def __init__(self) -> None:
@@ -81,15 +81,17 @@ class PhoneLoss(nn.Module):
         return torch.log_softmax(logits.float(), dim=2)
 
     def forward(self, result: Tensor, wanted: Tensor) -> Tensor:
-        """Compares mel power [B, F, 80] of a result with log posteriors [B, F, 41] of its frames; nats a frame."""
+        """Compares mel power [B, F, 80] with log posteriors [B, F, 41] of the same frames; nats a frame."""
         found, wanted = self.logits(result)[:, 1:], wanted[:, :-1]
         return (wanted.exp() * (wanted - found)).sum(dim=2).mean()
 
 
 class FilterLoss(nn.Module):
-    """Distance of filters from the smooth log spectrum of the target, up to 8 kHz and to the target's Nyquist.
+    """Distance of filters from the smooth log spectrum of the target, up to 8 kHz and to the target's
+    Nyquist.
 
-    What the two filters let through together is compared with the envelope of the target's frame, level included.
+    What the two filters let through together is compared with the envelope of the target's frame, level
+    included.
 
     Args:
         analysis: makes the envelopes.
@@ -105,8 +107,10 @@ class FilterLoss(nn.Module):
         self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
         self.register_buffer("hz", torch.from_numpy(band_frequencies()).float(), persistent=False)
 
-    def forward(self, harmonic: Tensor, noise: Tensor, target: Tensor, native_rate: Tensor, paired: Tensor) -> Tensor:
-        """Compares log magnitudes [B, F, 80] with mel power [B, F, 80] of the same frames; nepers, a scalar."""
+    def forward(
+        self, harmonic: Tensor, noise: Tensor, target: Tensor, native_rate: Tensor, paired: Tensor
+    ) -> Tensor:
+        """Compares log magnitudes [B, F, 80] with mel power [B, F, 80] of the frames; nepers, a scalar."""
         log_magnitude, loudness = self.analysis.level_free(target)
         wanted = self.analysis.envelope(log_magnitude) @ self.to_bands + loudness.unsqueeze(2)
         found = 0.5 * torch.logaddexp(2.0 * harmonic, 2.0 * noise)

@@ -47,7 +47,8 @@ def publish(
     corpus = synthesizer.sampler.corpus
     hours = {
         engine: round(
-            sum(u.frames for u in corpus.utterances if corpus.speakers[u.speaker].engine == engine) / 360_000, 2
+            sum(u.frames for u in corpus.utterances if corpus.speakers[u.speaker].engine == engine) / 360_000,
+            2,
         )
         for engine in sorted({speaker.engine for speaker in corpus.speakers.values()})
     }

@@ -23,7 +23,8 @@ from autovoice_training.train.perturbation import perturb_mel
 
 
 class SynthesizerLoop(TrainingLoop):
-    """Filters near the target's envelopes, audio near the target's spectra, its identity and the source's words.
+    """Filters near the target's envelopes, audio near the target's spectra, its identity and the source's
+    words.
 
     Args:
         encoder: trained; left as it is.
@@ -58,7 +59,9 @@ class SynthesizerLoop(TrainingLoop):
             self.discriminators.parameters(), lr=config.discriminator_rate, betas=(0.8, 0.99)
         )
 
-    def losses(self, module: nn.Module, step: int, split: str, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, module: nn.Module, step: int, split: str, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         batch = self.sampler.batch(step, split).to(self.device)
         paired, frames = batch.paired.float(), batch.target.shape[1]
         embedding = self._embedding(batch)
@@ -74,7 +77,11 @@ class SynthesizerLoop(TrainingLoop):
         memory = self._memory(module, content, embedding, batch.past, generator)
         now = torch.cat(content, dim=2)[:, -frames:]
         state = torch.cat(
-            [memory, memory.new_zeros(len(memory), module.state_size - module.filter_state - module.memory_size)], dim=1
+            [
+                memory,
+                memory.new_zeros(len(memory), module.state_size - module.filter_state - module.memory_size),
+            ],
+            dim=1,
         )
         f0, periodicity = batch.pitch.unbind(dim=2)
         with self.autocast():
@@ -121,7 +128,6 @@ class SynthesizerLoop(TrainingLoop):
             "words": said,
             "adversarial": adversarial,
             "matching": matching,
-            "sharpness": torch.exp(module.sharpness.detach()),
         }
 
     def _train_opponent(self, real: Tensor, result: Tensor, batch: Batch) -> None:
@@ -166,4 +172,3 @@ class SynthesizerLoop(TrainingLoop):
         difference = target - content.envelope[:, :history]
         _, memory = module.mean_difference(difference, content.speech[:, :history] * used, empty)
         return memory
-

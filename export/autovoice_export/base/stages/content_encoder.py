@@ -59,7 +59,8 @@ class Content(NamedTuple):
 
     Attributes:
         speech: probability that the frame is no pause, [B, F, 1].
-        key: what sound it is, of unit length, [B, F, 24]; frames of one sound have nearby keys whoever says it.
+        key: what sound it is, of unit length, [B, F, 24]; frames of one sound have nearby keys whoever says
+            it.
         learnt: the bottleneck, [B, F, content_size].
         envelope: cosines of the frame's own level-free log spectrum, [B, F, envelope_size].
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,17 +28,19 @@ NOISE_BLOCKS = 256
 NOISE_SEED = 20240229
 # 1 / e^30 is far below the filters' floor: an unvoiced frame has no harmonics at all.
 UNVOICED_ATTENUATION = 30.0
-# Frames over which the mean difference of target and source is taken, and those that no difference counts for.
+# Frames over which the mean difference of target and source is taken, and those that no difference counts
+# for.
 MEMORY_FRAMES = 1000
 PRIOR_FRAMES = 20.0
-# No envelope of a voice is further from the average in any cosine; it bounds what a vector that is no embedding
-# can ask for.
+# No envelope of a voice is further from the average in any cosine; it bounds what a vector that is no
+# embedding can ask for.
 LARGEST_COSINE = 40.0
 # Points of the correction above the analysed band.
 HIGH_POINTS = 6
-# Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training starts.
+# Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training
+# starts.
 NOISE_SHARES = {0: 0.02, 1000: 0.03, 2000: 0.06, 3000: 0.12, 4000: 0.2, 6000: 0.4, 8000: 0.6, 12000: 0.8}
-# Of the comparison of keys, where training starts: about the three most similar frames count.
+# Of the comparison of keys: about the three most similar frames count. Spectral losses would blur it.
 SHARPNESS = 40.0
 # Of full scale; from here on peaks are bent.
 KNEE = 0.9
@@ -87,8 +88,8 @@ def envelope_to_bands(size: int) -> Tensor:
 def correction_basis(size: int) -> Tensor:
     """Matrix [size + HIGH_POINTS, BANDS] of what a correction of a filter is made of.
 
-    The cosines of an envelope, and above the analysed band, of which the envelope says nothing, values that are
-    interpolated linearly; they start from what the cosines give at its upper edge.
+    The cosines of an envelope, and above the analysed band, of which the envelope says nothing, values that
+    are interpolated linearly; they start from what the cosines give at its upper edge.
     """
     hz = band_frequencies()
     knots = np.linspace(np.searchsorted(hz, HIGH_HZ) - 1, BANDS - 1, HIGH_POINTS + 1)
@@ -122,9 +123,9 @@ class Synthesizer(nn.Module):
     """Gated causal convolutions make of two envelopes a harmonic and a noise filter per frame.
 
     One is the source's own, moved by the mean difference of the target to it: it has every detail of what is
-    said. The other is the target's, read from the frames of its reference whose keys resemble the source's key
-    (scaled dot-product attention; Vaswani et al. 2017). The network says how much of each to take, cosine by
-    cosine, and what to correct.
+    said. The other is the target's, read from the frames of its reference whose keys resemble the source's
+    key (scaled dot-product attention; Vaswani et al. 2017). The network says how much of each to take,
+    cosine by cosine, and what to correct.
 
     The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
     noise model; Serra & Smith 1990, differentiable form Engel et al. 2020). The loudness of the source
@@ -144,7 +145,6 @@ class Synthesizer(nn.Module):
         self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
         self.register_buffer("basis", correction_basis(size), persistent=False)
         self.register_buffer("start", noise_attenuation(), persistent=False)
-        self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.embedding = nn.Sequential(
             nn.Linear(IDENTITY_SIZE + size, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
@@ -159,6 +159,7 @@ class Synthesizer(nn.Module):
         self.correction = FrameConvolution(config.channels, 2 * self.basis.shape[0], 1)
         for layer in (self.share, self.correction):
             nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         self.memory_size = 1 + size
         self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
@@ -166,7 +167,7 @@ class Synthesizer(nn.Module):
 
     def look_up(self, key: Tensor, voice: Voice) -> Tensor:
         """The target's envelope of frames with these keys, [B, F, 40] for [B, F, 24]."""
-        scores = torch.matmul(key * torch.exp(self.sharpness), voice.keys.transpose(1, 2))
+        scores = torch.matmul(key * SHARPNESS, voice.keys.transpose(1, 2))
         envelopes = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE)
         return torch.matmul(torch.softmax(scores, dim=2), envelopes)
 

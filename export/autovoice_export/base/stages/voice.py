@@ -1,8 +1,8 @@
 """What an embedding says about a voice: who it resembles, and frames of its speech.
 
-EMBEDDING holds, in this order: the identity of the speaker encoder [256], a one, and 192 frames taken evenly from
-the speech of the reference: of each its key, which says what sound it is [24], and its spectral envelope [40]. The
-one, which a change of length scales along with the rest, undoes such a change.
+EMBEDDING holds, in this order: the identity of the speaker encoder [256], a one, and 192 frames taken
+evenly from the speech of the reference: of each its key, which says what sound it is [24], and its spectral
+envelope [40]. The one, which a change of length scales along with the rest, undoes such a change.
 """
 
 from __future__ import annotations

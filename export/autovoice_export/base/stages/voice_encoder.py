@@ -33,7 +33,7 @@ class VoiceEncoder(nn.Module):
         self.content = content_encoder
 
     def frames(self, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys [B, F, 24], envelopes [B, F, 40] and mean squares [B, F] of audio [B, T], F = ceil(T / 240)."""
+        """Keys [B, F, 24], envelopes [B, F, 40] and mean squares [B, F] of audio [B, T], F = T / 240."""
         encoder = self.content
         before = audio.new_zeros(audio.shape[0], encoder.audio_state)
         # Two blocks behind the last one, so that its frame is complete, and what rounds it up to a block.
@@ -55,14 +55,18 @@ class VoiceEncoder(nn.Module):
         """
         keys, envelopes, energy = self.frames(reference_audio)
         chosen = speech_frames(energy)
-        return pack(self.speaker(reference_audio), gather_frames(keys, chosen), gather_frames(envelopes, chosen))
+        return pack(
+            self.speaker(reference_audio), gather_frames(keys, chosen), gather_frames(envelopes, chosen)
+        )
 
 
 def speech_frames(energy: Tensor) -> Tensor:
     """Indices [B, TOKENS] of frames that lie evenly over the speech among frames of mean square [B, F]."""
     frames = energy.shape[1]
     # The level of the loud frames: pauses, however long, do not change it.
-    loud = (energy**2).sum(dim=1, keepdim=True) / torch.clamp(energy.sum(dim=1, keepdim=True), min=_TINY_POWER)
+    loud = (energy**2).sum(dim=1, keepdim=True) / torch.clamp(
+        energy.sum(dim=1, keepdim=True), min=_TINY_POWER
+    )
     speech = energy >= loud * 10.0 ** (-0.1 * SPEECH_RANGE_DB)
     # Counted in floats, which are exact up to 2^24 frames: TensorRT has no cumulative sum of integers.
     rank = torch.cumsum(speech.to(energy.dtype), dim=1).to(torch.int64)
