@@ -477,7 +477,8 @@ class VoiceConversionPipeline:
             Unit vector [E]: the mean identity, and frames of all recordings in turn.
 
         Raises:
-            EmbeddingError: one is no embedding, or they cancel each other out.
+            EmbeddingError: none are given, one is no embedding, they cancel each other out, or the weights
+                are no numbers from 0 up.
         """
         return join_embeddings(embeddings, self._base.clock, weights)
 

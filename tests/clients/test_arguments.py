@@ -165,7 +165,17 @@ def calls(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 NAMES = (
     *("convert", "convert_detailed", "profile_conversion", "convert_file", "batch_convert", "stream", "push"),
-    *("embed", "embed_file", "join_embeddings", "similarity", "extract_f0", "median_f0", "median_f0_file", "warmup", "list_voices"),
+    *(
+        "embed",
+        "embed_file",
+        "join_embeddings",
+        "similarity",
+        "extract_f0",
+        "median_f0",
+        "median_f0_file",
+        "warmup",
+        "list_voices",
+    ),
     *("VoiceConversionPipeline", "AsyncVoiceConversionPipeline"),
     *("read_audio", "write_audio", "load_embedding", "save_embedding"),
 )

@@ -95,13 +95,19 @@ def join_embeddings(
         Unit vector [E].
 
     Raises:
-        EmbeddingError: one is no embedding, or they cancel each other out.
+        EmbeddingError: none are given, one is no embedding, they cancel each other out, or the weights are no
+            numbers from 0 up.
     """
-    rows = np.stack([check_embedding(one, clock.embedding_size) for one in embeddings]).astype(np.float64)
-    if len(rows) == 1:
-        return np.asarray(rows[0], dtype=np.float32)
-    share = np.asarray([1.0] * len(rows) if weights is None else weights, dtype=np.float64)
-    share /= share.sum()
+    try:
+        vectors = [check_embedding(one, clock.embedding_size) for one in embeddings]
+    except TypeError:  # no iterable, or an array without axes
+        vectors = []
+    if not vectors:
+        raise EmbeddingError(f"embeddings is {embeddings!r}; give a list of vectors made by embed()")
+    share = _shares(weights, len(vectors))
+    if len(vectors) == 1:
+        return vectors[0]
+    rows = np.stack(vectors).astype(np.float64)
     size, count = clock.identity_size, clock.embedding_frames
     rows /= np.maximum(np.linalg.norm(rows[:, :size], axis=1, keepdims=True), 1e-12)
     identity = share @ rows[:, :size]
@@ -116,6 +122,21 @@ def join_embeddings(
     frames = rows[:, size + 1 :].reshape(len(rows), count, -1)[recording, frame]
     joined = np.concatenate([identity / norm, [1.0], frames.ravel()])
     return np.asarray(joined / np.linalg.norm(joined), dtype=np.float32)
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> npt.NDArray[np.float64]:
+    """How much each of `count` recordings counts; the sum is 1."""
+    if weights is None:
+        return np.full(count, 1.0 / count)
+    try:
+        values = np.asarray(weights)
+    except ValueError:  # ragged
+        values = np.zeros(0)
+    if values.shape == (count,) and values.dtype.kind in "fiu" and (values >= 0).all():
+        total = float(values.sum())
+        if 0.0 < total < np.inf:
+            return values.astype(np.float64) / total
+    raise EmbeddingError(f"weights is {weights!r}; give {count} numbers from 0 up, of which one is above 0")
 
 
 def similarity(first: FloatArray, second: FloatArray, clock: FrameClock) -> float:

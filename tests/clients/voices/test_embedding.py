@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,16 @@ def test_the_identity_is_that_of_the_mean_direction() -> None:
     mean = 0.75 * identities[0] + 0.25 * identities[1]
     np.testing.assert_allclose(parts(joined)[0], mean / np.linalg.norm(mean), atol=1e-5)
     assert similarity(joined, first, CLOCK) > similarity(joined, second, CLOCK)
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, -1.0], [0, 0], [np.nan, 1.0], ["a", "b"], [[1.0], [1.0, 2.0]], 2.0]
+)
+def test_weights_that_are_none_are_named(weights: Any) -> None:
+    with pytest.raises(EmbeddingError, match=r"weights is .*; give 2 numbers from 0 up"):
+        join_embeddings([embedding(1), embedding(2)], CLOCK, weights)
+    with pytest.raises(EmbeddingError, match="weights is"):
+        join_embeddings([embedding(1)], CLOCK, [0.0])
 
 
 def test_opposite_voices_are_refused() -> None:
