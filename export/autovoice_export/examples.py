@@ -65,7 +65,7 @@ def voice(shape: tuple[int, ...], sample_rate: int, generator: np.random.Generat
 
 
 def _content(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Content of the base voice: speech with pauses, and keys of unit length. Imported voices take any values."""
+    """Content of the base voice: speech with pauses, keys of unit length. Imported voices take any values."""
     value = generator.standard_normal(shape)
     value[:, :, 0] = generator.random(shape[:2]) < 0.8
     key = value[:, :, 1 : 1 + KEY_SIZE]
