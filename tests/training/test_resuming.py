@@ -29,7 +29,7 @@ def tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 @BOTH
 def test_resumed_run_equals_an_uninterrupted_one(make: Any, corpus_folder: Path, tmp_path: Path) -> None:
-    """Discriminators take part from the second step on, at which this run is interrupted."""
+    """Discriminators too, which took part in the step before the interruption."""
     straight: TrainingLoop = make(corpus_folder, tmp_path / "straight")
     assert not straight.resume()
     assert straight.train(QUIET)

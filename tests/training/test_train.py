@@ -125,7 +125,7 @@ class TestVoice:
         checkpoint = load_checkpoint(voice)
         metadata = checkpoint.metadata
         assert metadata["steps"] == {"content": 1, "synthesizer": 1}
-        assert metadata["train"]["synthesizer"]["adversarial_from"] == 1
+        assert metadata["train"]["synthesizer"]["adversarial_from"] == 0
         assert metadata["corpus"]["speakers"] == 3
         assert set(metadata["corpus"]["hours"]) == {"kokoro", "people"}
 

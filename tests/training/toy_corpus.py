@@ -99,8 +99,8 @@ def make_content(folder: Path, run: Path, device: str = "cpu", **changes: Any) -
 
 
 def make_synthesizer(folder: Path, run: Path, device: str = "cpu", **changes: Any) -> SynthesizerLoop:
-    """A loop whose discriminators take part from the second step on."""
-    options = {"steps": 4, "unpaired_items": 1, "history_frames": 30, "adversarial_from": 1}
+    """A loop whose discriminators take part from the first step on."""
+    options = {"steps": 4, "unpaired_items": 1, "history_frames": 30, "adversarial_from": 0}
     config = SynthesizerTraining(**{**options, **SMALL, **changes})
     torch.manual_seed(0)
     encoder = KeyedEncoder().encoder.eval()
