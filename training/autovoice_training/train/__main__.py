@@ -92,11 +92,11 @@ def main(
         synthesizer = Synthesizer()
         loop = SynthesizerLoop(encoder, synthesizer, sampler, part, settings.seed, run, where)
         _resume(loop, console)
-    except (CorpusError, ValueError, OSError, VoiceConversionError) as error:
+        if loop.train(console, deadline):
+            publish(settings, content, loop, pitch_extractor, checkpoint, console)
+    except (CorpusError, FloatingPointError, ValueError, OSError, VoiceConversionError) as error:
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    loop.train(console, deadline)
-    publish(settings, content, loop, pitch_extractor, checkpoint, console)
 
 
 def _resume(loop: ContentTraining | SynthesizerLoop, console: Console) -> None:
