@@ -88,6 +88,8 @@ class SynthesizerTraining(StageConfig):
         adversarial_weight: weight of their scores.
         matching_weight: weight of the distance of their features.
         discriminator_rate: their learning rate.
+        share_shift: added at the end to the log odds of the target's share of every cosine: below 0 more
+            words stay, above 0 less of the source's voice. It is decided on the development sets.
     """
 
     unpaired_items: int = 4
@@ -101,6 +103,7 @@ class SynthesizerTraining(StageConfig):
     adversarial_weight: float = 0.3
     matching_weight: float = 0.3
     discriminator_rate: float = 5e-4
+    share_shift: float = 0.0
 
 
 @dataclass(frozen=True)

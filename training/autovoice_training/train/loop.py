@@ -28,7 +28,7 @@ from autovoice_training.train.data import Sampler
 
 VALIDATION_BATCHES = 3
 # What may differ when a run is resumed; the rest decides what the weights so far have learnt from.
-CHANGEABLE = ("steps", "checkpoint_steps")
+CHANGEABLE = ("steps", "checkpoint_steps", "share_shift")
 
 
 class TrainingLoop(ABC):

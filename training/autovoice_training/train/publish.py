@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from autovoice_export.base.checkpoint import save_checkpoint
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
@@ -59,10 +60,13 @@ def publish(
         "device": torch.cuda.get_device_name(content.device) if content.device.type == "cuda" else "cpu",
         "corpus": {"seed": corpus.seed, "speakers": len(corpus.speakers), "hours": hours},
     }
+    finished = cast(Synthesizer, synthesizer.average.module.cpu())
+    with torch.no_grad():
+        cast(Tensor, finished.share.bias).add_(settings.synthesizer.share_shift)
     save_checkpoint(
         path,
         content.average.module.encoder.cpu(),
-        cast(Synthesizer, synthesizer.average.module.cpu()),
+        finished,
         fit_target_pitch(synthesizer.sampler),
         pitch_extractor,
         metadata,
