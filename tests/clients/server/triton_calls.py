@@ -111,7 +111,7 @@ def find_repository() -> Path:
 @cache
 def _recorded_voices() -> list[Array]:
     with VoiceConversionPipeline(PipelineConfig(repository=find_repository(), threads=1)) as pipeline:
-        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_*.flac"))]
+        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_[as]*.flac"))]
 
 
 def voice(seed: int, semitones: float = 0.0) -> dict[str, Array]:

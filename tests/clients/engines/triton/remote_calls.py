@@ -33,7 +33,7 @@ def hum(seconds: float, hertz: float = 140.0, rate: int = RATE) -> np.ndarray:
 @cache
 def _recorded_voices() -> list[np.ndarray]:
     with VoiceConversionPipeline(PipelineConfig(threads=1)) as pipeline:
-        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_*.flac"))]
+        return [pipeline.embed_file(path) for path in sorted((ROOT / "demo").glob("target_[as]*.flac"))]
 
 
 def speaker(seed: int) -> np.ndarray:
