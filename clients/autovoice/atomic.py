@@ -52,19 +52,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with suppress(FileNotFoundError):
             mode = target.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise OutputError(f"output {path} is a directory; name a file in it")
-        temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
-        if stat.S_ISREG(mode) or not mode:
-            temporary.touch(exist_ok=False)
     except OSError as error:
-        raise OutputError(
-            f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
-        ) from error
+        raise _unwritable(path, error) from error
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"output {path} is a directory; name a file in it")
     if mode and not stat.S_ISREG(mode):
         yield target
         return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+    # A signal may end the program at any line: the file is made where it is also removed.
     try:
+        try:
+            temporary.touch(exist_ok=False)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         yield temporary
         try:
             sync(temporary)
@@ -79,6 +80,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    return OutputError(
+        f"output {path} cannot be written ({reason_of(error)}); choose a folder you can write to"
+    )
 
 
 def sync(path: Path) -> None:

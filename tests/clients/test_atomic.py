@@ -114,3 +114,18 @@ def test_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="File name too long"):
         write(tmp_path / ("n" * 256))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_right_behind_the_making_of_the_file_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = Path.touch
+
+    def ended(path: Path, **options: bool) -> None:
+        touch(path, **options)
+        raise SystemExit(143)  # what the command's handler of SIGTERM raises, wherever the program is
+
+    monkeypatch.setattr(Path, "touch", ended)
+    with pytest.raises(SystemExit):
+        write(tmp_path / "x.wav")
+    assert list(tmp_path.iterdir()) == []
