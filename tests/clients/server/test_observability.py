@@ -138,6 +138,11 @@ def test_metrics_count_requests_by_model(server: TritonServer) -> None:
     with grpc_client(server.options) as client:
         for _ in range(3):
             client.infer("voice_conversion", FEEDS)
-    after = counted()
-    for model in ("voice_conversion", "synthesizer"):
-        assert after[model] == before.get(model, 0.0) + 3
+    models = ("voice_conversion", "synthesizer")
+    expected = {model: before.get(model, 0.0) + 3 for model in models}
+    deadline = time.monotonic() + 10
+    # The server counts a request after it has answered it.
+    while (after := counted()) and any(after[model] < expected[model] for model in models):
+        assert time.monotonic() < deadline, (after, expected)
+        time.sleep(0.05)
+    assert {model: after[model] for model in models} == expected
