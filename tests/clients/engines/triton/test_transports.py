@@ -117,6 +117,7 @@ def http_server(
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        request_queue_size = 128  # of five, a hundred connections at once reset some
 
     server = Server((host, 0), Handler)
     scheme = "http"
