@@ -20,12 +20,15 @@ from autovoice_export.base.stages.content_encoder import ContentEncoder, Content
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
+from autovoice_export.base.stages.voice_encoder import ReferenceEncoder, ReferenceEncoderConfig
 from autovoice_export.build_errors import CheckpointError
 
 _HEADER_KEY = "autovoice"
-_FORMAT = 4
+_FORMAT = 5
 
-_Config = TypeVar("_Config", ContentEncoderConfig, PitchExtractorConfig, SynthesizerConfig)
+_Config = TypeVar(
+    "_Config", ContentEncoderConfig, PitchExtractorConfig, ReferenceEncoderConfig, SynthesizerConfig
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Checkpoint:
 
     Attributes:
         content_encoder: in evaluation mode.
+        reference_encoder: in evaluation mode.
         synthesizer: in evaluation mode.
         target_pitch: in evaluation mode.
         pitch_extractor: in evaluation mode.
@@ -42,6 +46,7 @@ class Checkpoint:
     """
 
     content_encoder: ContentEncoder
+    reference_encoder: ReferenceEncoder
     synthesizer: Synthesizer
     target_pitch: TargetPitch
     pitch_extractor: PitchExtractor
@@ -54,16 +59,24 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             content_encoder, synthesizer = ContentEncoder().eval(), Synthesizer().eval()
-            pitch_extractor = PitchExtractor().eval()
+            reference_encoder, pitch_extractor = ReferenceEncoder().eval(), PitchExtractor().eval()
             # As it starts training, the output layer says almost the same whatever it is given.
             torch.nn.init.normal_(synthesizer.correction.weight, std=0.1)
         metadata = {"untrained_seed": seed}
-        return cls(content_encoder, synthesizer, TargetPitch().eval(), pitch_extractor, metadata)
+        return cls(
+            content_encoder,
+            reference_encoder,
+            synthesizer,
+            TargetPitch().eval(),
+            pitch_extractor,
+            metadata,
+        )
 
 
 def save_checkpoint(
     path: str | os.PathLike[str],
     content_encoder: ContentEncoder,
+    reference_encoder: ReferenceEncoder,
     synthesizer: Synthesizer,
     target_pitch: TargetPitch,
     pitch_extractor: PitchExtractor,
@@ -74,6 +87,7 @@ def save_checkpoint(
     Args:
         path: where to; its folder is made where missing.
         content_encoder: weights and config are taken from it.
+        reference_encoder: weights and config are taken from it.
         synthesizer: weights and config are taken from it.
         target_pitch: see `autovoice_export.base.stages.target_pitch.fit`.
         pitch_extractor: weights and config are taken from it.
@@ -81,12 +95,14 @@ def save_checkpoint(
     """
     stages = {
         "content_encoder": content_encoder,
+        "reference_encoder": reference_encoder,
         "synthesizer": synthesizer,
         "target_pitch": target_pitch,
         "pitch_extractor": pitch_extractor,
     }
     header = {
         "content_encoder": asdict(content_encoder.config),
+        "reference_encoder": asdict(reference_encoder.config),
         "synthesizer": asdict(synthesizer.config),
         "pitch_extractor": asdict(pitch_extractor.config),
         "metadata": dict(metadata),
@@ -122,15 +138,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     description, tensors = _read(path)
     content_encoder = ContentEncoder(_config(ContentEncoderConfig, description["content_encoder"], path))
+    reference_encoder = ReferenceEncoder(
+        _config(ReferenceEncoderConfig, description["reference_encoder"], path)
+    )
     synthesizer = Synthesizer(_config(SynthesizerConfig, description["synthesizer"], path))
     pitch_extractor = PitchExtractor(_config(PitchExtractorConfig, description["pitch_extractor"], path))
     target_pitch = TargetPitch()
     _fill(content_encoder, "content_encoder", tensors, path)
+    _fill(reference_encoder, "reference_encoder", tensors, path)
     _fill(synthesizer, "synthesizer", tensors, path)
     _fill(target_pitch, "target_pitch", tensors, path)
     _fill(pitch_extractor, "pitch_extractor", tensors, path)
     return Checkpoint(
         content_encoder.eval(),
+        reference_encoder.eval(),
         synthesizer.eval(),
         target_pitch.eval(),
         pitch_extractor.eval(),

@@ -82,7 +82,7 @@ def stages(checkpoint: Checkpoint) -> tuple[Stage, ...]:
     return (
         Stage(
             "speaker_encoder",
-            VoiceEncoder(checkpoint.content_encoder).eval(),
+            VoiceEncoder(checkpoint.reference_encoder).eval(),
             (StageTensor("REFERENCE_AUDIO", (_SAMPLES,)),),
             (_EMBEDDING,),
         ),

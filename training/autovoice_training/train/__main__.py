@@ -76,7 +76,7 @@ def main(
         _resume(content, console)
         if not content.train(console, deadline):
             return
-        encoder = content.average.module.encoder.cpu().eval()
+        encoders = content.average.module.cpu().eval()
         part = settings.synthesizer
         sampler = Sampler(
             corpus,
@@ -86,11 +86,12 @@ def main(
             history=part.history_frames,
             unpaired_items=part.unpaired_items,
             plain_share=part.plain_share,
-            encoder=encoder,
+            reversed_share=part.reversed_share,
+            encoder=encoders.reference,
         )
         torch.manual_seed(settings.seed)
         synthesizer = Synthesizer()
-        loop = SynthesizerLoop(encoder, synthesizer, sampler, part, settings.seed, run, where)
+        loop = SynthesizerLoop(encoders, synthesizer, sampler, part, settings.seed, run, where)
         _resume(loop, console)
         if loop.train(console, deadline):
             publish(settings, content, loop, pitch_extractor, checkpoint, console)

@@ -62,12 +62,16 @@ class ContentConfig(StageConfig):
 
     Attributes:
         reference_frames: frames of the target in which the sounds of an item are looked up.
-        phone_weight: weight of the cross-entropy of the phones beside the distance of the looked-up
+        phone_weight: weight of the cross-entropies of the phones beside the distance of the looked-up
             envelopes.
+        match_weight: weight of the attention's cross-entropy to the frames of the same sound.
+        distil_from: step from which on the reference encoder's phones are those of unlabelled frames.
     """
 
     reference_frames: int = 300
     phone_weight: float = 0.5
+    match_weight: float = 0.3
+    distil_from: int = 300
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class SynthesizerTraining(StageConfig):
             losses of words and speaker alone.
         plain_share: share of items without another voice as source whose source is left as it is: a voice
             into itself.
+        reversed_share: share of those whose source is the recording, converted by the voice so far into another
+            one: what comes out should be the recording again.
         history_frames: most frames of the source that the voice has heard before an item.
         envelope_weight: weight of the distance of the filters from the target's envelope.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.
@@ -93,7 +99,8 @@ class SynthesizerTraining(StageConfig):
     """
 
     unpaired_items: int = 4
-    plain_share: float = 0.4
+    plain_share: float = 0.3
+    reversed_share: float = 0.4
     history_frames: int = 300
     envelope_weight: float = 1.0
     relative_weight: float = 0.5

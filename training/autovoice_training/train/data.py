@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.voice import TOKENS
-from autovoice_export.base.stages.voice_encoder import SPEECH_RANGE_DB
+from autovoice_export.base.stages.voice_encoder import SPEECH_RANGE_DB, ReferenceEncoder
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus, Utterance
 from autovoice_training.train.config import StageConfig
@@ -51,12 +50,14 @@ class Item:
         target: utterance that should come out; of an unpaired item only its speaker counts.
         paired: whether the target says what the source says, in time with it.
         perturb: whether the source is perturbed.
+        reverse: whether the source is the recording converted into another voice.
     """
 
     source: Utterance
     target: Utterance
     paired: bool
     perturb: bool
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Batch:
             1, 80].
         past: frames of the past that there are, [B].
         perturb: whether the source is perturbed, [B].
+        reverse: whether the source is first converted into another voice, [B].
+        melody: F0 and periodicity of the source's past and its frames, [B, H + F, 2].
+        usual_f0: median F0 of the target, Hz, [B].
         phones: of the source's frames, -1 where unknown, [B, F].
         target: log mel power of the target, [B, F, 80].
         audio: of the target, [B, 240 F].
@@ -76,6 +80,7 @@ class Batch:
         reference: log mel power of the reference, [B, R, 80]: of consecutive frames, or of TOKENS frames of
             speech.
         keys: keys of the same frames, [B, TOKENS, 24]; none before there is an encoder.
+        reference_phones: of the same frames where they are consecutive, -1 where unknown, [B, R].
         source_identity: [B, 256].
         native_rate: Hz at which the target was recorded, [B].
         paired: [B].
@@ -84,6 +89,9 @@ class Batch:
     source: Tensor
     past: Tensor
     perturb: Tensor
+    reverse: Tensor
+    melody: Tensor
+    usual_f0: Tensor
     phones: Tensor
     target: Tensor
     audio: Tensor
@@ -91,6 +99,7 @@ class Batch:
     identity: Tensor
     reference: Tensor
     keys: Tensor
+    reference_phones: Tensor
     source_identity: Tensor
     native_rate: Tensor
     paired: Tensor
@@ -112,6 +121,7 @@ class Sampler:
         history: frames of the source's past in a batch.
         unpaired_items: items of a batch whose target is drawn freely.
         plain_share: share of items without another voice as source whose source is left as it is.
+        reversed_share: share of those whose source is converted into another voice.
         reference_frames: consecutive frames of reference; None for TOKENS frames of speech of up to three
             utterances.
         encoder: gives the reference's frames their keys.
@@ -127,12 +137,13 @@ class Sampler:
         history: int = 0,
         unpaired_items: int = 0,
         plain_share: float = 0.0,
+        reversed_share: float = 0.0,
         reference_frames: int | None = None,
-        encoder: ContentEncoder | None = None,
+        encoder: ReferenceEncoder | None = None,
     ) -> None:
         self.corpus, self.config, self.seed = corpus, config, seed
         self.history, self.unpaired_items, self.plain_share = history, unpaired_items, plain_share
-        self.reference_frames = reference_frames
+        self.reversed_share, self.reference_frames = reversed_share, reference_frames
         self.features = {name: _read(folder / f"{name}.npz") for name in corpus.speakers}
         self.utterances: dict[str, list[Utterance]] = defaultdict(list)
         self.number: dict[tuple[str, int], int] = {}
@@ -161,7 +172,12 @@ class Sampler:
             self.of_split["valid"], self.groups["valid"] = self.of_split["train"], self.groups["train"]
         self.keys: dict[str, NDArray[np.float32]] = {}
         if encoder is not None:
-            self.keys = {name: keys_of(one.mel, encoder) for name, one in self.features.items()}
+            said = {
+                name: [(u.start_frame, u.frames) for u in own] for name, own in self.utterances.items()
+            }
+            self.keys = {
+                name: keys_of(one.mel, said[name], encoder) for name, one in self.features.items()
+            }
 
     def batch(self, step: int, split: str = "train") -> Batch:
         """The batch of a step, of the training or the validation split."""
@@ -195,7 +211,11 @@ class Sampler:
             first, second = random.permutation(len(group))[:2]
             return Item(group[first], group[second], paired=True, perturb=bool(random.random() < 0.5))
         own = self._utterance(random, split)
-        return Item(own, own, paired=True, perturb=bool(random.random() >= self.plain_share))
+        kind = random.random()
+        reverse = kind < self.reversed_share
+        plain = not reverse and kind < self.reversed_share + self.plain_share
+        perturb = not plain and (not reverse or random.random() < 0.5)
+        return Item(own, own, paired=True, perturb=bool(perturb), reverse=bool(reverse))
 
     def _unpaired(self, random: np.random.Generator, split: str) -> Item:
         source, target = self._utterance(random, split), self._utterance(random, split)
@@ -223,6 +243,11 @@ class Sampler:
             rows["source"].append(_fit(mel, self.history + frames + 1, SILENCE) + 2.0 * np.log(gain))
             rows["past"].append(past)
             rows["perturb"].append(item.perturb)
+            rows["reverse"].append(item.reverse)
+            stop = start + min(frames, source.frames - first)
+            melody = _cut(own.pitch, start - self.history, stop, 0.0)
+            rows["melody"].append(_fit(melody, self.history + frames, 0.0))
+            rows["usual_f0"].append(np.float32(wanted.median_f0))
             rows["phones"].append(
                 self._frames(self.corpus.phones(source.speaker), source, first, UNKNOWN_PHONE)
             )
@@ -239,33 +264,37 @@ class Sampler:
             references = self._references(random, item)
             rows["identity"].append(_unit(np.mean([self._identity(one) for one in references], axis=0)))
             rows["source_identity"].append(self._identity(source))
-            mel, keys = self._reference(references, random)
+            mel, keys, phones = self._reference(references, random)
             rows["reference"].append(mel)
             rows["keys"].append(keys)
+            rows["reference_phones"].append(phones)
             rows["native_rate"].append(self.corpus.speakers[sung.speaker].native_rate)
             rows["paired"].append(item.paired)
         tensors = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
-        tensors["phones"] = tensors["phones"].long()
+        for name in ("phones", "reference_phones"):
+            tensors[name] = tensors[name].long()
         return Batch(**{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
     def _reference(
         self, references: list[Utterance], random: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
+        """Log mel power, keys and phones of a reference."""
         store = self.features[references[0].speaker].mel
         if self.reference_frames:
             one = references[0]
             first = one.start_frame + int(random.integers(max(1, one.frames - self.reference_frames + 1)))
             last = min(first + self.reference_frames, one.start_frame + one.frames)
-            return _fit(store[first:last].astype(np.float32), self.reference_frames, SILENCE), np.zeros(
-                (0, 1), np.float32
-            )
+            mel = _fit(store[first:last].astype(np.float32), self.reference_frames, SILENCE)
+            phones = self.corpus.phones(one.speaker)[first:last]
+            return mel, np.zeros((0, 1), np.float32), _fit(phones, self.reference_frames, UNKNOWN_PHONE)
         rows = np.concatenate([np.arange(u.start_frame, u.start_frame + u.frames) for u in references])
         energy = np.exp(store[rows].astype(np.float32)).sum(axis=1)
         loud = (energy**2).sum() / max(energy.sum(), 1e-14)
         rows = rows[energy >= loud * 10.0 ** (-0.1 * SPEECH_RANGE_DB)]
         offset = random.random()
         chosen = rows[((np.arange(TOKENS) + offset) / TOKENS * len(rows)).astype(np.int64)]
-        return store[chosen].astype(np.float32), self.keys[references[0].speaker][chosen]
+        unknown = np.zeros(0, np.int16)
+        return store[chosen].astype(np.float32), self.keys[references[0].speaker][chosen], unknown
 
     def _identity(self, utterance: Utterance) -> NDArray[np.float32]:
         number = self.number[utterance.speaker, utterance.start_frame]

@@ -20,3 +20,8 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r}: PyTorch finds no CUDA GPU here; say cpu or auto")
     return device
+
+
+def mixes_precision(device: torch.device) -> bool:
+    """Whether bfloat16 is fast: on a GPU, and on a processor with tiles for it (Intel's AMX)."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())

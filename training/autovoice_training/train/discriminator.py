@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from autovoice_plugins.geometry import SAMPLE_RATE
 
-RESOLUTIONS = ((512, 120), (1024, 240))
+RESOLUTIONS = ((512, 240), (1024, 240))
 """Window and hop in samples: one sees the envelope, one the harmonics."""
 
-CHANNELS = 16
+CHANNELS = 24
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
 
@@ -65,6 +65,7 @@ class Discriminators(nn.ModuleList):
 
     def __init__(self) -> None:
         super().__init__(SpectrogramDiscriminator(window, hop) for window, hop in RESOLUTIONS)
+        self.to(memory_format=torch.channels_last)
 
     def discriminator_loss(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> Tensor:
         """What the discriminators minimise; recordings are those of the paired items [B], results all."""

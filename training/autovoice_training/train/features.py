@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from rich.console import Console
 from rich.progress import track
 
 from autovoice.atomic import atomic_path
-from autovoice_export.base.stages.blocks import StateReader
-from autovoice_export.base.stages.content_encoder import ContentEncoder
 from autovoice_export.base.stages.mel import MelAnalysis
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
 from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
+from autovoice_export.base.stages.sizes import KEY_SIZE
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES
+from autovoice_export.base.stages.voice_encoder import ReferenceEncoder
 from autovoice_plugins.geometry import HOP
 from autovoice_training.corpus.reader import Corpus
 
@@ -91,17 +92,15 @@ def _identity(audio: NDArray[np.int16], encoder: SpeakerEncoder) -> NDArray[np.f
 
 
 @torch.no_grad()
-def keys_of(mel: NDArray[np.float16], encoder: ContentEncoder) -> NDArray[np.float32]:
-    """Keys of every frame of a speaker, [F, 24]."""
-    state = torch.zeros(1, encoder.state_size - encoder.audio_state)
-    padded = np.concatenate([mel, mel[-1:]])
-    parts = []
-    for start in range(0, len(padded), BLOCK_FRAMES):
-        power = torch.exp(torch.from_numpy(padded[start : start + BLOCK_FRAMES].astype(np.float32)))
-        content, _, states = encoder.encode(power.unsqueeze(0), StateReader(state))
-        state = torch.cat(states, dim=1)
-        parts.append(content.key[0].numpy())
-    return np.concatenate(parts)[1:]
+def keys_of(
+    mel: NDArray[np.float16], utterances: Sequence[tuple[int, int]], encoder: ReferenceEncoder
+) -> NDArray[np.float32]:
+    """Keys of every frame of a speaker, [F, 24]; each utterance, (first frame, frames), is a recording."""
+    keys = np.zeros((len(mel), KEY_SIZE), np.float32)
+    for first, frames in utterances:
+        power = torch.exp(torch.from_numpy(mel[first : first + frames].astype(np.float32)))
+        keys[first : first + frames] = encoder(power.unsqueeze(0))[0][0].numpy()
+    return keys
 
 
 def pitch_version(extractor: PitchExtractor) -> str:

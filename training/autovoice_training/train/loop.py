@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from autovoice.atomic import atomic_path
 from autovoice_training.train.config import StageConfig
 from autovoice_training.train.data import Sampler
+from autovoice_training.train.device import mixes_precision
 
 VALIDATION_BATCHES = 3
 # What may differ when a run is resumed; the rest decides what the weights so far have learnt from.
@@ -41,7 +42,7 @@ class TrainingLoop(ABC):
         config: of this part.
         seed: of the perturbations.
         run: folder of the run; ``NAME.pt`` (resume) and ``NAME.jsonl`` (log) lie there.
-        device: to train on; bfloat16 where it is a GPU.
+        device: to train on; bfloat16 where that is faster.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class TrainingLoop(ABC):
         return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision on a GPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        """Mixed precision where it is faster."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixes_precision(self.device))
 
     def train(self, console: Console, deadline: float | None = None) -> bool:
         """Runs to the last step, or until the deadline (of `time.monotonic`).

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autovoice_export.base.stages.blocks import StateReader, mel_filterbank
-from autovoice_export.base.stages.content_encoder import ContentEncoder
+from autovoice_export.base.stages.blocks import mel_filterbank
 from autovoice_export.base.stages.mel import HIGH_HZ, MelAnalysis
 from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.base.stages.synthesizer import envelope_to_bands
+from autovoice_export.base.stages.voice_encoder import ReferenceEncoder
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 from autovoice_plugins.spectral_synth.reference import band_frequencies
 
@@ -61,29 +61,27 @@ class SpeakerLoss(nn.Module):
 
 
 class PhoneLoss(nn.Module):
-    """Difference of the phone posteriors of a result and its source: the words must stay.
+    """Difference of the phones heard in a result and in its source: the words must stay.
 
     Kullback-Leibler divergence of the posteriors, from the source's to the result's. Where the target's own
-    rendition lacks a sound, or has another one, the spectral loss follows it; this loss does not.
+    rendition lacks a sound, or has another one, the spectral loss follows it; this loss does not. The level
+    says nothing, and the encoder that listens is not the one that the synthesizer is given.
 
     Args:
         encoder: trained and left as it is.
     """
 
-    def __init__(self, encoder: ContentEncoder) -> None:
+    def __init__(self, encoder: ReferenceEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def logits(self, mel: Tensor) -> Tensor:
-        """Log posteriors of the phones, [B, F, 41], of mel power [B, F, 80]; index j holds frame j - 1."""
-        state = mel.new_zeros(mel.shape[0], self.encoder.state_size)
-        logits: Tensor = self.encoder.classify(mel, StateReader(state))[1]
-        return torch.log_softmax(logits.float(), dim=2)
+        """Log posteriors of the phones, [B, F, 41], of mel power [B, F, 80]."""
+        return torch.log_softmax(self.encoder(mel)[1].float(), dim=2)
 
     def forward(self, result: Tensor, wanted: Tensor) -> Tensor:
         """Compares mel power [B, F, 80] with log posteriors [B, F, 41] of the same frames; nats a frame."""
-        found, wanted = self.logits(result)[:, 1:], wanted[:, :-1]
-        return (wanted.exp() * (wanted - found)).sum(dim=2).mean()
+        return (wanted.exp() * (wanted - self.logits(result))).sum(dim=2).mean()
 
 
 class FilterLoss(nn.Module):

@@ -63,9 +63,11 @@ def publish(
     finished = cast(Synthesizer, synthesizer.average.module.cpu())
     with torch.no_grad():
         cast(Tensor, finished.share.bias).add_(settings.synthesizer.share_shift)
+    encoders = content.average.module.cpu()
     save_checkpoint(
         path,
-        content.average.module.encoder.cpu(),
+        encoders.encoder,
+        encoders.reference,
         finished,
         fit_target_pitch(synthesizer.sampler),
         pitch_extractor,

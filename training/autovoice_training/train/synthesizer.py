@@ -15,6 +15,7 @@ from autovoice_export.base.stages.synthesizer import Synthesizer
 from autovoice_export.base.stages.voice import pack, unpack
 from autovoice_plugins.geometry import HOP
 from autovoice_training.train.config import SynthesizerTraining
+from autovoice_training.train.content import KeyedEncoder
 from autovoice_training.train.data import Batch, Sampler
 from autovoice_training.train.discriminator import Discriminators
 from autovoice_training.train.loop import TrainingLoop
@@ -27,7 +28,7 @@ class SynthesizerLoop(TrainingLoop):
     words.
 
     Args:
-        encoder: trained; left as it is.
+        encoders: trained; left as they are.
         synthesizer: to train.
         sampler: with keys of that encoder.
         config: of this part.
@@ -40,7 +41,7 @@ class SynthesizerLoop(TrainingLoop):
 
     def __init__(
         self,
-        encoder: ContentEncoder,
+        encoders: KeyedEncoder,
         synthesizer: Synthesizer,
         sampler: Sampler,
         config: SynthesizerTraining,
@@ -49,11 +50,12 @@ class SynthesizerLoop(TrainingLoop):
         device: torch.device,
     ) -> None:
         super().__init__("synthesizer", synthesizer, sampler, config, seed, run, device)
-        self.encoder = encoder.requires_grad_(False).to(device)
+        encoders = encoders.requires_grad_(False).to(device)
+        self.encoder: ContentEncoder = encoders.encoder
         self.mel_loss = MelLoss().to(device)
-        self.filter_loss = FilterLoss(encoder.analysis, encoder.config.envelope_size).to(device)
+        self.filter_loss = FilterLoss(self.encoder.analysis, self.encoder.config.envelope_size).to(device)
         self.speaker_loss = SpeakerLoss().to(device)
-        self.phone_loss = PhoneLoss(self.encoder)
+        self.phone_loss = PhoneLoss(encoders.reference)
         self.discriminators = Discriminators().to(device)
         self.opponent = torch.optim.AdamW(
             self.discriminators.parameters(), lr=config.discriminator_rate, betas=(0.8, 0.99)
@@ -67,13 +69,11 @@ class SynthesizerLoop(TrainingLoop):
         embedding = self._embedding(batch)
         with torch.no_grad():
             clean = torch.exp(batch.source)
-            mel = torch.where(batch.perturb[:, None, None], perturb_mel(clean, generator), clean)
-            state = mel.new_zeros(mel.shape[0], self.encoder.state_size)
+            converted = self._reversed(module, clean, embedding, batch)
+            mel = torch.where(batch.perturb[:, None, None], perturb_mel(converted, generator), converted)
+            content, loudness = self._encode(mel)
             with self.autocast():
-                content, loudness, _ = self.encoder.encode(mel, StateReader(state))
-                words = self.phone_loss.logits(clean)[:, -frames:]
-            content = Content(*(part[:, 1:].float() for part in content))
-            loudness = loudness[:, 1:].float()
+                words = self.phone_loss.logits(clean[:, -frames - 1 : -1])
         memory = self._memory(module, content, embedding, batch.past, generator)
         now = torch.cat(content, dim=2)[:, -frames:]
         state = torch.cat(
@@ -95,20 +95,20 @@ class SynthesizerLoop(TrainingLoop):
         audio, wanted = audio[:, HOP // 2 :], batch.audio[:, : -(HOP // 2)]
         weight = paired.unsqueeze(1).expand(-1, frames)
         mel_distance, relative = self.mel_loss(audio, wanted, batch.native_rate, weight)
-        heard = self.encoder.analysis(functional.pad(audio, (HOP, HOP + HOP // 2)))
         with self.autocast():
-            said = self.phone_loss(heard, words)
+            said = self.phone_loss(self._mel(audio), words)
         some = max(self.config.unpaired_items, 1) * 2
         speaker = self.speaker_loss(audio[:some], batch.identity[:some], batch.source_identity[:some])
         config = self.config
         adversarial = matching = audio.new_zeros(())
         if step >= config.adversarial_from or split == "valid":
+            judged = slice(step % 2, None, 2)  # every second item: they take as long as all the rest
+            parts = wanted[judged], audio[judged], batch.native_rate[judged], batch.paired[judged]
             if split == "train":
-                self._train_opponent(wanted, audio.detach(), batch)
+                self._train_opponent(parts[0], parts[1].detach(), *parts[2:])
             self.discriminators.requires_grad_(False)
-            adversarial, matching = self.discriminators.generator_loss(
-                wanted, audio, batch.native_rate, batch.paired
-            )
+            with self.autocast():
+                adversarial, matching = self.discriminators.generator_loss(*parts)
             self.discriminators.requires_grad_(True)
         total = (
             mel_distance
@@ -130,8 +130,9 @@ class SynthesizerLoop(TrainingLoop):
             "matching": matching,
         }
 
-    def _train_opponent(self, real: Tensor, result: Tensor, batch: Batch) -> None:
-        loss = self.discriminators.discriminator_loss(real, result, batch.native_rate, batch.paired)
+    def _train_opponent(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> None:
+        with self.autocast():
+            loss = self.discriminators.discriminator_loss(real, result, native_rate, paired)
         self.opponent.zero_grad(set_to_none=True)
         loss.backward()
         self.opponent.step()
@@ -150,6 +151,42 @@ class SynthesizerLoop(TrainingLoop):
         self.discriminators.load_state_dict(state["discriminators"])
         self.opponent.load_state_dict(state["opponent"])
 
+    def _encode(self, mel: Tensor) -> tuple[Content, Tensor]:
+        """Content and loudness of all frames but the last of mel power [B, F + 1, 80]."""
+        state = mel.new_zeros(mel.shape[0], self.encoder.state_size)
+        with self.autocast():
+            content, loudness, _ = self.encoder.encode(mel, StateReader(state))
+        return Content(*(part[:, 1:].float() for part in content)), loudness[:, 1:].float()
+
+    def _mel(self, audio: Tensor) -> Tensor:
+        """Mel power of the frames of audio of which the first half block was cut off."""
+        mel: Tensor = self.encoder.analysis(functional.pad(audio, (HOP, HOP + HOP // 2)))
+        return mel
+
+    def _reversed(self, module: nn.Module, mel: Tensor, embedding: Tensor, batch: Batch) -> Tensor:
+        """Mel power of the sources, [B, H + F + 1, 80], those to be reversed in the next item's voice."""
+        chosen = batch.reverse.nonzero().squeeze(1)
+        if len(chosen) == 0:
+            return mel
+        others = (chosen + 1) % len(batch.reverse)
+        ratio = (batch.usual_f0[others] / batch.usual_f0[chosen]).clamp(0.5, 2.0)
+        content, loudness = self._encode(mel[chosen])
+        f0, periodicity = batch.melody[chosen].unbind(dim=2)
+        f0 = f0 * ratio.unsqueeze(1)
+        state = mel.new_zeros(len(chosen), module.state_size)
+        with self.autocast():
+            harmonic, noise, _ = module.filters(
+                torch.cat(content, dim=2),
+                loudness,
+                f0,
+                periodicity,
+                embedding[others],
+                StateReader(state[:, module.filter_state :]),
+            )
+        audio, _ = module.render(f0, harmonic.float(), noise.float(), state[:, : module.filter_state])
+        made = self._mel(audio[:, HOP // 2 :])
+        return mel.index_copy(0, chosen, torch.cat([made, mel[chosen, -1:]], dim=1))
+
     def _embedding(self, batch: Batch) -> Tensor:
         analysis = self.encoder.analysis
         with torch.no_grad():
@@ -159,7 +196,7 @@ class SynthesizerLoop(TrainingLoop):
     def _memory(
         self, module: nn.Module, content: Content, embedding: Tensor, past: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The synthesizer's memory after some of the frames before the crop, [B, 41]."""
+        """The synthesizer's memory after some of the frames before the crop, [B, memory_size]."""
         history = self.sampler.history
         empty = embedding.new_zeros(len(embedding), module.memory_size)
         if history == 0:
@@ -168,7 +205,7 @@ class SynthesizerLoop(TrainingLoop):
         heard = torch.minimum(past.float(), torch.floor(share * (history + 1)))
         position = torch.arange(history, device=past.device)
         used = (position.unsqueeze(0) >= history - heard.unsqueeze(1)).float().unsqueeze(2)
-        target = module.look_up(content.key[:, :history], unpack(embedding))
-        difference = target - content.envelope[:, :history]
-        _, memory = module.mean_difference(difference, content.speech[:, :history] * used, empty)
+        target, _ = module.look_up(content.key[:, :history], unpack(embedding))
+        weight = content.speech[:, :history] * used
+        _, memory = module.move(content.envelope[:, :history], target, weight, empty)
         return memory

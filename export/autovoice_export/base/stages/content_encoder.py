@@ -43,7 +43,7 @@ class ContentEncoderConfig:
     mel_bands: int = MEL_BANDS
     low_hz: float = LOW_HZ
     high_hz: float = HIGH_HZ
-    channels: int = 160
+    channels: int = 224
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4, 8))
     content_size: int = 96
     envelope_size: int = ENVELOPE_SIZE

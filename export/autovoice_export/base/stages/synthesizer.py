@@ -28,10 +28,16 @@ NOISE_BLOCKS = 256
 NOISE_SEED = 20240229
 # 1 / e^30 is far below the filters' floor: an unvoiced frame has no harmonics at all.
 UNVOICED_ATTENUATION = 30.0
-# Frames over which the mean difference of target and source is taken, and those that no difference counts
-# for.
+# Frames over which target and source are compared, and those that count for no difference between them.
 MEMORY_FRAMES = 1000
 PRIOR_FRAMES = 20.0
+# Warps of the frequency axis that are tried, evenly spaced in the logarithm: between women and men it is 1.17.
+WARPS = 13
+LARGEST_WARP = 0.24
+# Cosines by which a warp is judged: the level and fine detail say nothing of the length of a vocal tract.
+WARPED_COSINES = slice(1, 16)
+# How much better than others a warp has to fit to be the only one.
+WARP_CONTRAST = 200.0
 # No envelope of a voice is further from the average in any cosine; it bounds what a vector that is no
 # embedding can ask for.
 LARGEST_COSINE = 40.0
@@ -40,8 +46,10 @@ HIGH_POINTS = 6
 # Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training
 # starts.
 NOISE_SHARES = {0: 0.02, 1000: 0.03, 2000: 0.06, 3000: 0.12, 4000: 0.2, 6000: 0.4, 8000: 0.6, 12000: 0.8}
-# Of the comparison of keys: about the three most similar frames count. Spectral losses would blur it.
+# Of the comparison of keys: about the three most similar frames count, or all those of the same sound. Spectral
+# losses would blur it.
 SHARPNESS = 40.0
+SOFTNESS = 10.0
 # Of full scale; from here on peaks are bent.
 KNEE = 0.9
 
@@ -60,7 +68,7 @@ class SynthesizerConfig:
 
     content_size: int = 96
     envelope_size: int = ENVELOPE_SIZE
-    channels: int = 192
+    channels: int = 224
     dilations: tuple[int, ...] = field(default=(1, 2, 4, 8, 1, 2, 4, 8))
     condition_size: int = 128
 
@@ -83,6 +91,17 @@ def envelope_to_bands(size: int) -> Tensor:
     bands = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1])
     place = np.interp(band_frequencies(), bands, np.arange(MEL_BANDS))
     return cosine_basis(MEL_BANDS, size).T @ _interpolation(place)
+
+
+def warp_matrices(size: int) -> Tensor:
+    """Matrices [WARPS, size, size] by which envelopes [..., size] become those of shorter to longer tracts."""
+    hz = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1])
+    cosines = cosine_basis(MEL_BANDS, size)
+    matrices = []
+    for factor in np.exp(np.linspace(-LARGEST_WARP, LARGEST_WARP, WARPS)):
+        place = np.interp(np.clip(hz * factor, hz[0], hz[-1]), hz, np.arange(MEL_BANDS))
+        matrices.append(cosines.T @ _interpolation(place) @ cosines)
+    return torch.stack(matrices)
 
 
 def correction_basis(size: int) -> Tensor:
@@ -122,10 +141,11 @@ def limit(audio: Tensor) -> Tensor:
 class Synthesizer(nn.Module):
     """Gated causal convolutions make of two envelopes a harmonic and a noise filter per frame.
 
-    One is the source's own, moved by the mean difference of the target to it: it has every detail of what is
-    said. The other is the target's, read from the frames of its reference whose keys resemble the source's
-    key (scaled dot-product attention; Vaswani et al. 2017). The network says how much of each to take,
-    cosine by cosine, and what to correct.
+    One is the source's own, its frequency axis warped (vocal tract length normalisation; Lee & Rose 1996) and
+    moved by the mean difference of the target to it: it has every detail of what is said. The other is the
+    target's, read from the frames of its reference whose keys resemble the source's key (scaled dot-product
+    attention; Vaswani et al. 2017). The network says how much of each to take, cosine by cosine, and what to
+    correct.
 
     The filters are applied to a pulse train that has F0's phase and to a fixed noise (harmonic plus
     noise model; Serra & Smith 1990, differentiable form Engel et al. 2020). The loudness of the source
@@ -136,6 +156,8 @@ class Synthesizer(nn.Module):
     to_bands: Tensor
     basis: Tensor
     start: Tensor
+    warps: Tensor
+    log_warps: Tensor
 
     def __init__(self, config: SynthesizerConfig | None = None) -> None:
         super().__init__()
@@ -145,6 +167,9 @@ class Synthesizer(nn.Module):
         self.register_buffer("to_bands", envelope_to_bands(size), persistent=False)
         self.register_buffer("basis", correction_basis(size), persistent=False)
         self.register_buffer("start", noise_attenuation(), persistent=False)
+        self.register_buffer("warps", warp_matrices(size), persistent=False)
+        log_warps = torch.linspace(-LARGEST_WARP, LARGEST_WARP, WARPS)
+        self.register_buffer("log_warps", log_warps, persistent=False)
         self.embedding = nn.Sequential(
             nn.Linear(IDENTITY_SIZE + size, config.condition_size), nn.SiLU(),
             nn.Linear(config.condition_size, config.condition_size), nn.SiLU(),
@@ -161,32 +186,56 @@ class Synthesizer(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        self.memory_size = 1 + size
+        self.memory_size = WARPS * (size + 1) + 1
         self.filter_state = 1 + HARMONIC_SOURCE_STATE_SIZE + SPECTRAL_SYNTH_STATE_SIZE
         self.state_size = self.filter_state + self.memory_size + sum(block.state_size for block in blocks)
 
-    def look_up(self, key: Tensor, voice: Voice) -> Tensor:
-        """The target's envelope of frames with these keys, [B, F, 40] for [B, F, 24]."""
-        scores = torch.matmul(key * SHARPNESS, voice.keys.transpose(1, 2))
-        envelopes = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE)
-        return torch.matmul(torch.softmax(scores, dim=2), envelopes)
-
-    def mean_difference(self, difference: Tensor, weight: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted mean of what frames so far differ by, which fades over ten seconds.
-
-        Args:
-            difference: [B, F, 40].
-            weight: of the frames, [B, F, 1].
-            past: weighted sums and the sum of the weights before, [B, 41].
+    def look_up(self, key: Tensor, voice: Voice) -> tuple[Tensor, Tensor]:
+        """The target's envelopes of frames with these keys, [B, F, 40] for [B, F, 24].
 
         Returns:
-            The mean [B, F, 40], drawn towards 0 while little was heard, and the new ``past``.
+            The mean of the few frames with the most similar keys, and that of all with similar keys.
         """
-        age = torch.arange(1, difference.shape[1] + 1, device=difference.device, dtype=torch.float32)
+        similarity = torch.matmul(key, voice.keys.transpose(1, 2))
+        envelopes = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE)
+        near = torch.softmax(similarity * SHARPNESS, dim=2)
+        alike = torch.softmax(similarity * SOFTNESS, dim=2)
+        return torch.matmul(near, envelopes), torch.matmul(alike, envelopes)
+
+    def move(self, envelope: Tensor, target: Tensor, weight: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Envelopes with the target's vocal tract length and mean.
+
+        Of every warp the mean and the mean square of what frames so far differ by from the target's are known,
+        over ten seconds that fade. The warp with which they differ most alike is taken.
+
+        Args:
+            envelope: of the source's frames, [B, F, 40].
+            target: the target's envelopes of the same sounds, [B, F, 40].
+            weight: of the frames, [B, F, 1].
+            past: weighted sums and the sum of the weights before, [B, memory_size].
+
+        Returns:
+            Envelopes [B, F, 40] and the new ``past``. While little was heard they are nearly the source's.
+        """
+        batch, frames, size = envelope.shape
+        warps = self.warps.permute(1, 0, 2).reshape(size, WARPS * size)
+        warped = torch.matmul(envelope, warps).reshape(batch, frames, WARPS, size)
+        difference = target.unsqueeze(2) - warped
+        square = difference[..., WARPED_COSINES].square().sum(dim=3)
+        age = torch.arange(1, frames + 1, device=envelope.device, dtype=torch.float32)
         growth = torch.exp(age / MEMORY_FRAMES).unsqueeze(1)
-        sums = torch.cat([difference * weight, weight], dim=2) * growth
-        sums = (past.unsqueeze(1) + torch.cumsum(sums, dim=1)) / growth
-        return sums[:, :, :-1] / (sums[:, :, -1:] + PRIOR_FRAMES), sums[:, -1]
+        heard = torch.cat([difference.flatten(2), square, torch.ones_like(weight)], dim=2) * weight * growth
+        sums = (past.unsqueeze(1) + torch.cumsum(heard, dim=1)) / growth
+        total = sums[:, :, -1:]
+        means = sums[:, :, :-1] / (total + PRIOR_FRAMES)
+        mean = means[:, :, : WARPS * size].reshape(batch, frames, WARPS, size)
+        misfit = means[:, :, WARPS * size :] - mean[..., WARPED_COSINES].square().sum(dim=3)
+        scale = misfit.mean(dim=2, keepdim=True).clamp(min=1e-4)
+        contrast = WARP_CONTRAST * total / (total + PRIOR_FRAMES)
+        chosen = torch.matmul(torch.softmax(-contrast * misfit / scale, dim=2), self.log_warps)
+        spacing = 2.0 * LARGEST_WARP / (WARPS - 1)
+        share = torch.relu(1.0 - (chosen.unsqueeze(2) - self.log_warps).abs() / spacing)
+        return torch.matmul(share.unsqueeze(2), warped + mean).squeeze(2), sums[:, -1]
 
     def filters(
         self,
@@ -201,14 +250,12 @@ class Synthesizer(nn.Module):
         size = self.config.envelope_size
         heard = split_content(content, self.config.content_size, size)
         voice = unpack(embedding)
-        target = self.look_up(heard.key, voice)
-        difference, memory = self.mean_difference(
-            target - heard.envelope, heard.speech, state.take(self.memory_size)
-        )
+        target, alike = self.look_up(heard.key, voice)
+        moved, memory = self.move(heard.envelope, target, heard.speech, state.take(self.memory_size))
         voiced = (f0 > 0).to(f0.dtype)
         octave = voiced * torch.log2(f0.clamp(min=1.0) / 200.0)
         pitch = torch.stack([octave, voiced, periodicity], dim=2)
-        x = self.input(torch.cat([heard.learnt, pitch, heard.envelope, target, difference], dim=2))
+        x = self.input(torch.cat([heard.learnt, pitch, moved, target, alike], dim=2))
         mean = voice.envelopes.clamp(-LARGEST_COSINE, LARGEST_COSINE).mean(dim=1)
         condition = self.embedding(torch.cat([voice.identity * (IDENTITY_SIZE**0.5), mean], dim=1))
         states = [memory]
@@ -217,7 +264,6 @@ class Synthesizer(nn.Module):
             states.append(past)
         hidden = nn.functional.silu(self.hidden(x))
         share = torch.sigmoid(self.share(hidden))
-        moved = heard.envelope + difference
         envelope = torch.matmul(moved + share * (target - moved), self.to_bands) + loudness.unsqueeze(2)
         corrections = self.correction(hidden).chunk(2, dim=2)
         harmonic, noise = (
