@@ -28,6 +28,7 @@ from autovoice_export.base.stages.content_encoder import ContentEncoder, Content
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor, PitchExtractorConfig
 from autovoice_export.base.stages.synthesizer import Synthesizer, SynthesizerConfig
 from autovoice_export.base.stages.target_pitch import TargetPitch
+from autovoice_export.base.stages.voice_encoder import ReferenceEncoder, ReferenceEncoderConfig
 from autovoice_export.config_types import Instances
 from autovoice_export.onnx.composition import Composition, compose_stages
 from autovoice_export.onnx.export import export_stage
@@ -48,6 +49,9 @@ def checkpoint() -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         content_encoder = ContentEncoder(ContentEncoderConfig(channels=16, dilations=(1, 4), content_size=8))
+        reference_encoder = ReferenceEncoder(
+            ReferenceEncoderConfig(channels=16, dilations=(1, 4), content_size=8)
+        )
         synthesizer = Synthesizer(
             SynthesizerConfig(content_size=8, channels=16, dilations=(1, 4), condition_size=16)
         )
@@ -56,7 +60,7 @@ def checkpoint() -> Checkpoint:
         target_pitch = TargetPitch()
         torch.nn.init.normal_(target_pitch.linear.weight)
         pitch_extractor = PitchExtractor(PitchExtractorConfig(channels=8, dilations=(1, 4)))
-    stages = content_encoder, synthesizer, target_pitch, pitch_extractor
+    stages = content_encoder, reference_encoder, synthesizer, target_pitch, pitch_extractor
     return Checkpoint(*(stage.eval() for stage in stages))
 
 

@@ -74,7 +74,7 @@ class TestFeatures:
 
 
 def test_batches_depend_on_seed_and_step_alone(corpus_folder: Path) -> None:
-    options = {"unpaired_items": 1, "history": 20, "plain_share": 0.5, "encoder": KeyedEncoder().encoder}
+    options = {"unpaired_items": 1, "history": 20, "plain_share": 0.5, "encoder": KeyedEncoder().reference}
     first, again = (make_sampler(corpus_folder, **options) for _ in range(2))
     again.batch(3)
     for name, value in vars(first.batch(9)).items():
@@ -135,6 +135,26 @@ class TestItems:
             np.testing.assert_allclose(heard, level.mean(), atol=1e-5)
             np.testing.assert_allclose(mel[: history - past], SILENCE + level.mean(), atol=1e-5)
 
+    def test_the_source_s_melody_covers_its_past(self, corpus_folder: Path) -> None:
+        sampler = make_sampler(corpus_folder, WHOLE, reference_frames=60, history=50)
+        said = sampler.utterances["low"]
+        items = [Item(one, one, paired=True, perturb=False, reverse=True) for one in said[:2]]
+        batch = sampler._collate(items, np.random.default_rng(0))
+        pitch = sampler.features["low"].pitch
+        np.testing.assert_array_equal(batch.melody[0, 50:].numpy(), pitch[:FRAMES])
+        assert batch.melody[0, :50].abs().max() == 0
+        np.testing.assert_array_equal(batch.melody[1].numpy(), pitch[FRAMES - 50 : 2 * FRAMES])
+        assert batch.usual_f0.tolist() == pytest.approx([sampler.features["low"].median_f0] * 2)
+        assert batch.reverse.all()
+
+    def test_consecutive_frames_of_a_reference_have_their_phones(self, sampler: Sampler) -> None:
+        said = sampler.utterances["high"][:1]
+        mel, _, phones = sampler._reference(said, np.random.default_rng(0))
+        store = sampler.features["high"].mel[:FRAMES].astype(np.float32)
+        first = int(np.flatnonzero((store == mel[0]).all(axis=1))[0])
+        np.testing.assert_array_equal(mel, store[first : first + 60])
+        np.testing.assert_array_equal(phones, sampler.corpus.phones("high")[first : first + 60])
+
     def test_unpaired_items_keep_the_words_and_the_melody_in_the_new_register(self, sampler: Sampler) -> None:
         source, target = sampler.utterances["low"][0], sampler.utterances["high"][1]
         batch = sampler._collate(
@@ -161,10 +181,10 @@ class TestItems:
         assert sampler._references(random, Item(only, only, paired=True, perturb=False)) == [only]
 
     def test_frames_of_a_reference_are_speech(self, corpus_folder: Path) -> None:
-        sampler = make_sampler(corpus_folder, encoder=KeyedEncoder().encoder)
+        sampler = make_sampler(corpus_folder, encoder=KeyedEncoder().reference)
         features, said = sampler.features["low"], sampler.utterances["low"][:2]
         features.mel[FRAMES // 2 : FRAMES] = SILENCE
-        mel, keys = sampler._reference(said, np.random.default_rng(0))
+        mel, keys, _ = sampler._reference(said, np.random.default_rng(0))
         assert mel.shape == (TOKENS, 80)
         assert mel.max(axis=1).min() > -15
         for row, key in zip(mel, keys, strict=True):
@@ -173,7 +193,8 @@ class TestItems:
 
     def test_shares_decide_who_speaks(self, corpus_folder: Path) -> None:
         shares = {"aligned_share": 0.5, "people_share": 0.25}
-        sampler = make_sampler(corpus_folder, StageConfig(crop_frames=100, **shares), plain_share=0.7)
+        options = {"plain_share": 0.4, "reversed_share": 0.3}
+        sampler = make_sampler(corpus_folder, StageConfig(crop_frames=100, **shares), **options)
         random = np.random.default_rng(1)
         pairs = [sampler._pair(random, "train") for _ in range(400)]
         aligned = [pair for pair in pairs if pair.source is not pair.target]
@@ -183,7 +204,11 @@ class TestItems:
             assert {pair.source.speaker, pair.target.speaker} == {"low", "high"}
         own = [pair for pair in pairs if pair.source is pair.target]
         assert sum(pair.target.speaker == "reader" for pair in own) == pytest.approx(len(own) / 4, abs=25)
-        assert sum(pair.perturb for pair in own) == pytest.approx(0.3 * len(own), abs=30)
+        reverse = [pair for pair in own if pair.reverse]
+        assert len(reverse) == pytest.approx(0.3 * len(own), abs=30)
+        assert sum(pair.perturb for pair in reverse) == pytest.approx(0.5 * len(reverse), abs=20)
+        assert sum(pair.perturb for pair in own) == pytest.approx(0.45 * len(own), abs=30)
+        assert not any(pair.reverse for pair in aligned)
         assert {pair.target.split for pair in pairs} == {"train"}
         assert {sampler._pair(random, "valid").target.split for _ in range(20)} == {"valid"}
 

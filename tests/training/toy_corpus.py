@@ -103,14 +103,15 @@ def make_synthesizer(folder: Path, run: Path, device: str = "cpu", **changes: An
     options = {"steps": 4, "unpaired_items": 1, "history_frames": 30, "adversarial_from": 0}
     config = SynthesizerTraining(**{**options, **SMALL, **changes})
     torch.manual_seed(0)
-    encoder = KeyedEncoder().encoder.eval()
+    encoders = KeyedEncoder().eval()
     sampler = make_sampler(
         folder,
         config,
         history=config.history_frames,
         unpaired_items=config.unpaired_items,
         plain_share=config.plain_share,
-        encoder=encoder,
+        reversed_share=config.reversed_share,
+        encoder=encoders.reference,
     )
     synthesizer = Synthesizer(SynthesizerConfig(channels=16, dilations=(1, 4), condition_size=16))
-    return SynthesizerLoop(encoder, synthesizer, sampler, config, 5, run, torch.device(device))
+    return SynthesizerLoop(encoders, synthesizer, sampler, config, 5, run, torch.device(device))

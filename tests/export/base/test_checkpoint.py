@@ -20,6 +20,7 @@ def write(path: Path, checkpoint: Checkpoint, **metadata: object) -> Path:
     save_checkpoint(
         path,
         checkpoint.content_encoder,
+        checkpoint.reference_encoder,
         checkpoint.synthesizer,
         checkpoint.target_pitch,
         checkpoint.pitch_extractor,
@@ -41,7 +42,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "voice.safetensors", checkpoint, steps=12, data=["kal", "awb"])
     loaded = load_checkpoint(path)
     assert loaded.metadata == {"steps": 12, "data": ["kal", "awb"]}
-    for name in ("content_encoder", "synthesizer", "target_pitch", "pitch_extractor"):
+    for name in ("content_encoder", "reference_encoder", "synthesizer", "target_pitch", "pitch_extractor"):
         before, after = getattr(checkpoint, name).state_dict(), getattr(loaded, name).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)

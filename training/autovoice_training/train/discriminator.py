@@ -71,8 +71,9 @@ class Discriminators(nn.ModuleList):
         """What the discriminators minimise; recordings are those of the paired items [B], results all."""
         total = real.new_zeros(())
         for one in self:
-            score = one(real[paired], native_rate[paired])[-1]
-            total = total + (score - 1.0).square().mean() + one(result, native_rate)[-1].square().mean()
+            total = total + one(result, native_rate)[-1].square().mean()
+            if paired.any():
+                total = total + (one(real[paired], native_rate[paired])[-1] - 1.0).square().mean()
         return total / len(self)
 
     def generator_loss(
@@ -83,6 +84,8 @@ class Discriminators(nn.ModuleList):
         for one in self:
             found = one(result, native_rate)
             adversarial = adversarial + (found[-1] - 1.0).square().mean()
+            if not paired.any():
+                continue
             with torch.no_grad():
                 wanted = one(real[paired], native_rate[paired])
             for first, second in zip(found[:-1], wanted[:-1], strict=True):
