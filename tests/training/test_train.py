@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from autovoice_plugins.geometry import HOP
 from autovoice_training.train.__main__ import main
 from autovoice_training.train.config import DEFAULT_CONFIG, TrainConfig
 from autovoice_training.train.content import KeyedEncoder
-from autovoice_training.train.data import Item
+from autovoice_training.train.data import UNKNOWN_PHONE, Item
 from autovoice_training.train.device import choose_device
+from autovoice_training.train.page import SamplePages
 from autovoice_training.train.publish import publish
 
 QUIET = Console(quiet=True)
+DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 
 @pytest.mark.heavy
@@ -108,6 +112,44 @@ def test_a_reversed_source_is_the_recording_in_the_next_item_s_voice(
 
 
 @pytest.mark.heavy
+def test_attention_on_other_sounds_costs(corpus_folder: Path, tmp_path: Path) -> None:
+    """Keys that say the phone find frames of the same sound; keys that say another one do not."""
+    loop = make_content(corpus_folder, tmp_path, aligned_share=1.0, reference_frames=FRAMES)
+    batch = loop.sampler.batch(0)
+    assert (batch.phones >= 0).all()
+
+    def says(phones: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.nn.functional.one_hot(phones, 24).float(), torch.zeros(*phones.shape, 41)
+
+    def losses(phones: Tensor) -> dict[str, Tensor]:
+        encoders = torch.nn.Module()
+        encoders.encoder, encoders.sharpness = loop.module.encoder, torch.tensor(4.0)
+        answers = iter([batch.phones, batch.reference_phones])
+        encoders.reference = lambda _: says(next(answers))
+        encoders.forward = lambda _: says(phones)
+        return loop.losses(encoders, 0, "train", torch.Generator().manual_seed(0))
+
+    right, wrong = losses(batch.phones), losses((batch.phones + 1) % 3)
+    assert right["match"] < 0.01 < 3.0 < wrong["match"]
+
+
+@pytest.mark.heavy
+def test_unlabelled_frames_learn_from_the_reference_encoder_when_it_knows_something(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    loop = make_content(corpus_folder, tmp_path, aligned_share=0.0, people_share=1.0, distil_from=3)
+    assert (loop.sampler.batch(0).phones == UNKNOWN_PHONE).all()
+    before, after = (
+        loop.losses(loop.module, step, "train", torch.Generator().manual_seed(0)) for step in (2, 3)
+    )
+    assert before["phone"] == before["match"] == 0
+    assert after["phone"] > 1.0
+    after["phone"].backward()
+    assert loop.module.reference.phones.weight.grad is None, "the teacher does not learn from its pupil"
+    assert loop.module.encoder.phones.weight.grad.abs().max() > 0
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [make_content, make_synthesizer])
 def test_a_loss_that_is_no_number_ends_the_run(make: Any, corpus_folder: Path, tmp_path: Path) -> None:
     loop = make(corpus_folder, tmp_path)
@@ -132,6 +174,29 @@ def test_a_run_goes_on_from_cpu_to_gpu_and_back(make: Any, corpus_folder: Path, 
     assert loop.step == 3
 
 
+@pytest.mark.heavy
+def test_a_checkpoint_has_a_page_of_samples(corpus_folder: Path, tmp_path: Path) -> None:
+    """The judges on conversions between two recordings that stand for development readers."""
+    people = tmp_path / "people"
+    people.mkdir()
+    for reader, name in ((289, "target_awb"), (587, "target_slt")):
+        shutil.copy(DEMO / f"{name}.flac", people / f"{reader}-1-0001.flac")
+    loop = make_synthesizer(corpus_folder, tmp_path / "run", steps=1)
+    loop.pages = SamplePages(people, tmp_path / "samples", PitchExtractor().eval(), pairs=1)
+    before = {name: value.clone() for name, value in loop.module.state_dict().items()}
+    loop.show(QUIET)
+    text = (tmp_path / "samples" / "step_0.md").read_text()
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("|")}
+    assert {"source", "AutoVoice", "AutoVoice into its own speaker", "target"} <= set(rows)
+    assert re.search(r"\d\.\d+ \(", rows["AutoVoice"])
+    assert "words wrong, Whisper base" in text
+    for name in re.findall(r"\]\((.*png)\)", text):
+        assert (tmp_path / "samples" / name).stat().st_size > 10_000
+    assert text.count(".png") == 2
+    assert all(torch.equal(value, before[name]) for name, value in loop.module.state_dict().items())
+    assert loop.module.training
+
+
 class TestVoice:
     """A trained voice: what is published is what was trained, and it can be served."""
 
@@ -144,9 +209,7 @@ class TestVoice:
         synthesizer.train(QUIET)
         settings = TrainConfig(seed=5, content=content.config, synthesizer=synthesizer.config)
         publish(settings, content, synthesizer, PitchExtractor(), run / "voice.safetensors", QUIET)
-        self.check_weights(
-            run / "voice.safetensors", content.average.module, synthesizer.average.module
-        )
+        self.check_weights(run / "voice.safetensors", content.average.module, synthesizer.average.module)
         return run / "voice.safetensors"
 
     @staticmethod

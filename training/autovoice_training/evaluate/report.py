@@ -167,14 +167,14 @@ def write_markdown(
     for group, summary in summaries.items():
         lines += [f"## {group[0].upper()}{group[1:]}", ""]
         for names in TABLES:
-            lines += [*_table(summary, names), ""]
+            lines += [*table(summary, names), ""]
     if pictures:
         lines += ["## Pictures", "", "Source, result and target up to 12 kHz.", ""]
         lines += [f"![{Path(name).stem}]({name})" for name in pictures]
     _write(path, "\n".join(lines).rstrip() + "\n")
 
 
-def _table(summary: Summary, names: Sequence[str]) -> list[str]:
+def table(summary: Summary, names: Sequence[str]) -> list[str]:
     """A row for each system, a column for each measure that some system has."""
     rows = {row: figures for row, figures in summary.items() if any(name in figures for name in names)}
     names = [name for name in names if any(name in figures for figures in rows.values())]

@@ -19,6 +19,7 @@ from autovoice_training.train.content import ContentTraining, KeyedEncoder
 from autovoice_training.train.data import Sampler
 from autovoice_training.train.device import choose_device
 from autovoice_training.train.features import measure
+from autovoice_training.train.page import SamplePages
 from autovoice_training.train.publish import publish
 from autovoice_training.train.synthesizer import SynthesizerLoop
 
@@ -39,6 +40,13 @@ def main(
         Path, typer.Option(help="What autovoice_training.train.pitch wrote, or a checkpoint.")
     ] = Path("data/pitch.safetensors"),
     config: Annotated[Path, typer.Option(help="Settings of the run, TOML.")] = DEFAULT_CONFIG,
+    people: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recordings in LibriSpeech's layout: at every checkpoint a page of samples between its "
+            "development readers is written into the run's folder."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto: a GPU if there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="PyTorch threads; 0 takes all cores.")] = 0,
     minutes: Annotated[
@@ -91,7 +99,8 @@ def main(
         )
         torch.manual_seed(settings.seed)
         synthesizer = Synthesizer()
-        loop = SynthesizerLoop(encoders, synthesizer, sampler, part, settings.seed, run, where)
+        pages = SamplePages(people, run / "samples", pitch_extractor) if people else None
+        loop = SynthesizerLoop(encoders, synthesizer, sampler, part, settings.seed, run, where, pages)
         _resume(loop, console)
         if loop.train(console, deadline):
             publish(settings, content, loop, pitch_extractor, checkpoint, console)

@@ -172,12 +172,8 @@ class Sampler:
             self.of_split["valid"], self.groups["valid"] = self.of_split["train"], self.groups["train"]
         self.keys: dict[str, NDArray[np.float32]] = {}
         if encoder is not None:
-            said = {
-                name: [(u.start_frame, u.frames) for u in own] for name, own in self.utterances.items()
-            }
-            self.keys = {
-                name: keys_of(one.mel, said[name], encoder) for name, one in self.features.items()
-            }
+            said = {name: [(u.start_frame, u.frames) for u in own] for name, own in self.utterances.items()}
+            self.keys = {name: keys_of(one.mel, said[name], encoder) for name, one in self.features.items()}
 
     def batch(self, step: int, split: str = "train") -> Batch:
         """The batch of a step, of the training or the validation split."""

@@ -116,10 +116,14 @@ class TrainingLoop(ABC):
                 if self.step % self.config.checkpoint_steps == 0 or self.step == self.config.steps or late:
                     self.log({"train": running, "validation": self.validate()}, console)
                     self.save()
+                    self.show(console)
                 if late and self.step < self.config.steps:
                     console.print(f"stopped at the deadline, step {self.step}; run again to go on")
                     return False
         return True
+
+    def show(self, console: Console) -> None:
+        """Shows what the part can do at a checkpoint; nothing, unless it has something to show."""
 
     def update(self) -> dict[str, float]:
         """One optimiser step; the batch depends on the seed and the step alone."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +22,7 @@ from autovoice_training.train.data import Batch, Sampler
 from autovoice_training.train.discriminator import Discriminators
 from autovoice_training.train.loop import TrainingLoop
 from autovoice_training.train.losses import FilterLoss, MelLoss, PhoneLoss, SpeakerLoss
+from autovoice_training.train.page import SamplePages
 from autovoice_training.train.perturbation import perturb_mel
 
 
@@ -35,6 +38,7 @@ class SynthesizerLoop(TrainingLoop):
         seed: of the perturbations.
         run: folder of the run.
         device: to train on.
+        pages: writes a page of samples at every checkpoint; None for none.
     """
 
     config: SynthesizerTraining
@@ -48,9 +52,11 @@ class SynthesizerLoop(TrainingLoop):
         seed: int,
         run: Path,
         device: torch.device,
+        pages: SamplePages | None = None,
     ) -> None:
         super().__init__("synthesizer", synthesizer, sampler, config, seed, run, device)
         encoders = encoders.requires_grad_(False).to(device)
+        self.encoders, self.pages = encoders, pages
         self.encoder: ContentEncoder = encoders.encoder
         self.mel_loss = MelLoss().to(device)
         self.filter_loss = FilterLoss(self.encoder.analysis, self.encoder.config.envelope_size).to(device)
@@ -129,6 +135,12 @@ class SynthesizerLoop(TrainingLoop):
             "adversarial": adversarial,
             "matching": matching,
         }
+
+    def show(self, console: Console) -> None:
+        """See `TrainingLoop.show`: a page of samples."""
+        if self.pages is not None:
+            encoders, voice = (copy.deepcopy(one).cpu() for one in (self.encoders, self.average.module))
+            console.print(f"samples: {self.pages.write(self.step, encoders, voice)}", soft_wrap=True)
 
     def _train_opponent(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> None:
         with self.autocast():
