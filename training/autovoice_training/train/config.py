@@ -83,8 +83,8 @@ class SynthesizerTraining(StageConfig):
             losses of words and speaker alone.
         plain_share: share of items without another voice as source whose source is left as it is: a voice
             into itself.
-        reversed_share: share of those whose source is the recording, converted by the voice so far into another
-            one: what comes out should be the recording again.
+        reversed_share: share of those whose source is the recording, converted by the voice so far into
+            another one: what comes out should be the recording again.
         history_frames: most frames of the source that the voice has heard before an item.
         envelope_weight: weight of the distance of the filters from the target's envelope.
         relative_weight: weight of the distance in plain mel magnitude beside that in its logarithm.

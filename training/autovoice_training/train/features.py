@@ -16,8 +16,8 @@ from rich.progress import track
 from autovoice.atomic import atomic_path
 from autovoice_export.base.stages.mel import MelAnalysis
 from autovoice_export.base.stages.pitch_extractor import PitchExtractor
-from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.base.stages.sizes import KEY_SIZE
+from autovoice_export.base.stages.speaker_encoder import SpeakerEncoder
 from autovoice_export.base.stages.timing import FEATURE_DELAY_FRAMES
 from autovoice_export.base.stages.voice_encoder import ReferenceEncoder
 from autovoice_plugins.geometry import HOP

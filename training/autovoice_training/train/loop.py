@@ -123,7 +123,8 @@ class TrainingLoop(ABC):
         return True
 
     def show(self, console: Console) -> None:
-        """Shows what the part can do at a checkpoint; nothing, unless it has something to show."""
+        """Shows what the part can do at a checkpoint, if there is something to show."""
+        del console
 
     def update(self) -> dict[str, float]:
         """One optimiser step; the batch depends on the seed and the step alone."""

@@ -31,7 +31,7 @@ UNVOICED_ATTENUATION = 30.0
 # Frames over which target and source are compared, and those that count for no difference between them.
 MEMORY_FRAMES = 1000
 PRIOR_FRAMES = 20.0
-# Warps of the frequency axis that are tried, evenly spaced in the logarithm: between women and men it is 1.17.
+# Warps of the frequency axis that are tried, evenly spaced in the logarithm: women and men differ by 1.17.
 WARPS = 13
 LARGEST_WARP = 0.24
 # Cosines by which a warp is judged: the level and fine detail say nothing of the length of a vocal tract.
@@ -46,8 +46,8 @@ HIGH_POINTS = 6
 # Power of the noise over all power in voiced frames of clear speech, by frequency in Hz, where training
 # starts.
 NOISE_SHARES = {0: 0.02, 1000: 0.03, 2000: 0.06, 3000: 0.12, 4000: 0.2, 6000: 0.4, 8000: 0.6, 12000: 0.8}
-# Of the comparison of keys: about the three most similar frames count, or all those of the same sound. Spectral
-# losses would blur it.
+# Of the comparison of keys: about the three most similar frames count, or all those of the same sound.
+# Spectral losses would blur it.
 SHARPNESS = 40.0
 SOFTNESS = 10.0
 # Of full scale; from here on peaks are bent.
@@ -94,7 +94,7 @@ def envelope_to_bands(size: int) -> Tensor:
 
 
 def warp_matrices(size: int) -> Tensor:
-    """Matrices [WARPS, size, size] by which envelopes [..., size] become those of shorter to longer tracts."""
+    """Matrices [WARPS, size, size] that make envelopes [..., size] those of other vocal tract lengths."""
     hz = np.asarray(mel_points(MEL_BANDS + 2, LOW_HZ, HIGH_HZ)[1:-1])
     cosines = cosine_basis(MEL_BANDS, size)
     matrices = []
@@ -205,8 +205,8 @@ class Synthesizer(nn.Module):
     def move(self, envelope: Tensor, target: Tensor, weight: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Envelopes with the target's vocal tract length and mean.
 
-        Of every warp the mean and the mean square of what frames so far differ by from the target's are known,
-        over ten seconds that fade. The warp with which they differ most alike is taken.
+        Of every warp the mean and the mean square of what frames so far differ by from the target's are
+        known, over ten seconds that fade. The warp with which they differ most alike is taken.
 
         Args:
             envelope: of the source's frames, [B, F, 40].

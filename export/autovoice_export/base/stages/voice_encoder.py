@@ -67,8 +67,8 @@ class CentredBlock(nn.Module):
 class ReferenceEncoder(nn.Module):
     """What sound each frame of a whole recording is, from what comes before and after it.
 
-    The content encoder hears a live source and must answer before the sound has ended; a reference is there as
-    a whole, so its keys may know better.
+    The content encoder hears a live source and must answer before the sound has ended; a reference is there
+    as a whole, so its keys may know better.
     """
 
     def __init__(self, config: ReferenceEncoderConfig | None = None) -> None:
