@@ -190,20 +190,37 @@ class TestDiscriminators:
         optimizer = torch.optim.AdamW(discriminators.parameters(), lr=2e-3)
         tones = torch.cat([buzz(pitch, 0.25) for pitch in (100.0, 140.0, 190.0)])
         rate, paired = torch.full((3,), 48000.0), torch.tensor([False, True, True])
+        voices = torch.eye(1, 256).expand(3, -1)
         losses = []
         for _ in range(25):
-            loss = discriminators.discriminator_loss(tones, noise(0.25, 3), rate, paired)
+            loss = discriminators.discriminator_loss(tones, noise(0.25, 3), rate, voices, paired)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         assert 0 < losses[-1] < 0.3 * losses[0]
         with torch.no_grad():
-            adversarial, matching = discriminators.generator_loss(tones, noise(0.25, 3), rate, paired)
-            itself = discriminators.generator_loss(tones, tones, rate, paired)
+            adversarial, matching = discriminators.generator_loss(tones, noise(0.25, 3), rate, voices, paired)
+            itself = discriminators.generator_loss(tones, tones, rate, voices, paired)
         assert adversarial > 3 * itself[0]
         assert itself[1].item() == 0
         assert matching > 0.1
+
+    def test_they_learn_whose_voice_it_is(self) -> None:
+        torch.manual_seed(0)
+        discriminators = Discriminators()
+        optimizer = torch.optim.AdamW(discriminators.parameters(), lr=2e-3)
+        recordings = torch.cat([buzz(110.0, 0.25, 500.0), buzz(110.0, 0.25, 2500.0)])
+        rate, voices, paired = torch.full((2,), 48000.0), torch.eye(2, 256), torch.tensor([True, True])
+        for _ in range(40):
+            loss = discriminators.discriminator_loss(recordings, noise(0.25, 2), rate, voices, paired)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            right, _ = discriminators.generator_loss(recordings, recordings, rate, voices, paired)
+            wrong, _ = discriminators.generator_loss(recordings, recordings, rate, voices.flip(0), paired)
+        assert right < 0.5 * wrong
 
     @torch.no_grad()
     def test_level_and_what_is_above_the_native_nyquist_are_not_heard(self) -> None:
@@ -214,7 +231,8 @@ class TestDiscriminators:
 
         def difference(other: Tensor, rate: float) -> float:
             native = torch.tensor([rate])
-            parts = ((one(audio, native), one(other, native)) for one in discriminators)
+            voice = torch.eye(1, 256)
+            parts = ((one(audio, native, voice), one(other, native, voice)) for one in discriminators)
             return max(
                 (a - b).abs().max().item()
                 for first, second in parts

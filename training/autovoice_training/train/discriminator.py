@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autovoice_export.base.stages.sizes import IDENTITY_SIZE
 from autovoice_plugins.geometry import SAMPLE_RATE
 
 RESOLUTIONS = ((512, 240), (1024, 240))
@@ -16,11 +17,14 @@ RESOLUTIONS = ((512, 240), (1024, 240))
 CHANNELS = 24
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
+# Cosine above which two identities count as one voice, and weight of recordings of other voices.
+SAME_VOICE = 0.85
+MISMATCH_WEIGHT = 0.5
 
 
 class SpectrogramDiscriminator(nn.Module):
     """Convolutions over a log-magnitude spectrogram (multi-resolution discriminator; Jang et al. 2021,
-    UnivNet).
+    UnivNet) that know whose voice it should be (projection; Miyato & Koyama 2018).
 
     Args:
         window: samples.
@@ -41,9 +45,13 @@ class SpectrogramDiscriminator(nn.Module):
             for before, after in pairwise(widths)
         )
         self.last = nn.Conv2d(CHANNELS, 1, 3, padding=1)
+        self.voice = nn.Linear(IDENTITY_SIZE, CHANNELS)
 
-    def forward(self, audio: Tensor, native_rate: Tensor) -> list[Tensor]:
-        """Features of every layer, scores last, of audio [B, T], heard up to its native Nyquist."""
+    def forward(self, audio: Tensor, native_rate: Tensor, identity: Tensor) -> list[Tensor]:
+        """Features of every layer, scores last, of audio [B, T], heard up to its native Nyquist.
+
+        The scores say how much it is like a recording of the voice with this identity, [B, 256].
+        """
         spectrum = torch.stft(
             audio, self.window, self.hop, window=self.shape, center=False, return_complex=True
         )
@@ -56,7 +64,8 @@ class SpectrogramDiscriminator(nn.Module):
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), SLOPE)
             features.append(x)
-        features.append(self.last(x))
+        likeness = (x.mean(dim=(2, 3)) * self.voice(identity * IDENTITY_SIZE**0.5)).sum(dim=1)
+        features.append(self.last(x) + likeness.reshape(-1, 1, 1, 1))
         return features
 
 
@@ -67,27 +76,37 @@ class Discriminators(nn.ModuleList):
         super().__init__(SpectrogramDiscriminator(window, hop) for window, hop in RESOLUTIONS)
         self.to(memory_format=torch.channels_last)
 
-    def discriminator_loss(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> Tensor:
-        """What the discriminators minimise; recordings are those of the paired items [B], results all."""
+    def discriminator_loss(
+        self, real: Tensor, result: Tensor, native_rate: Tensor, identity: Tensor, paired: Tensor
+    ) -> Tensor:
+        """What the discriminators minimise; recordings are those of the paired items [B], results all.
+
+        A recording of another voice than was asked for is no better than a result.
+        """
         total = real.new_zeros(())
         for one in self:
-            total = total + one(result, native_rate)[-1].square().mean()
-            if paired.any():
-                total = total + (one(real[paired], native_rate[paired])[-1] - 1.0).square().mean()
+            total = total + one(result, native_rate, identity)[-1].square().mean()
+            if not paired.any():
+                continue
+            recordings, rates, voices = real[paired], native_rate[paired], identity[paired]
+            total = total + (one(recordings, rates, voices)[-1] - 1.0).square().mean()
+            other = one(recordings, rates, voices.roll(1, dims=0))[-1].square().mean(dim=(1, 2, 3))
+            same = (voices * voices.roll(1, dims=0)).sum(dim=1) > SAME_VOICE
+            total = total + MISMATCH_WEIGHT * other.masked_fill(same, 0.0).mean()
         return total / len(self)
 
     def generator_loss(
-        self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor
+        self, real: Tensor, result: Tensor, native_rate: Tensor, identity: Tensor, paired: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the generator minimises: adversarial loss and, of paired items, feature matching (L1)."""
         adversarial, matching = real.new_zeros(()), real.new_zeros(())
         for one in self:
-            found = one(result, native_rate)
+            found = one(result, native_rate, identity)
             adversarial = adversarial + (found[-1] - 1.0).square().mean()
             if not paired.any():
                 continue
             with torch.no_grad():
-                wanted = one(real[paired], native_rate[paired])
+                wanted = one(real[paired], native_rate[paired], identity[paired])
             for first, second in zip(found[:-1], wanted[:-1], strict=True):
                 scale = second.abs().mean().clamp(min=1e-4)
                 matching = matching + (first[paired] - second).abs().mean() / scale / (len(found) - 1)

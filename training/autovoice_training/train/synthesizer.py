@@ -109,9 +109,10 @@ class SynthesizerLoop(TrainingLoop):
         adversarial = matching = audio.new_zeros(())
         if step >= config.adversarial_from or split == "valid":
             judged = slice(step % 2, None, 2)  # every second item: they take as long as all the rest
-            parts = wanted[judged], audio[judged], batch.native_rate[judged], batch.paired[judged]
+            of_voice = batch.native_rate[judged], batch.identity[judged], batch.paired[judged]
+            parts = wanted[judged], audio[judged], *of_voice
             if split == "train":
-                self._train_opponent(parts[0], parts[1].detach(), *parts[2:])
+                self._train_opponent(wanted[judged], audio[judged].detach(), *of_voice)
             self.discriminators.requires_grad_(False)
             with self.autocast():
                 adversarial, matching = self.discriminators.generator_loss(*parts)
@@ -142,9 +143,9 @@ class SynthesizerLoop(TrainingLoop):
             encoders, voice = (copy.deepcopy(one).cpu() for one in (self.encoders, self.average.module))
             console.print(f"samples: {self.pages.write(self.step, encoders, voice)}", soft_wrap=True)
 
-    def _train_opponent(self, real: Tensor, result: Tensor, native_rate: Tensor, paired: Tensor) -> None:
+    def _train_opponent(self, *parts: Tensor) -> None:
         with self.autocast():
-            loss = self.discriminators.discriminator_loss(real, result, native_rate, paired)
+            loss = self.discriminators.discriminator_loss(*parts)
         self.opponent.zero_grad(set_to_none=True)
         loss.backward()
         self.opponent.step()
