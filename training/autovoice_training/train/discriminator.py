@@ -14,7 +14,7 @@ from autovoice_plugins.geometry import SAMPLE_RATE
 RESOLUTIONS = ((512, 240), (1024, 240))
 """Window and hop in samples: one sees the envelope, one the harmonics."""
 
-CHANNELS = 24
+CHANNELS = 20
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
 # Cosine above which two identities count as one voice, and weight of recordings of other voices.
@@ -47,11 +47,8 @@ class SpectrogramDiscriminator(nn.Module):
         self.last = nn.Conv2d(CHANNELS, 1, 3, padding=1)
         self.voice = nn.Linear(IDENTITY_SIZE, CHANNELS)
 
-    def forward(self, audio: Tensor, native_rate: Tensor, identity: Tensor) -> list[Tensor]:
-        """Features of every layer, scores last, of audio [B, T], heard up to its native Nyquist.
-
-        The scores say how much it is like a recording of the voice with this identity, [B, 256].
-        """
+    def forward(self, audio: Tensor, native_rate: Tensor) -> list[Tensor]:
+        """Features of every layer of audio [B, T], heard up to its native Nyquist."""
         spectrum = torch.stft(
             audio, self.window, self.hop, window=self.shape, center=False, return_complex=True
         )
@@ -64,9 +61,13 @@ class SpectrogramDiscriminator(nn.Module):
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), SLOPE)
             features.append(x)
-        likeness = (x.mean(dim=(2, 3)) * self.voice(identity * IDENTITY_SIZE**0.5)).sum(dim=1)
-        features.append(self.last(x) + likeness.reshape(-1, 1, 1, 1))
         return features
+
+    def scores(self, feature: Tensor, identity: Tensor) -> Tensor:
+        """How much audio with this last feature is like a recording of the voice of an identity [B, 256]."""
+        likeness = (feature.mean(dim=(2, 3)) * self.voice(identity * IDENTITY_SIZE**0.5)).sum(dim=1)
+        scores: Tensor = self.last(feature) + likeness.reshape(-1, 1, 1, 1)
+        return scores
 
 
 class Discriminators(nn.ModuleList):
@@ -85,13 +86,14 @@ class Discriminators(nn.ModuleList):
         """
         total = real.new_zeros(())
         for one in self:
-            total = total + one(result, native_rate, identity)[-1].square().mean()
+            total = total + one.scores(one(result, native_rate)[-1], identity).square().mean()
             if not paired.any():
                 continue
-            recordings, rates, voices = real[paired], native_rate[paired], identity[paired]
-            total = total + (one(recordings, rates, voices)[-1] - 1.0).square().mean()
-            other = one(recordings, rates, voices.roll(1, dims=0))[-1].square().mean(dim=(1, 2, 3))
-            same = (voices * voices.roll(1, dims=0)).sum(dim=1) > SAME_VOICE
+            feature, voices = one(real[paired], native_rate[paired])[-1], identity[paired]
+            others = voices.roll(1, dims=0)
+            total = total + (one.scores(feature, voices) - 1.0).square().mean()
+            other = one.scores(feature, others).square().mean(dim=(1, 2, 3))
+            same = (voices * others).sum(dim=1) > SAME_VOICE
             total = total + MISMATCH_WEIGHT * other.masked_fill(same, 0.0).mean()
         return total / len(self)
 
@@ -101,13 +103,13 @@ class Discriminators(nn.ModuleList):
         """What the generator minimises: adversarial loss and, of paired items, feature matching (L1)."""
         adversarial, matching = real.new_zeros(()), real.new_zeros(())
         for one in self:
-            found = one(result, native_rate, identity)
-            adversarial = adversarial + (found[-1] - 1.0).square().mean()
+            found = one(result, native_rate)
+            adversarial = adversarial + (one.scores(found[-1], identity) - 1.0).square().mean()
             if not paired.any():
                 continue
             with torch.no_grad():
-                wanted = one(real[paired], native_rate[paired], identity[paired])
-            for first, second in zip(found[:-1], wanted[:-1], strict=True):
+                wanted = one(real[paired], native_rate[paired])
+            for first, second in zip(found, wanted, strict=True):
                 scale = second.abs().mean().clamp(min=1e-4)
-                matching = matching + (first[paired] - second).abs().mean() / scale / (len(found) - 1)
+                matching = matching + (first[paired] - second).abs().mean() / scale / len(found)
         return adversarial / len(self), matching / len(self)
