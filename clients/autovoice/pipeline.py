@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache, cached
 from typing_extensions import Unpack
 
-from autovoice.atomic import as_path
-from autovoice.audio.files import AudioSource, open_sink
+from autovoice.audio.channels import MIX
+from autovoice.audio.files import AudioSink, AudioSource, open_sink, refuse_same_file, warn_about
 from autovoice.audio.samples import as_mono, check_duration, check_sample_rate
 from autovoice.audio.source import ArraySource, Source
 from autovoice.config import PipelineConfig, as_config
@@ -33,7 +34,6 @@ from autovoice.errors import (
     AudioInputError,
     ConfigurationError,
     InferenceError,
-    OutputError,
     StreamClosedError,
 )
 from autovoice.repository.reader import ModelRepository
@@ -54,6 +54,7 @@ from autovoice.voices.pitch import median_voiced, track_source_f0
 from autovoice.voices.voice import Live, Voice, VoiceRequest
 
 DEFAULT_SAMPLE_RATE = 22_050
+COPIED_TAGS = ("title", "artist")
 RESAMPLING_QUALITIES = ("HQ", "LQ")
 CORE_SECONDS_RANGE = (0.01, 60.0)
 WARMUP_SECONDS_RANGE = (0.01, 60.0)
@@ -166,7 +167,7 @@ class VoiceConversionPipeline:
                 the base voice, refused by an imported one.
             source_f0: pitch to use instead of the source's own: Hz per 10 ms frame [ceil(100 T / rate)], 0
                 where unvoiced. Only the base voice takes it.
-            source_sample_rate: 8000 to 192000 Hz.
+            source_sample_rate: 4000 to 768000 Hz.
             options: see `autovoice.conversion.ConversionOptions`.
 
         Returns:
@@ -227,11 +228,17 @@ class VoiceConversionPipeline:
 
     def convert_file(
         self,
-        source: PathLike,
-        output: PathLike,
+        source: PathLike | BinaryIO,
+        output: PathLike | BinaryIO,
         target_embedding: npt.ArrayLike | None = None,
         *,
         source_f0: npt.ArrayLike | None = None,
+        channel: str | int = MIX,
+        input_format: str | None = None,
+        strict: bool = False,
+        output_format: str | None = None,
+        overwrite: bool = True,
+        copy_tags: bool = False,
         subtype: str | None = None,
         tags: Mapping[str, str] | None = None,
         **options: Unpack[ConversionOptions],
@@ -239,10 +246,17 @@ class VoiceConversionPipeline:
         """Convert one audio file into another in bounded memory; the output appears whole or not at all.
 
         Args:
-            source: wav, flac, ogg, mp3, aiff.
-            output: the suffix chooses the format.
+            source: an audio file of any kind, or a video with sound; or a binary file object.
+            output: a path, whose suffix is the format unless `output_format` is given; or a binary file
+                object.
             target_embedding: see `convert`.
             source_f0: see `convert`.
+            channel: `"mix"`, `"left"`, `"right"`, `"loudest"`, or the number of a channel, from 1 on.
+            input_format: how to read samples without a header, such as `"f32le:24000:1"`.
+            strict: refuse a damaged source, of which otherwise all that can be decoded is converted.
+            output_format: `"wav"`, `"flac"`, `"ogg"`, `"opus"`, `"mp3"` or `"m4a"`.
+            overwrite: replace an output that exists.
+            copy_tags: give the output the title and the artist of the source.
             subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
             tags: metadata of the output, such as `provenance_tags()`.
             options: see `autovoice.conversion.ConversionOptions`.
@@ -253,7 +267,8 @@ class VoiceConversionPipeline:
             AudioInputError, ConfigurationError, EmbeddingError, PitchError, InferenceError: see `convert`.
         """
         with self._counting_failures():
-            opened = AudioSource(source)
+            refuse_same_file(source, output)
+            opened = AudioSource(source, channel=channel, input_format=input_format, strict=strict)
             conversion = Conversion(
                 self._engine,
                 self._voice,
@@ -265,26 +280,35 @@ class VoiceConversionPipeline:
                 **options,
             )
 
-            def write(blocks: Iterator[FloatArray]) -> int:
+            copied = {name: opened.tags[name] for name in COPIED_TAGS if copy_tags and name in opened.tags}
+
+            def write(blocks: Iterator[FloatArray]) -> AudioSink:
                 with open_sink(
                     output,
                     conversion.output_sample_rate,
+                    audio_format=output_format,
                     subtype=subtype,
                     expected_samples=conversion.output_samples,
-                    tags=tags,
+                    tags=copied | dict(tags or {}),
+                    overwrite=overwrite,
+                    lower_peaks=True,
                 ) as sink:
                     for block in blocks:
                         sink.write(block)
-                return sink.samples
+                return sink
 
-            samples = conversion.run(write)
+            written = conversion.run(write)
+        found = opened.warnings
+        if written.gain_db < 0:
+            found += (f"{written.name} was lowered by {-written.gain_db:.1f} dB so that nothing clips",)
         return FileResult(
-            as_path(output, "output", OutputError),
+            Path(written.name),
             conversion.output_sample_rate,
-            samples,
+            written.samples,
             conversion.shift_semitones,
             conversion.passthrough,
             self._count_success(conversion),
+            found,
         )
 
     def batch_convert(
@@ -440,7 +464,7 @@ class VoiceConversionPipeline:
 
         Args:
             reference_audio: as `source_audio` of `convert`.
-            sample_rate: 8000 to 192000 Hz.
+            sample_rate: 4000 to 768000 Hz.
 
         Returns:
             Unit vector [E], the same for the same input.
@@ -459,9 +483,13 @@ class VoiceConversionPipeline:
         Raises:
             AudioFileError: when it cannot be read.
             AudioInputError: less than one frame, or silence.
+
+        Warns:
+            AudioFileWarning: the file is damaged, or one of its channels was taken alone.
         """
         self._check_open()
         source = AudioSource(path)
+        warn_about(source)
         return self._embed(source, str(source.path))
 
     def join_embeddings(
