@@ -22,9 +22,11 @@ from cachetools import LRUCache, cached
 from typing_extensions import Unpack
 
 from autovoice.audio.channels import MIX
-from autovoice.audio.files import AudioSink, AudioSource, open_sink, refuse_same_file, warn_about
+from autovoice.audio.files import AudioSink, AudioSource, open_sink, warn_about
+from autovoice.audio.levels import FixedGain, FollowedGain, check_gain
 from autovoice.audio.samples import as_mono, check_duration, check_sample_rate
-from autovoice.audio.source import ArraySource, Source
+from autovoice.audio.source import ArraySource, Source, at_usual_level
+from autovoice.audio.speech import SpeechSource
 from autovoice.config import PipelineConfig, as_config
 from autovoice.conversion import BatchOptions, Conversion, ConversionOptions, StageTimer, convert_batch
 from autovoice.engines.engine import Engine
@@ -267,7 +269,6 @@ class VoiceConversionPipeline:
             AudioInputError, ConfigurationError, EmbeddingError, PitchError, InferenceError: see `convert`.
         """
         with self._counting_failures():
-            refuse_same_file(source, output)
             opened = AudioSource(source, channel=channel, input_format=input_format, strict=strict)
             conversion = Conversion(
                 self._engine,
@@ -408,6 +409,7 @@ class VoiceConversionPipeline:
         voice_settings: RvcSettings | None = None,
         core_seconds: float | None = None,
         resampling_quality: Literal["HQ", "LQ"] = "HQ",
+        input_gain_db: float | Literal["auto"] = 0.0,
     ) -> StreamSession:
         """Open a live stream.
 
@@ -423,6 +425,8 @@ class VoiceConversionPipeline:
                 `block_seconds`. None for the least of the base voice, 10 ms, and for 240 ms of an imported
                 one, which with every core computes its context again: more is cheaper.
             resampling_quality: `"HQ"` gives the samples of `convert`; `"LQ"` halves the delay of resampling.
+            input_gain_db: gain that brings the source to a usual level, -23 dB of full scale in its loud
+                parts, and is taken back in the end; `"auto"` follows what was heard so far, slowly.
 
         Raises:
             ConfigurationError, EmbeddingError, PitchError, SampleRateError: see `convert`.
@@ -438,6 +442,7 @@ class VoiceConversionPipeline:
             raise ConfigurationError(f"resampling_quality is {resampling_quality!r}; use 'HQ' or 'LQ'")
         if core_seconds is not None:
             _check_seconds("core_seconds", core_seconds, CORE_SECONDS_RANGE, "or None")
+        gain_db = check_gain(input_gain_db)
         if sample_rate is None:
             rate, output_rate = self._voice.sample_rate, self._voice.output_sample_rate
         else:
@@ -450,11 +455,13 @@ class VoiceConversionPipeline:
             block_seconds=self._config.block_seconds,
             live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
         )
+        share = self._voice.level_share(target)
         return StreamSession(
             stream,
             self._voice,
             rate,
             output_rate,
+            gain=FollowedGain(rate, output_rate, share) if gain_db == "auto" else FixedGain(gain_db, share),
             quality=resampling_quality,
             on_finish=self._count_stream,
         )
@@ -527,13 +534,15 @@ class VoiceConversionPipeline:
         return self._track_f0(self._array_source(audio, sample_rate, "audio"))
 
     def median_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> float:
-        """Median pitch of a recording's voiced frames in Hz, 0.0 when it has none."""
-        return median_voiced(self.extract_f0(audio, sample_rate))
+        """Median pitch of the voiced frames of a recording's speech in Hz, 0.0 when it has none."""
+        self._check_open()
+        source = self._array_source(audio, sample_rate, "audio")
+        return median_voiced(self._track_f0(SpeechSource(source)))
 
     def median_f0_file(self, path: PathLike) -> float:
-        """Median pitch of an audio file's voiced frames in Hz, 0.0 when it has none."""
+        """Median pitch of the voiced frames of an audio file's speech in Hz, 0.0 when it has none."""
         self._check_open()
-        return median_voiced(self._track_f0(AudioSource(path)))
+        return median_voiced(self._track_f0(SpeechSource(AudioSource(path))))
 
     def warmup(self, num_iterations: int = 1, *, seconds: float = 1.0) -> float:
         """Load the models of conversions and streams and run each on quiet noise.
@@ -594,7 +603,7 @@ class VoiceConversionPipeline:
 
     def _track_f0(self, source: Source) -> FloatArray:
         block = max(1, round(self._config.block_seconds * source.sample_rate))
-        return track_source_f0(self._engine, self._base.clock, source, block)
+        return track_source_f0(self._engine, self._base.clock, at_usual_level(source), block)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -21,7 +21,7 @@ from autovoice.atomic import as_path, atomic_path, full_disk, reason_of
 from autovoice.audio.channels import MIX, check_channel, choose_channel, mix, mix_weights
 from autovoice.audio.decoding import Decoded, Findings, decode, parse_pcm_format
 from autovoice.audio.levels import LevelMeter, loud_level
-from autovoice.audio.samples import Resampler, as_mono, check_block, check_sample_rate, slices
+from autovoice.audio.samples import Resampler, as_mono, check_block, check_sample_rate, reblock, slices
 from autovoice.errors import AudioFileError, AudioFileWarning, AudioInputError, OutputError
 from autovoice.results import FloatArray
 
@@ -102,19 +102,7 @@ class AudioSource:
         Raises:
             AudioFileError: when the file cannot be read any more.
         """
-        pending: list[FloatArray] = []
-        held = 0
-        for _, mono in self._mono(Findings()):
-            pending.append(mono)
-            held += mono.size
-            if held >= frames:
-                joined = np.concatenate(pending)
-                whole = held // frames * frames
-                yield from slices(joined[:whole], frames)
-                pending = [joined[whole:]]
-                held -= whole
-        if held:
-            yield np.concatenate(pending)
+        return reblock((mono for _, mono in self._mono(Findings())), frames)
 
     def _check_path(self) -> None:
         try:
@@ -137,6 +125,8 @@ class AudioSource:
         for part, mono in self._mono(findings):
             check_block(mono, str(self.path), self.frames)
             self.frames += mono.size
+            if part is None:
+                continue
             if meter is None:
                 meter = LevelMeter(self.sample_rate)
                 weights = mix_weights(part.channels, len(part.audio))
@@ -166,10 +156,9 @@ class AudioSource:
             if text
         )
 
-    def _mono(self, findings: Findings) -> Iterator[tuple[Decoded, FloatArray]]:
-        """Everything that can be decoded, with its mix at the rate of the first sample."""
+    def _mono(self, findings: Findings) -> Iterator[tuple[Decoded | None, FloatArray]]:
+        """Everything that can be decoded, and its mix at the rate of the first sample."""
         resampler: Resampler | None = None
-        part: Decoded | None = None
         rate = 0
         nothing = np.zeros(0, np.float32)
         for part in self._decoded(findings):
@@ -177,7 +166,7 @@ class AudioSource:
                 self.sample_rate = check_sample_rate(part.sample_rate, f"the sample rate of {self.path}")
             if resampler is None or rate != part.sample_rate:  # another recording may follow the first one
                 if resampler is not None:
-                    yield part, resampler.push(nothing, last=True)
+                    yield None, resampler.push(nothing, last=True)
                 rate = check_sample_rate(part.sample_rate, f"the sample rate of {self.path}")
                 resampler = Resampler(rate, self.sample_rate)
             if self._taken is None:
@@ -185,8 +174,8 @@ class AudioSource:
             else:
                 mono = np.ascontiguousarray(part.audio[min(self._taken, len(part.audio) - 1)])
             yield part, resampler.push(mono)
-        if part is not None and resampler is not None:
-            yield part, resampler.push(nothing, last=True)
+        if resampler is not None:
+            yield None, resampler.push(nothing, last=True)
 
     def _decoded(self, findings: Findings) -> Iterator[Decoded]:
         import av
@@ -221,19 +210,6 @@ class AudioSource:
 def _is_path(file: Any, method: str) -> bool:
     """Whether `file` is to be taken for a path, and not for a file object with this method."""
     return isinstance(file, (str, bytes, os.PathLike)) or not hasattr(file, method)
-
-
-def refuse_same_file(source: Any, output: Any) -> None:
-    """Refuse to replace a recording by its conversion.
-
-    Raises:
-        OutputError: both paths name one file.
-    """
-    if _is_path(source, "read") and _is_path(output, "write"):
-        one, other = as_path(source, "source", AudioFileError), as_path(output, "output", OutputError)
-        with suppress(OSError):
-            if one.samefile(other) and not is_device(other):
-                raise OutputError(f"{other} is also the source and would be replaced; choose another name")
 
 
 def _copied(stream: Any, name: Path) -> BinaryIO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -214,6 +214,23 @@ def slices(audio: FloatArray, size: int) -> Iterator[FloatArray]:
     """Cut [T] into consecutive views of `size` samples, the last one shorter."""
     for start in range(0, audio.size, size):
         yield audio[start : start + size]
+
+
+def reblock(pieces: Iterable[FloatArray], size: int) -> Iterator[FloatArray]:
+    """Put pieces of audio [n] together and yield blocks of `size` samples, the last one shorter."""
+    pending: list[FloatArray] = []
+    held = 0
+    for piece in pieces:
+        pending.append(piece)
+        held += piece.size
+        if held >= size:
+            joined = np.concatenate(pending)
+            whole = held // size * size
+            yield from slices(joined[:whole], size)
+            pending = [joined[whole:]]
+            held -= whole
+    if held:
+        yield np.concatenate(pending)
 
 
 def passthrough_gain(peak: float, mean_square: float) -> float:
