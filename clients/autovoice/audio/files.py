@@ -611,7 +611,7 @@ def _closed(file: Any) -> Iterator[Any]:
 
 
 def write_audio(
-    output: str | os.PathLike[str] | BinaryIO,
+    path: str | os.PathLike[str] | BinaryIO,
     audio: npt.ArrayLike,
     sample_rate: int,
     *,
@@ -626,5 +626,5 @@ def write_audio(
     """
     samples = as_mono(audio, "audio to write")
     rate = check_sample_rate(sample_rate)
-    with open_sink(output, rate, subtype=subtype, expected_samples=samples.size, tags=tags) as sink:
+    with open_sink(path, rate, subtype=subtype, expected_samples=samples.size, tags=tags) as sink:
         sink.write(samples)

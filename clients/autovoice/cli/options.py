@@ -265,6 +265,20 @@ def parse_pitch_shift(text: str) -> float | Literal["auto"]:
         raise PitchError(f"--pitch-shift {text!r} is neither a number of semitones nor auto") from None
 
 
+def parse_gain(text: str) -> float | Literal["auto"]:
+    """Read `--input-gain`: dB or `auto`.
+
+    Raises:
+        ConfigurationError: it is neither, or beyond what there is.
+    """
+    from autovoice.audio.levels import check_gain
+
+    try:
+        return check_gain(float(text), "--input-gain")
+    except ValueError:
+        return check_gain(text, "--input-gain")
+
+
 def read_key(path: Path | None, variable: str | None = None) -> str | None:
     """A secret from a file, else from an environment variable, else None.
 

@@ -344,6 +344,8 @@ def test_bad_options(speech: Path, voice: Path, tmp_path: Path, capsys: pytest.C
         ([*stream, "--pitch-shift", "auto"], "auto"),
         ([*stream, "--pitch-shift", "30"], "30"),
         ([*stream, "--sample-rate", "3999"], "3999"),
+        ([*stream, "--input-gain", "loud"], "--input-gain is 'loud'"),
+        ([*stream, "--input-gain", "nan"], "--input-gain is nan"),
         (["embed", speech, "-o", out / "x.wav"], ".npy"),
         (["sing", speech], "sing"),
     ):
