@@ -263,15 +263,16 @@ def test_variable_mp3_without_an_index_is_whole(tmp_path: Path) -> None:
 def test_damage_in_the_middle_is_told_and_the_rest_is_there(
     suffix: str, codec: str, rate: int, tmp_path: Path
 ) -> None:
-    audio = murmur(10.0, rate, 5)
+    seconds = 20.0 if suffix == "ogg" else 10.0  # its pages are long
+    audio = murmur(seconds, rate, 5)
     write(tmp_path / f"a.{suffix}", audio, rate, codec, bit_rate=48_000)
     data = bytearray((tmp_path / f"a.{suffix}").read_bytes())
-    middle, size = len(data) * 2 // 5, max(len(data) // 50, 700)
+    middle, size = len(data) * (5 if suffix == "ogg" else 4) // 10, max(len(data) // 50, 700)
     data[middle : middle + size] = np.random.default_rng(0).bytes(size)
     (tmp_path / f"b.{suffix}").write_bytes(data)
     source = AudioSource(tmp_path / f"b.{suffix}")
     made = np.concatenate(list(source.blocks(10_000)))
-    assert 4.0 < made.size / rate < 10.2  # Matroska loses a cluster, Ogg a page
+    assert 0.4 * seconds < made.size / rate < seconds + 0.2  # Matroska loses a cluster, Ogg a page
     (warning,) = source.warnings
     assert warning.startswith(f"{tmp_path}/b.{suffix} is damaged: ")
     for ours, theirs in ((made[: 3 * rate], audio[: 3 * rate]), (made[-3 * rate :], audio[-3 * rate :])):
