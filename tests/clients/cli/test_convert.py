@@ -19,6 +19,8 @@ import pytest
 import soundfile
 
 from autovoice import PipelineConfig, VoiceConversionPipeline, read_audio
+from autovoice.audio.files import AudioSource
+from autovoice.audio.levels import usual_gain_db
 from autovoice.cli.main import run
 from autovoice.config import REPOSITORY_VARIABLE
 from autovoice.repository.reader import ModelRepository
@@ -441,7 +443,8 @@ class TestStream:
     ) -> None:
         heard, converted = tmp_path / "heard.wav", tmp_path / "converted.wav"
         stream = ["stream", "--simulate", speech, "-t", voice, "-o", heard, "--chunk-ms", "33"]
-        report = run_json([*stream, "--sample-rate", RATE], capsys)
+        gain = usual_gain_db(AudioSource(speech).level)
+        report = run_json([*stream, "--sample-rate", RATE, "--input-gain", gain], capsys)
         assert run(["convert", str(speech), "-t", str(voice), "-o", str(converted)]) == 0
         whole, rate = soundfile.read(converted)
         np.testing.assert_allclose(soundfile.read(heard)[0], whole, atol=2 / 32768)
