@@ -31,7 +31,7 @@ def as_path(path: Any, name: str, error: type[VoiceConversionError]) -> Path:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     The new file has the mode of the file that it replaces, and otherwise what the umask leaves. A link is
@@ -40,25 +40,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the file; its folder must exist.
+        overwrite: replace a file of that name. Otherwise one that is there in the end stays as it is, even if
+            it appeared meanwhile.
 
     Yields:
         The path to write to: an empty file in the same folder, with a name that always fits.
 
     Raises:
-        OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full.
+        OutputError: the folder is missing or not writable, `path` is a directory, or the disk is full; a
+            file that must not be replaced is there.
     """
-    target = Path(os.path.realpath(as_path(path, "output", OutputError)))
+    given = as_path(path, "output", OutputError)
     mode = 0
     try:
         with suppress(FileNotFoundError):
-            mode = target.stat().st_mode
+            mode = given.stat().st_mode
     except OSError as error:
         raise _unwritable(path, error) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"output {path} is a directory; name a file in it")
     if mode and not stat.S_ISREG(mode):
-        yield target
+        yield given
         return
+    if mode and not overwrite:
+        raise _taken(path)
+    target = Path(os.path.realpath(given))
     temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
     # A signal may end the program at any line: the file is made where it is also removed.
     try:
@@ -71,8 +77,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync(temporary)
             if mode:
                 temporary.chmod(stat.S_IMODE(mode))
-            os.replace(temporary, target)
+            if overwrite:
+                os.replace(temporary, target)
+            else:
+                _link(temporary, target)
             sync(target.parent)
+        except FileExistsError:
+            raise _taken(path) from None
         except OSError as error:
             raise OutputError(
                 f"output {path} cannot be written ({reason_of(error)}); free some space or choose another "
@@ -80,6 +91,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file its name, unless something has it already.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, target)
+
+
+def _taken(path: str | os.PathLike[str]) -> OutputError:
+    return OutputError(
+        f"output {path} exists and was left as it is; choose another name, or allow overwriting"
+    )
 
 
 def _unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
@@ -111,7 +143,7 @@ def full_disk(path: str | os.PathLike[str], error: object) -> str:
 
 def reason_of(error: object) -> str:
     """The cause in a few words, without error numbers, paths and prefixes."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if text := getattr(error, "strerror", None):  # of OSError, and of what FFmpeg says
+        return str(text)
     text = getattr(error, "error_string", None) or str(error) or type(error).__name__
     return text.strip().rstrip(".")

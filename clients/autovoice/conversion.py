@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from autovoice.audio.levels import FixedGain, check_gain, usual_gain_db
 from autovoice.audio.samples import (
     Resampler,
     check_duration,
@@ -22,7 +23,7 @@ from autovoice.audio.samples import (
     passthrough_gain,
     resample,
 )
-from autovoice.audio.source import Source
+from autovoice.audio.source import ScaledSource, Source
 from autovoice.config import PipelineConfig
 from autovoice.engines.engine import MAX_RESTARTS, Engine, StepTiming, observe_steps
 from autovoice.errors import InferenceError, PassthroughWarning, SequenceError
@@ -46,12 +47,15 @@ class BatchOptions(TypedDict, total=False):
         pitch_shift_semitones: -24 to 24, 0 unless given; `"auto"` brings the source's median pitch to the
             target's, which only the base voice can tell.
         target_median_f0: Hz, for `"auto"`; None to judge it by the embedding.
+        input_gain_db: gain that brings the source to a usual level, and is taken back in the end;
+            `"auto"`, unless given, measures it on the loud parts.
         progress_callback: called after every stage of every block; what it raises ends the conversion.
     """
 
     output_sample_rate: int | None
     pitch_shift_semitones: PitchShift
     target_median_f0: float | None
+    input_gain_db: float | Literal["auto"]
     progress_callback: ProgressCallback | None
 
 
@@ -137,14 +141,15 @@ class Conversion:
         target_embedding: speaker to convert to [E].
         source_f0: pitch to use instead of the source's own.
         timer: times the stages of a batch; None for a timer of this conversion's own.
-        voice_settings, output_sample_rate, pitch_shift_semitones, target_median_f0, progress_callback: see
-            `ConversionOptions`.
+        voice_settings, output_sample_rate, pitch_shift_semitones, target_median_f0, input_gain_db,
+            progress_callback: see `ConversionOptions`.
 
     Attributes:
         source: what is converted.
         name: what it is called in errors.
         output_sample_rate: Hz.
         target: what it is converted to.
+        input_gain_db: gain of the source before it is converted, taken back afterwards.
         samples: of the source read so far.
         timer: times the stages.
         passthrough: True once the unconverted source is the result.
@@ -168,6 +173,7 @@ class Conversion:
         output_sample_rate: int | None = None,
         pitch_shift_semitones: PitchShift = 0.0,
         target_median_f0: float | None = None,
+        input_gain_db: float | Literal["auto"] = "auto",
         progress_callback: ProgressCallback | None = None,
     ) -> None:
         request = VoiceRequest(
@@ -179,6 +185,8 @@ class Conversion:
             if output_sample_rate is None
             else check_sample_rate(output_sample_rate, "output sample rate")
         )
+        gain = check_gain(input_gain_db)
+        self.input_gain_db = usual_gain_db(source.level) if gain == "auto" else gain
         self.source = source
         self.name = name
         self.samples = 0
@@ -241,6 +249,10 @@ class Conversion:
         )
         self.passthrough = True
 
+    def gain(self) -> FixedGain:
+        """Brings the source to the level for the voice, and what is made of it back."""
+        return FixedGain(self.input_gain_db, self._voice.level_share(self.target))
+
     def blocks(self) -> Iterator[FloatArray]:
         """Yield converted audio at the output's rate; in all exactly as long as the source.
 
@@ -260,7 +272,7 @@ class Conversion:
             )
             try:
                 with StreamSession(
-                    stream, self._voice, self.source.sample_rate, self.output_sample_rate
+                    stream, self._voice, self.source.sample_rate, self.output_sample_rate, gain=self.gain()
                 ) as session:
                     for chunk in itertools.chain(self.source.blocks(self._block), [None]):
                         self._advance(chunk)
@@ -289,7 +301,8 @@ class Conversion:
     def resolve(self) -> None:
         """Find the target's pitch shift where the request leaves it open."""
         with observe_steps(self.timer.on_step):
-            self.target = self._voice.resolve(self._engine, self.target, self.source, self._block)
+            source = ScaledSource(self.source, self.input_gain_db)
+            self.target = self._voice.resolve(self._engine, self.target, source, self._block)
 
     def passthrough_blocks(self) -> Iterator[FloatArray]:
         """Yield the unconverted source at -20 dB RMS and the output's rate."""
@@ -371,7 +384,8 @@ def convert_batch(
             for row, audio in zip(members, converted, strict=True):
                 trimmed = audio[: voice.converted_samples(row.audio.size)]
                 trimmed = resample(trimmed, voice.output_sample_rate, row.conversion.output_sample_rate)
-                results[row.position] = fit_length(trimmed, row.conversion.output_samples)
+                restored = row.conversion.gain().restore(trimmed)
+                results[row.position] = fit_length(restored, row.conversion.output_samples)
     return results
 
 
@@ -410,7 +424,7 @@ def _at_voice_rate(conversion: Conversion, voice: Voice, timer: StageTimer) -> F
     source = conversion.source
     with timer.stage("resample"):
         (whole,) = source.blocks(source.frames)
-        audio = resample(whole, source.sample_rate, voice.sample_rate)
+        audio = resample(conversion.gain().apply(whole), source.sample_rate, voice.sample_rate)
     needed = samples_needed(conversion.output_samples, voice, conversion.output_sample_rate)
     return fit_length(audio, max(needed, audio.size))
 

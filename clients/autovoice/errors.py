@@ -98,3 +98,7 @@ class PassthroughWarning(UserWarning):
 
     The engine failed and the config asked for `fallback="passthrough"`.
     """
+
+
+class AudioFileWarning(UserWarning):
+    """A file is damaged, or not all of its channels were taken; what could be read is used."""

@@ -12,18 +12,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache, cached
 from typing_extensions import Unpack
 
-from autovoice.atomic import as_path
-from autovoice.audio.files import AudioSource, open_sink
+from autovoice.audio.channels import MIX
+from autovoice.audio.files import AudioSink, AudioSource, open_sink, warn_about
+from autovoice.audio.levels import FixedGain, FollowedGain, check_gain
 from autovoice.audio.samples import as_mono, check_duration, check_sample_rate
-from autovoice.audio.source import ArraySource, Source
+from autovoice.audio.source import ArraySource, Source, at_usual_level
+from autovoice.audio.speech import SpeechSource
 from autovoice.config import PipelineConfig, as_config
 from autovoice.conversion import BatchOptions, Conversion, ConversionOptions, StageTimer, convert_batch
 from autovoice.engines.engine import Engine
@@ -33,7 +36,6 @@ from autovoice.errors import (
     AudioInputError,
     ConfigurationError,
     InferenceError,
-    OutputError,
     StreamClosedError,
 )
 from autovoice.repository.reader import ModelRepository
@@ -54,6 +56,7 @@ from autovoice.voices.pitch import median_voiced, track_source_f0
 from autovoice.voices.voice import Live, Voice, VoiceRequest
 
 DEFAULT_SAMPLE_RATE = 22_050
+COPIED_TAGS = ("title", "artist")
 RESAMPLING_QUALITIES = ("HQ", "LQ")
 CORE_SECONDS_RANGE = (0.01, 60.0)
 WARMUP_SECONDS_RANGE = (0.01, 60.0)
@@ -166,7 +169,7 @@ class VoiceConversionPipeline:
                 the base voice, refused by an imported one.
             source_f0: pitch to use instead of the source's own: Hz per 10 ms frame [ceil(100 T / rate)], 0
                 where unvoiced. Only the base voice takes it.
-            source_sample_rate: 8000 to 192000 Hz.
+            source_sample_rate: 4000 to 768000 Hz.
             options: see `autovoice.conversion.ConversionOptions`.
 
         Returns:
@@ -227,11 +230,17 @@ class VoiceConversionPipeline:
 
     def convert_file(
         self,
-        source: PathLike,
-        output: PathLike,
+        source: PathLike | BinaryIO,
+        output: PathLike | BinaryIO,
         target_embedding: npt.ArrayLike | None = None,
         *,
         source_f0: npt.ArrayLike | None = None,
+        channel: str | int = MIX,
+        input_format: str | None = None,
+        strict: bool = False,
+        output_format: str | None = None,
+        overwrite: bool = True,
+        copy_tags: bool = False,
         subtype: str | None = None,
         tags: Mapping[str, str] | None = None,
         **options: Unpack[ConversionOptions],
@@ -239,10 +248,17 @@ class VoiceConversionPipeline:
         """Convert one audio file into another in bounded memory; the output appears whole or not at all.
 
         Args:
-            source: wav, flac, ogg, mp3, aiff.
-            output: the suffix chooses the format.
+            source: an audio file of any kind, or a video with sound; or a binary file object.
+            output: a path, whose suffix is the format unless `output_format` is given; or a binary file
+                object.
             target_embedding: see `convert`.
             source_f0: see `convert`.
+            channel: `"mix"`, `"left"`, `"right"`, `"loudest"`, or the number of a channel, from 1 on.
+            input_format: how to read samples without a header, such as `"f32le:24000:1"`.
+            strict: refuse a damaged source, of which otherwise all that can be decoded is converted.
+            output_format: `"wav"`, `"flac"`, `"ogg"`, `"opus"`, `"mp3"` or `"m4a"`.
+            overwrite: replace an output that exists.
+            copy_tags: give the output the title and the artist of the source.
             subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
             tags: metadata of the output, such as `provenance_tags()`.
             options: see `autovoice.conversion.ConversionOptions`.
@@ -253,7 +269,7 @@ class VoiceConversionPipeline:
             AudioInputError, ConfigurationError, EmbeddingError, PitchError, InferenceError: see `convert`.
         """
         with self._counting_failures():
-            opened = AudioSource(source)
+            opened = AudioSource(source, channel=channel, input_format=input_format, strict=strict)
             conversion = Conversion(
                 self._engine,
                 self._voice,
@@ -265,26 +281,35 @@ class VoiceConversionPipeline:
                 **options,
             )
 
-            def write(blocks: Iterator[FloatArray]) -> int:
+            copied = {name: opened.tags[name] for name in COPIED_TAGS if copy_tags and name in opened.tags}
+
+            def write(blocks: Iterator[FloatArray]) -> AudioSink:
                 with open_sink(
                     output,
                     conversion.output_sample_rate,
+                    audio_format=output_format,
                     subtype=subtype,
                     expected_samples=conversion.output_samples,
-                    tags=tags,
+                    tags=copied | dict(tags or {}),
+                    overwrite=overwrite,
+                    lower_peaks=True,
                 ) as sink:
                     for block in blocks:
                         sink.write(block)
-                return sink.samples
+                return sink
 
-            samples = conversion.run(write)
+            written = conversion.run(write)
+        found = opened.warnings
+        if written.gain_db < 0:
+            found += (f"{written.name} was lowered by {-written.gain_db:.1f} dB so that nothing clips",)
         return FileResult(
-            as_path(output, "output", OutputError),
+            Path(written.name),
             conversion.output_sample_rate,
-            samples,
+            written.samples,
             conversion.shift_semitones,
             conversion.passthrough,
             self._count_success(conversion),
+            found,
         )
 
     def batch_convert(
@@ -384,6 +409,7 @@ class VoiceConversionPipeline:
         voice_settings: RvcSettings | None = None,
         core_seconds: float | None = None,
         resampling_quality: Literal["HQ", "LQ"] = "HQ",
+        input_gain_db: float | Literal["auto"] = 0.0,
     ) -> StreamSession:
         """Open a live stream.
 
@@ -399,6 +425,8 @@ class VoiceConversionPipeline:
                 `block_seconds`. None for the least of the base voice, 10 ms, and for 240 ms of an imported
                 one, which with every core computes its context again: more is cheaper.
             resampling_quality: `"HQ"` gives the samples of `convert`; `"LQ"` halves the delay of resampling.
+            input_gain_db: gain that brings the source to a usual level, -23 dB of full scale in its loud
+                parts, and is taken back in the end; `"auto"` follows what was heard so far, slowly.
 
         Raises:
             ConfigurationError, EmbeddingError, PitchError, SampleRateError: see `convert`.
@@ -414,6 +442,7 @@ class VoiceConversionPipeline:
             raise ConfigurationError(f"resampling_quality is {resampling_quality!r}; use 'HQ' or 'LQ'")
         if core_seconds is not None:
             _check_seconds("core_seconds", core_seconds, CORE_SECONDS_RANGE, "or None")
+        gain_db = check_gain(input_gain_db)
         if sample_rate is None:
             rate, output_rate = self._voice.sample_rate, self._voice.output_sample_rate
         else:
@@ -426,11 +455,13 @@ class VoiceConversionPipeline:
             block_seconds=self._config.block_seconds,
             live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
         )
+        share = self._voice.level_share(target)
         return StreamSession(
             stream,
             self._voice,
             rate,
             output_rate,
+            gain=FollowedGain(rate, output_rate, share) if gain_db == "auto" else FixedGain(gain_db, share),
             quality=resampling_quality,
             on_finish=self._count_stream,
         )
@@ -440,7 +471,7 @@ class VoiceConversionPipeline:
 
         Args:
             reference_audio: as `source_audio` of `convert`.
-            sample_rate: 8000 to 192000 Hz.
+            sample_rate: 4000 to 768000 Hz.
 
         Returns:
             Unit vector [E], the same for the same input.
@@ -459,9 +490,13 @@ class VoiceConversionPipeline:
         Raises:
             AudioFileError: when it cannot be read.
             AudioInputError: less than one frame, or silence.
+
+        Warns:
+            AudioFileWarning: the file is damaged, or one of its channels was taken alone.
         """
         self._check_open()
         source = AudioSource(path)
+        warn_about(source)
         return self._embed(source, str(source.path))
 
     def join_embeddings(
@@ -499,13 +534,15 @@ class VoiceConversionPipeline:
         return self._track_f0(self._array_source(audio, sample_rate, "audio"))
 
     def median_f0(self, audio: npt.ArrayLike, sample_rate: int = DEFAULT_SAMPLE_RATE) -> float:
-        """Median pitch of a recording's voiced frames in Hz, 0.0 when it has none."""
-        return median_voiced(self.extract_f0(audio, sample_rate))
+        """Median pitch of the voiced frames of a recording's speech in Hz, 0.0 when it has none."""
+        self._check_open()
+        source = self._array_source(audio, sample_rate, "audio")
+        return median_voiced(self._track_f0(SpeechSource(source)))
 
     def median_f0_file(self, path: PathLike) -> float:
-        """Median pitch of an audio file's voiced frames in Hz, 0.0 when it has none."""
+        """Median pitch of the voiced frames of an audio file's speech in Hz, 0.0 when it has none."""
         self._check_open()
-        return median_voiced(self._track_f0(AudioSource(path)))
+        return median_voiced(self._track_f0(SpeechSource(AudioSource(path))))
 
     def warmup(self, num_iterations: int = 1, *, seconds: float = 1.0) -> float:
         """Load the models of conversions and streams and run each on quiet noise.
@@ -566,7 +603,7 @@ class VoiceConversionPipeline:
 
     def _track_f0(self, source: Source) -> FloatArray:
         block = max(1, round(self._config.block_seconds * source.sample_rate))
-        return track_source_f0(self._engine, self._base.clock, source, block)
+        return track_source_f0(self._engine, self._base.clock, at_usual_level(source), block)
 
     def _check_open(self) -> None:
         if self._closed:

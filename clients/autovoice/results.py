@@ -106,6 +106,7 @@ class FileResult:
         pitch_shift_semitones: the shift applied, with `"auto"` resolved.
         passthrough: True when the file holds the level-normalised INPUT because the engine failed.
         profile: timings.
+        warnings: what was found in the source, such as damage, a sentence each.
     """
 
     output: Path
@@ -114,6 +115,7 @@ class FileResult:
     pitch_shift_semitones: float
     passthrough: bool
     profile: ConversionProfile
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

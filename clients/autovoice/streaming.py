@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from autovoice.audio.levels import FixedGain, FollowedGain
 from autovoice.audio.samples import (
     RESAMPLING_QUALITY,
     Resampler,
@@ -45,6 +46,7 @@ class StreamSession:
         sample_rate: int,
         output_sample_rate: int,
         *,
+        gain: FixedGain | FollowedGain | None = None,
         quality: str = RESAMPLING_QUALITY,
         on_finish: Callable[[StreamSession, bool], None] | None = None,
     ) -> None:
@@ -55,6 +57,7 @@ class StreamSession:
         self.compute_seconds = 0.0
         self._voice = voice
         self._stream = stream
+        self._gain = FixedGain(0.0) if gain is None else gain
         self._quality = quality
         self._resampler_in = Resampler(sample_rate, voice.sample_rate, quality)
         self._resampler_out = Resampler(voice.output_sample_rate, output_sample_rate, quality)
@@ -103,7 +106,7 @@ class StreamSession:
         mono = as_mono(samples, "stream chunk", channels=self._channels)
         self.samples_in += mono.size
         with self._working():
-            converted = self._stream.push(self._resampler_in.push(mono))
+            converted = self._stream.push(self._resampler_in.push(self._gain.apply(mono)))
             return self._emit(self._resampler_out.push(converted))
 
     def flush(self) -> FloatArray:
@@ -162,7 +165,7 @@ class StreamSession:
         if total is not None:
             samples = fit_length(samples, total - self.samples_out)
         self.samples_out += samples.size
-        return samples
+        return self._gain.restore(samples)
 
     def _check_open(self) -> None:
         if not self._open:

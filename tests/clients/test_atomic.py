@@ -106,6 +106,36 @@ def test_the_file_and_its_folder_are_synced(tmp_path: Path, monkeypatch: pytest.
     assert Path(folder) == tmp_path
 
 
+def test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write_late() -> None:
+        with atomic_path(path, overwrite=False) as temporary:
+            temporary.write_text("late")
+            path.write_text("early")
+
+    with pytest.raises(OutputError, match="exists and was left as it is"):
+        write_late()
+    with pytest.raises(OutputError, match="exists and was left as it is"), atomic_path(path, overwrite=False):
+        pass
+    assert path.read_text() == "early"
+    assert list(tmp_path.iterdir()) == [path]
+    with atomic_path(tmp_path / "other", overwrite=False) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "other").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_appeared_meanwhile_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path)
+
+
 def test_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a directory"):
         write(tmp_path)

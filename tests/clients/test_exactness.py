@@ -17,6 +17,7 @@ from autovoice.repository.reader import ModelRepository
 RATE = 24_000
 TOLERANCE = 1e-4  # of full scale
 MINUTE_SECONDS = 62
+GAIN_DB = -4.5
 
 
 def voice_like(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -62,6 +63,7 @@ def whole(repository: Path, minute: np.ndarray, speaker: np.ndarray) -> np.ndarr
             RATE,
             output_sample_rate=None,
             pitch_shift_semitones=3.0,
+            input_gain_db=GAIN_DB,
             progress_callback=lambda progress: seen.append(progress.stage),
         )
     assert "content_encoder" in seen
@@ -77,7 +79,7 @@ def test_a_minute_in_blocks_equals_the_whole(
     pipeline: VoiceConversionPipeline, minute: np.ndarray, speaker: np.ndarray, whole: np.ndarray
 ) -> None:
     assert np.sqrt(np.mean(whole**2)) > 1e-3  # something was said
-    made = pipeline.convert(minute, speaker, None, RATE, pitch_shift_semitones=3.0)
+    made = pipeline.convert(minute, speaker, None, RATE, pitch_shift_semitones=3.0, input_gain_db=GAIN_DB)
     np.testing.assert_allclose(made, whole, atol=TOLERANCE)
 
 
@@ -85,7 +87,7 @@ def test_a_minute_of_uneven_chunks_equals_the_whole(
     pipeline: VoiceConversionPipeline, minute: np.ndarray, speaker: np.ndarray, whole: np.ndarray
 ) -> None:
     rng = np.random.default_rng(4)
-    with pipeline.stream(speaker, pitch_shift_semitones=3.0) as stream:
+    with pipeline.stream(speaker, pitch_shift_semitones=3.0, input_gain_db=GAIN_DB) as stream:
         parts, position = [], 0
         while position < minute.size:
             size = int(rng.integers(RATE // 1000, RATE * 400 // 1000 + 1))
@@ -100,6 +102,7 @@ def test_a_minute_of_uneven_chunks_equals_the_whole(
     start=st.integers(0, 50 * RATE),
     size=st.integers(1, 3 * RATE),
     shift=st.sampled_from([-24.0, -3.3, 0.0, 12.0, 24.0]),
+    gain_db=st.sampled_from([-20.0, 0.0, 7.5]),
 )
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_chunking_equals_offline(
@@ -110,9 +113,10 @@ def test_any_chunking_equals_offline(
     start: int,
     size: int,
     shift: float,
+    gain_db: float,
 ) -> None:
     source = minute[start : start + max(size, 240)]
-    with pipeline.stream(speaker, pitch_shift_semitones=shift) as stream:
+    with pipeline.stream(speaker, pitch_shift_semitones=shift, input_gain_db=gain_db) as stream:
         parts, position, turn = [], 0, 0
         while position < source.size:
             step = chunk_ms[turn % len(chunk_ms)] * RATE // 1000
@@ -120,7 +124,9 @@ def test_any_chunking_equals_offline(
             position += step
             turn += 1
         parts.append(stream.flush())
-    offline = pipeline.convert(source, speaker, None, RATE, pitch_shift_semitones=shift)
+    offline = pipeline.convert(
+        source, speaker, None, RATE, pitch_shift_semitones=shift, input_gain_db=gain_db
+    )
     np.testing.assert_allclose(np.concatenate(parts), offline, atol=TOLERANCE)
 
 

@@ -116,8 +116,17 @@ def check_served(folder: Path, blocks: list[Block], printed: dict[str, str]) -> 
     source = np.fromfile(folder / "source.f32", np.float32)
     reference = np.fromfile(folder / "reference.f32", np.float32)
     with VoiceConversionPipeline(PipelineConfig(repository=REPOSITORY, threads=1)) as pipeline:
-        by_itself = pipeline.convert(source, pipeline.embed(source, RATE), source_sample_rate=RATE)
-        by_reference = pipeline.convert(source, pipeline.embed(reference, RATE), source_sample_rate=RATE)
+        by_itself, by_reference = (
+            pipeline.convert(
+                source,
+                pipeline._engine.infer("speaker_encoder", {"REFERENCE_AUDIO": audio[np.newaxis]})[
+                    "EMBEDDING"
+                ],
+                source_sample_rate=RATE,
+                input_gain_db=0.0,
+            )
+            for audio in (source, reference)
+        )
     np.testing.assert_allclose(soundfile.read(folder / "whole.wav")[0], by_itself, atol=2e-4)
     made = np.fromfile(folder / "converted.f32", np.float32)
     np.testing.assert_allclose(made, by_reference, atol=1e-4)

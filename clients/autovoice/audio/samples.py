@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from autovoice.audio.channels import MAX_CHANNELS
 from autovoice.errors import AudioInputError, SampleRateError
 from autovoice.results import FloatArray
 
-MIN_SAMPLE_RATE = 8_000
-MAX_SAMPLE_RATE = 192_000
-MAX_CHANNELS = 64
+MIN_SAMPLE_RATE = 4_000
+MAX_SAMPLE_RATE = 768_000
 USUAL_CHANNELS = 8  # at most, in recordings
-MAX_PEAK = 10.0  # floats above this are integers that nobody scaled, not loud audio
+MAX_PEAK = 100.0  # floats above this are integers that nobody scaled, not loud audio
 INT16_SCALE = 32768.0
 PASSTHROUGH_RMS = 0.1  # -20 dB of full scale, the level of ordinary speech recordings
 PASSTHROUGH_PEAK = 0.99
@@ -29,7 +29,7 @@ def check_sample_rate(sample_rate: Any, name: str = "sample rate") -> int:
     """Return `sample_rate` in Hz as an int.
 
     Raises:
-        SampleRateError: when it is not a whole number from 8000 to 192000.
+        SampleRateError: when it is not a whole number from 4000 to 768000.
     """
     try:
         if isinstance(sample_rate, float) and sample_rate.is_integer():
@@ -214,6 +214,23 @@ def slices(audio: FloatArray, size: int) -> Iterator[FloatArray]:
     """Cut [T] into consecutive views of `size` samples, the last one shorter."""
     for start in range(0, audio.size, size):
         yield audio[start : start + size]
+
+
+def reblock(pieces: Iterable[FloatArray], size: int) -> Iterator[FloatArray]:
+    """Put pieces of audio [n] together and yield blocks of `size` samples, the last one shorter."""
+    pending: list[FloatArray] = []
+    held = 0
+    for piece in pieces:
+        pending.append(piece)
+        held += piece.size
+        if held >= size:
+            joined = np.concatenate(pending)
+            whole = held // size * size
+            yield from slices(joined[:whole], size)
+            pending = [joined[whole:]]
+            held -= whole
+    if held:
+        yield np.concatenate(pending)
 
 
 def passthrough_gain(peak: float, mean_square: float) -> float:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-NATIVE_LIBRARIES = ("onnxruntime", "soundfile", "soxr")
+NATIVE_LIBRARIES = ("av", "onnxruntime", "soundfile", "soxr")
+INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
 _UNLIMITED = 1_000_000  # columns
 
 
@@ -38,9 +39,21 @@ def load_engine() -> None:
         raise KeyboardInterrupt
 
 
+def shown(text: object) -> str:
+    """`text` for a terminal: what cannot be shown there, such as control characters in a name, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text)
+    )
+
+
 def report_error(error: BaseException | str) -> None:
     """Write one line on stderr, whatever the length of the message."""
-    print("autovoice: " + " ".join(str(error).split()), file=sys.stderr)
+    print("autovoice: " + shown(" ".join(str(error).split())), file=sys.stderr)
+
+
+def report_warning(warning: object) -> None:
+    """Write one line on stderr about something that did not keep the command from its work."""
+    report_error(f"warning: {warning}")
 
 
 def make_table(*headers: str, right: Iterable[str] = ()) -> Table:

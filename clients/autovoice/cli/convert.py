@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from autovoice.cli.console import load_engine, make_table, print_table, report_error
+from autovoice.cli.console import (
+    INTERRUPTED,
+    load_engine,
+    make_table,
+    print_table,
+    report_error,
+    report_warning,
+    shown,
+)
 from autovoice.cli.embed import load_target
 from autovoice.cli.options import (
+    ENGINE,
     RESULT,
     ApiKeyFileOption,
+    ChannelOption,
     DeviceOption,
     FallbackOption,
     IndexRateOption,
+    InputFormatOption,
     JsonOption,
     OverwriteOption,
     ProtectOption,
@@ -28,6 +42,7 @@ from autovoice.cli.options import (
     ServerOption,
     SkipExistingOption,
     SpeakerOption,
+    StrictOption,
     TargetOption,
     ThreadsOption,
     TimeoutOption,
@@ -38,21 +53,36 @@ from autovoice.cli.options import (
     parse_pitch_shift,
     pipeline_config,
 )
-from autovoice.cli.outputs import FilePair, about, pair_files
+from autovoice.cli.outputs import STANDARD_INPUT, STANDARD_OUTPUTS, FilePair, Skipped, about, pair_files
 
 if TYPE_CHECKING:
-    from autovoice import ConversionProfile, FileResult, VoiceConversionError, VoiceConversionPipeline
-    from autovoice.conversion import ConversionOptions
-    from autovoice.results import FloatArray
+    from autovoice import ConversionProfile, FileResult, VoiceConversionError
+
+SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileOutcome:
-    """The result of one file, or the error that ended it."""
+    """The result of one file, or the error that ended it; neither where it was not converted."""
 
     files: FilePair
     result: FileResult | None = None
     error: VoiceConversionError | None = None
+
+    def convert(
+        self,
+        convert_one: Callable[[FilePair, Callable[[Any], None]], FileResult],
+        advance: Callable[[Any], None],
+    ) -> None:
+        """Convert the file and keep how that ended."""
+        from autovoice.errors import VoiceConversionError
+
+        try:
+            self.result = convert_one(self.files, advance)
+        except VoiceConversionError as error:
+            self.error = error
+        except _StoppedError:
+            pass
 
     @property
     def message(self) -> str:
@@ -64,7 +94,7 @@ class FileOutcome:
 def convert(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE", help="Recordings, or folders to search for wav, flac, ogg, mp3."),
+        typer.Argument(metavar="SOURCE", help="Recordings of any kind, or folders to search for them."),
     ],
     output: Annotated[
         Path,
@@ -88,9 +118,29 @@ def convert(
         int | None, typer.Option(metavar="HZ", help="Rate of the output. Default: the source's.")
     ] = None,
     audio_format: Annotated[
-        Literal["wav", "flac", "ogg", "mp3"],
-        typer.Option("--format", help="Format of the files in a folder."),
-    ] = "wav",
+        Literal["wav", "flac", "ogg", "opus", "mp3", "m4a"] | None,
+        typer.Option(
+            "--format",
+            "--output-format",
+            help="Format of the output. Default: its suffix; in a folder and on standard output, wav.",
+        ),
+    ] = None,
+    bit_depth: Annotated[
+        Literal["16", "24", "32", "float"] | None,
+        typer.Option(help="Bits of a sample, for wav and flac. Default: 16.", rich_help_panel=RESULT),
+    ] = None,
+    copy_tags: Annotated[
+        bool,
+        typer.Option(
+            "--copy-tags", help="Give the output the source's title and artist.", rich_help_panel=RESULT
+        ),
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Files converted at once.", rich_help_panel=ENGINE)
+    ] = 1,
+    channel: ChannelOption = "mix",
+    input_format: InputFormatOption = None,
+    strict: StrictOption = False,
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
     provenance: ProvenanceOption = True,
@@ -116,12 +166,15 @@ def convert(
 ) -> int:
     """Convert recordings into the target's voice, or into an imported one.
 
-    A file that cannot be converted does not keep the others from it; the exit code is the first failure's.
+    A source of - is standard input, an output of - standard output. A file that cannot be converted does not
+    keep the others from it; the exit code then is 1.
     """
     from autovoice import VoiceConversionPipeline
     from autovoice.audio.provenance import provenance_tags
     from autovoice.errors import ConfigurationError
 
+    if as_json and str(output) in STANDARD_OUTPUTS:
+        raise ConfigurationError(f"--json and -o {output} both write to standard output; give one of them")
     if overwrite and skip_existing:
         raise ConfigurationError("--overwrite and --skip-existing contradict each other; give one of them")
     config = pipeline_config(
@@ -146,79 +199,137 @@ def convert(
     existing: Literal["replace", "skip", "refuse"] = (
         "replace" if overwrite else "skip" if skip_existing else "refuse"
     )
-    files = pair_files(sources, output, audio_format, existing)
-    outcomes: list[FileOutcome] = []
     load_engine()
+    found = pair_files(sources, output, audio_format, existing, () if target is None else (target,))
+    batch = Batch([FileOutcome(pair) for pair in found.pairs])
     with VoiceConversionPipeline(config) as pipeline:
         pipeline.voice.check_shift(shift)
-        if files:
-            found = load_target(pipeline, target, with_pitch=shift == "auto")
-            options: ConversionOptions = {
-                "target_median_f0": found.median_f0,
+        if found.pairs:
+            voice_found = load_target(pipeline, target, with_pitch=shift == "auto")
+            options: dict[str, Any] = {
+                "target_median_f0": voice_found.median_f0,
                 "output_sample_rate": sample_rate,
                 "pitch_shift_semitones": shift,
+                "channel": channel,
+                "input_format": input_format,
+                "strict": strict,
+                "output_format": audio_format,
+                "subtype": None if bit_depth is None else SUBTYPES[bit_depth],
+                "overwrite": overwrite,
+                "copy_tags": copy_tags,
+                "tags": provenance_tags() if provenance else None,
             }
-            tags = provenance_tags() if provenance else None
-            outcomes = _convert_all(pipeline, files, found.embedding, tags, options, quiet=as_json)
+
+            def convert_one(files: FilePair, advance: Callable[[Any], None]) -> FileResult:
+                if str(files.output) in STANDARD_OUTPUTS:
+                    to: Any = sys.stdout.buffer
+                else:
+                    to = files.output
+                    make_folder(to.parent)
+                source: Any = sys.stdin.buffer if files.source == STANDARD_INPUT else files.source
+                return pipeline.convert_file(
+                    source, to, voice_found.embedding, progress_callback=advance, **options
+                )
+
+            batch.run(convert_one, jobs, quiet=as_json)
         used = pipeline.device
     if as_json:
-        print(json.dumps(_as_dict(outcomes, used, profile), indent=2))
-    else:
-        _print(outcomes, profile)
-    for outcome in outcomes:
+        print(json.dumps(_as_dict(batch, found.skipped, used, profile), indent=2))
+    elif str(output) not in STANDARD_OUTPUTS:
+        _print(batch, found.skipped, profile)
+    return _report(batch, single=len(sources) == 1 and not sources[0].is_dir())
+
+
+def _report(batch: Batch, *, single: bool) -> int:
+    """Write what went wrong on stderr; returns the exit code."""
+    failed = [outcome.error for outcome in batch.outcomes if outcome.error is not None]
+    for outcome in batch.outcomes:
         if outcome.error is not None:
             report_error(outcome.message)
-        elif outcome.result is not None and outcome.result.passthrough:
+        if outcome.result is None:
+            continue
+        for warning in outcome.result.warnings:
+            report_warning(warning)
+        if outcome.result.passthrough:
             report_error(f"{outcome.files.output} was NOT converted: it is the level-normalised input")
-    return next((outcome.error.exit_code for outcome in outcomes if outcome.error is not None), 0)
+    if batch.interrupted:
+        return INTERRUPTED
+    if not failed:
+        return 0
+    return failed[0].exit_code if single else 1
 
 
-def _convert_all(
-    pipeline: VoiceConversionPipeline,
-    files: Sequence[FilePair],
-    embedding: FloatArray | None,
-    tags: Mapping[str, str] | None,
-    options: ConversionOptions,
-    *,
-    quiet: bool,
-) -> list[FileOutcome]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+@dataclass
+class Batch:
+    """Files that are converted, several at once.
 
-    from autovoice.errors import VoiceConversionError
+    Attributes:
+        outcomes: one for each file, which `run` fills in.
+        interrupted: whether Ctrl-C ended it before its time.
+    """
 
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[stage]}", style="dim", markup=False),
-    )
-    outcomes = []
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
-        overall = bars.add_task("all files", total=len(files), stage="", visible=len(files) > 1)
-        for number, pair in enumerate(files):
-            bar = bars.add_task(pair.source.name, total=1.0, stage="")
+    outcomes: list[FileOutcome]
+    interrupted: bool = False
 
-            def advance(step: Any, bar: Any = bar, number: int = number) -> None:
-                bars.update(bar, completed=step.fraction, stage=step.stage)
-                bars.update(overall, completed=number + step.fraction)
+    def run(
+        self,
+        convert_one: Callable[[FilePair, Callable[[Any], None]], FileResult],
+        jobs: int,
+        *,
+        quiet: bool,
+    ) -> None:
+        """Convert every file, at most `jobs` at once, with one progress bar for all."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[stage]}", style="dim", markup=False),
+        )
+        stop = threading.Event()
+        shares = [0.0] * len(self.outcomes)
+        total = len(self.outcomes)
+        with Progress(
+            *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+        ) as bars:
+            name = self.outcomes[0].files.source.name if total == 1 else f"{total} files"
+            bar = bars.add_task(shown(name), total=total, stage="")
+
+            def work(number: int) -> None:
+                outcome = self.outcomes[number]
+
+                def advance(step: Any) -> None:
+                    if stop.is_set():
+                        raise _StoppedError
+                    shares[number] = step.fraction
+                    bars.update(bar, completed=sum(shares), stage=step.stage)
+
+                if not stop.is_set():
+                    outcome.convert(convert_one, advance)
+                shares[number] = 1.0
+                bars.update(bar, completed=sum(shares))
+
+            # Interrupts reach the main thread alone, which waits.
+            pool = ThreadPoolExecutor(min(jobs, total))
             try:
-                _make_folder(pair.output.parent)
-                options["progress_callback"] = advance
-                result = pipeline.convert_file(pair.source, pair.output, embedding, tags=tags, **options)
-                outcomes.append(FileOutcome(pair, result=result))
-            except VoiceConversionError as error:
-                outcomes.append(FileOutcome(pair, error=error))
-            bars.remove_task(bar)
-            bars.update(overall, completed=number + 1)
-    return outcomes
+                for future in [pool.submit(work, number) for number in range(total)]:
+                    future.result()
+            except KeyboardInterrupt:
+                self.interrupted = True
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
 
 
-def _make_folder(folder: Path) -> None:
+class _StoppedError(Exception):
+    """Ends a conversion whose result nobody wants any more."""
+
+
+def make_folder(folder: Path) -> None:
     from autovoice.errors import OutputError
 
     try:
@@ -227,10 +338,10 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be created: {error.strerror}; choose another folder") from error
 
 
-def _as_dict(outcomes: Sequence[FileOutcome], device: str, profile: bool) -> dict[str, Any]:
+def _as_dict(batch: Batch, skipped: Sequence[Skipped], device: str, profile: bool) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
-    for outcome in outcomes:
+    for outcome in batch.outcomes:
         entry: dict[str, Any] = {"source": str(outcome.files.source), "output": str(outcome.files.output)}
         if outcome.result is not None:
             result = outcome.result
@@ -240,6 +351,7 @@ def _as_dict(outcomes: Sequence[FileOutcome], device: str, profile: bool) -> dic
                 "duration_s": result.samples / result.sample_rate,
                 "pitch_shift_semitones": result.pitch_shift_semitones,
                 "passthrough": result.passthrough,
+                "warnings": list(result.warnings),
                 "rtf": result.profile.rtf,
             }
             if profile:
@@ -248,22 +360,37 @@ def _as_dict(outcomes: Sequence[FileOutcome], device: str, profile: bool) -> dic
         elif outcome.error is not None:
             entry |= {"error": type(outcome.error).__name__, "message": outcome.message}
             errors.append(entry)
-    return {"device": device, "results": results, "errors": errors}
+    left_out = [{"path": str(each.path), "reason": each.reason} for each in skipped]
+    return {
+        "device": device,
+        "results": results,
+        "errors": errors,
+        "skipped": left_out,
+        "interrupted": batch.interrupted,
+    }
 
 
-def _print(outcomes: Sequence[FileOutcome], profile: bool) -> None:
-    done = [outcome.result for outcome in outcomes if outcome.result is not None]
+def _print(batch: Batch, skipped: Sequence[Skipped], profile: bool) -> None:
+    done = [outcome.result for outcome in batch.outcomes if outcome.result is not None]
     for result in done:
+        seconds = result.samples / result.sample_rate
         print(
-            f"{result.output}: {result.samples / result.sample_rate:.2f} s at {result.sample_rate} Hz, "
+            f"{shown(result.output)}: {seconds:.2f} s at {result.sample_rate} Hz, "
             f"pitch {result.pitch_shift_semitones:+.1f} semitones, RTF {result.profile.rtf:.3f}"
         )
         if profile:
             _print_profile(result.profile)
-    if len(outcomes) != 1:
-        failed = len(outcomes) - len(done)
+    for each in skipped:
+        print(f"{shown(each.path)}: skipped, {shown(each.reason)}")
+    if len(batch.outcomes) != 1 or skipped:
+        failed = sum(outcome.error is not None for outcome in batch.outcomes)
+        left = len(batch.outcomes) - len(done) - failed
         seconds = sum(result.samples / result.sample_rate for result in done)
-        print(f"{len(done)} converted ({seconds:.1f} s of audio), {failed} failed")
+        print(
+            f"{len(done)} converted ({seconds:.1f} s of audio), {failed} failed"
+            + (f", {len(skipped)} skipped" if skipped else "")
+            + (f", {left} not begun or not finished" if left else "")
+        )
 
 
 def _print_profile(profile: ConversionProfile) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from autovoice.engines.triton.wire import ModelStatistics
     from autovoice.repository.reader import ModelRepository
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "soundfile", "soxr")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tritonclient", "av", "soundfile", "soxr")
 _STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 

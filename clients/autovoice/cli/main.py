@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from autovoice.cli.build import BuildCommand, build, import_app
-from autovoice.cli.console import report_error
+from autovoice.cli.console import INTERRUPTED, report_error, report_warning
 from autovoice.cli.convert import convert
 from autovoice.cli.embed import embed
 from autovoice.cli.info import info
@@ -38,9 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
 
 for _command in (convert, embed, stream, voices, info, serve):
     app.command()(_command)
@@ -115,12 +112,21 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `autovoice` script."""
-    from autovoice.errors import PassthroughWarning
+    from autovoice.errors import AudioFileWarning, PassthroughWarning
 
     # An orchestrator's request to stop must leave as little behind as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # The commands flag passed-through results themselves, in one line each.
     warnings.simplefilter("ignore", PassthroughWarning)
+    python_shows = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, AudioFileWarning):
+            report_warning(message)
+        else:
+            python_shows(message, category, *place, **more)
+
+    warnings.showwarning = show
     # The name of a file need not be valid in the terminal's encoding; to say it must not fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

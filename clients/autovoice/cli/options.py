@@ -15,6 +15,7 @@ ENGINE = "Engine"
 IMPORTED = "Imported voice (default: the voice's own)"
 RESULT = "Result"
 SERVER = "Server"
+SOURCE = "Source"
 
 TargetOption = Annotated[
     Path | None,
@@ -34,6 +35,26 @@ VoiceOption = Annotated[
         help="An imported voice, which needs no --target; `autovoice voices` lists them. Default: the base "
         "voice.",
     ),
+]
+ChannelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="mix|left|right|N|loudest",
+        help="Channel of the source; N counts from 1.",
+        rich_help_panel=SOURCE,
+    ),
+]
+InputFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE:HZ:N",
+        help="Read the source as samples without a header, such as f32le:24000:1: encoding, rate, channels.",
+        rich_help_panel=SOURCE,
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse a damaged source.", rich_help_panel=SOURCE),
 ]
 SpeakerOption = Annotated[
     int | None,
@@ -242,6 +263,20 @@ def parse_pitch_shift(text: str) -> float | Literal["auto"]:
         return float(text)
     except ValueError:
         raise PitchError(f"--pitch-shift {text!r} is neither a number of semitones nor auto") from None
+
+
+def parse_gain(text: str) -> float | Literal["auto"]:
+    """Read `--input-gain`: dB or `auto`.
+
+    Raises:
+        ConfigurationError: it is neither, or beyond what there is.
+    """
+    from autovoice.audio.levels import check_gain
+
+    try:
+        return check_gain(float(text), "--input-gain")
+    except ValueError:
+        return check_gain(text, "--input-gain")
 
 
 def read_key(path: Path | None, variable: str | None = None) -> str | None:

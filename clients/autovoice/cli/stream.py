@@ -36,6 +36,7 @@ from autovoice.cli.options import (
     TlsCertificateOption,
     TlsKeyOption,
     VoiceOption,
+    parse_gain,
     parse_pitch_shift,
     pipeline_config,
 )
@@ -107,6 +108,10 @@ def stream(
         typer.Option(metavar="MS", help="Audio converted at once. Default: 10; an imported voice: 240."),
     ] = None,
     pitch_shift: Annotated[str, typer.Option(metavar="N", help="Semitones up or down.")] = "0",
+    input_gain: Annotated[
+        str,
+        typer.Option(metavar="DB|auto", help="Gain of the source, taken back in the end; auto follows it."),
+    ] = "auto",
     sample_rate: Annotated[
         int | None,
         typer.Option(
@@ -142,6 +147,7 @@ def stream(
     low, high = CHUNK_MS_RANGE
     if not low <= chunk_ms <= high:  # also refuses NaN
         raise ConfigurationError(f"--chunk-ms is {chunk_ms:g}; give a length from {low:g} to {high:g} ms")
+    gain = parse_gain(input_gain)
     shift = parse_pitch_shift(pitch_shift)
     if shift == "auto":
         raise PitchError(
@@ -187,6 +193,7 @@ def stream(
                 found.embedding,
                 sample_rate=rate,
                 pitch_shift_semitones=shift,
+                input_gain_db=gain,
                 core_seconds=None if core_ms is None else core_ms / 1e3,
             )
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autovoice.audio.source import Source
+from autovoice.audio.speech import SpeechSource
 from autovoice.config import BASE_VOICE, PipelineConfig
 from autovoice.engines.engine import Engine
 from autovoice.errors import ConfigurationError, EmbeddingError, RepositoryError
@@ -104,7 +105,7 @@ class BaseVoice(Voice):
             return target
         f0 = target.f0
         if f0 is None:
-            f0 = track_source_f0(engine, self.clock, source, block)
+            f0 = track_source_f0(engine, self.clock, SpeechSource(source), block)
         median = target.median_f0
         if median is None:
             median = expected_median_f0(engine, target.tensors["TARGET_EMBEDDING"])

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from autovoice.atomic import as_path, atomic_path, full_disk, reason_of
 from autovoice.audio.samples import check_duration, resample
-from autovoice.audio.source import Source
+from autovoice.audio.source import Source, at_usual_level
+from autovoice.audio.speech import SpeechSource
 from autovoice.engines.engine import Engine
 from autovoice.errors import AudioInputError, EmbeddingError, OutputError
 from autovoice.results import FloatArray
@@ -50,8 +51,8 @@ def check_embedding(embedding: npt.ArrayLike, size: int) -> FloatArray:
 def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -> FloatArray:
     """Embed a reference of any length in bounded memory.
 
-    The reference is taken in segments of 30 s, whose embeddings are joined, see `join_embeddings`; silent
-    ones are left out.
+    Its speech alone counts, at the level that the voice was trained on; see `SpeechSource`. It is taken in
+    segments of 30 s, whose embeddings are joined, see `join_embeddings`.
 
     Returns:
         Unit vector [E].
@@ -59,22 +60,23 @@ def embed_source(engine: Engine, clock: FrameClock, source: Source, name: str) -
     Raises:
         AudioInputError: less than one frame, or silent.
     """
-    embeddings, lengths = [], []
-    samples = 0
-    for segment in source.blocks(SEGMENT_SECONDS * source.sample_rate):
-        samples += segment.size
-        rms = float(np.sqrt(np.mean(np.square(segment, dtype=np.float64))))
-        if rms < SILENCE_RMS or segment.size * clock.frames_per_second < source.sample_rate:
+    check_duration(source.frames, source.sample_rate, clock.frames_per_second, name)
+    if source.level < SILENCE_RMS:
+        raise AudioInputError(
+            f"{name} is silent (below -80 dB throughout); give a recording of the target's voice"
+        )
+    speech = SpeechSource(at_usual_level(source))
+    embeddings: list[FloatArray] = []
+    lengths: list[int] = []
+    for segment in speech.blocks(SEGMENT_SECONDS * source.sample_rate):
+        if embeddings and segment.size * clock.frames_per_second < source.sample_rate:
             continue
         audio = resample(segment, source.sample_rate, clock.sample_rate)
         vector = engine.infer(SPEAKER_ENCODER, {"REFERENCE_AUDIO": audio[np.newaxis]})["EMBEDDING"][0]
         embeddings.append(vector)
         lengths.append(segment.size)
-    check_duration(samples, source.sample_rate, clock.frames_per_second, name)
-    if not embeddings or not np.isfinite(embeddings).all():
-        raise AudioInputError(
-            f"{name} is silent (below -80 dB throughout); give a recording of the target's voice"
-        )
+    if not np.isfinite(embeddings).all():
+        raise AudioInputError(f"{name} has no embedding; give a recording of the target's voice")
     return join_embeddings(embeddings, clock, lengths)
 
 

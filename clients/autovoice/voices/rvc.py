@@ -55,6 +55,10 @@ class RvcVoice(Voice):
     version: str
     defaults: RvcSettings
 
+    def level_share(self, target: Target) -> float:
+        """See `Voice.level_share`: with RMS mixing at 1, the result has the voice's own level."""
+        return 1.0 - float(target.tensors["RMS_MIX"][0, 0])
+
     def check_settings(self, settings: RvcSettings | None) -> None:
         """See `Voice.check_settings`; the ranges that all voices share have been checked."""
         if settings is None:

@@ -195,6 +195,10 @@ class Voice(ABC):
         """Samples of the source from which at least `converted` are made."""
         return -(-converted * self.sample_rate // self.output_sample_rate)
 
+    def level_share(self, target: Target) -> float:
+        """How much the level of the result follows that of the source, 0 to 1."""
+        return 1.0
+
     @abstractmethod
     def check_settings(self, settings: RvcSettings | None) -> None:
         """Refuse settings that this voice does not have.

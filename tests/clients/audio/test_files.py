@@ -56,24 +56,6 @@ def test_blocks_put_together_are_the_file(tmp_path: Path, tone: np.ndarray, suff
     np.testing.assert_allclose(whole[: tone.size], tone, atol=4e-5 if lossless else 0.2)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_truncated_files_are_refused(tmp_path: Path, tone: np.ndarray, suffix: str) -> None:
-    path = tmp_path / f"tone.{suffix}"
-    write_audio(path, tone, RATE)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    with pytest.raises(AudioFileError, match="truncated"):
-        read_audio(path)
-
-
-def test_wav_written_to_a_pipe_has_no_length_and_is_fine(tmp_path: Path, tone: np.ndarray) -> None:
-    path = tmp_path / "tone.wav"
-    write_audio(path, tone, RATE)
-    data = bytearray(path.read_bytes())
-    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
-    path.write_bytes(data)
-    assert read_audio(path)[0].size == tone.size
-
-
 def test_missing_directory_empty_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not audio at all, but long enough to look at")
@@ -91,17 +73,12 @@ def test_nan_rate_and_no_samples_in_files(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.array([0, 0, np.nan], np.float32), RATE, subtype="FLOAT")
     with pytest.raises(AudioInputError, match="nan at sample 2"):
         read_audio(tmp_path / "nan.wav")
-    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 4000)
-    with pytest.raises(SampleRateError, match="4000"):
+    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 3000)
+    with pytest.raises(SampleRateError, match="3000"):
         AudioSource(tmp_path / "slow.wav")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), RATE)
     with pytest.raises(AudioInputError, match="holds no samples"):
         read_audio(tmp_path / "none.wav")
-
-
-def test_stereo_files_are_mixed_down(tmp_path: Path, tone: np.ndarray) -> None:
-    soundfile.write(tmp_path / "wide.wav", np.stack([tone, -0.5 * tone], axis=1), RATE, subtype="FLOAT")
-    np.testing.assert_allclose(read_audio(tmp_path / "wide.wav")[0], 0.25 * tone, atol=1e-6)
 
 
 def test_unwritable_outputs(tmp_path: Path, tone: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def test_channels_are_averaged_on_either_axis(transposed: bool) -> None:
     np.testing.assert_allclose(mono, (left + right) / 2, atol=1e-7)
 
 
-@pytest.mark.parametrize("rate", [0, -1, 7999, 192_001, 44_100.5, "48000", None, True, float("nan"), np.inf])
+@pytest.mark.parametrize("rate", [0, -1, 3999, 768_001, 44_100.5, "48000", None, True, float("nan"), np.inf])
 def test_absurd_sample_rates(rate: object) -> None:
     with pytest.raises(SampleRateError, match="sample rate is"):
         check_sample_rate(rate)

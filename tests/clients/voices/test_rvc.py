@@ -79,7 +79,7 @@ def stream_through(
 @pytest.mark.parametrize("size", [160, 161, 320, 12_345])
 def test_the_closed_form(open_voice: Any, voice: str, size: int) -> None:
     source, rate = murmur(size), VOICES[voice]
-    how: dict[str, Any] = {"source_sample_rate": RATE, "output_sample_rate": rate}
+    how: dict[str, Any] = {"source_sample_rate": RATE, "input_gain_db": 0.0, "output_sample_rate": rate}
     for shift, values in ((0.0, (1, 0.75, 0.25, 0.5)), (-5.0, (2, 0.5, 0.125, 1.0))):
         chosen = RvcSettings(*values) if shift else None  # the first are the toy's defaults
         made = open_voice(voice, 10.0).convert(
@@ -104,9 +104,9 @@ def test_in_blocks_and_live_it_is_the_whole(
 ) -> None:
     source, rate = murmur(size, seed=size), VOICES[voice]
     how: dict[str, Any] = {"output_sample_rate": rate, "pitch_shift_semitones": shift}
-    whole = open_voice(voice, 10.0).convert(source, source_sample_rate=RATE, **how)
+    whole = open_voice(voice, 10.0).convert(source, source_sample_rate=RATE, input_gain_db=0.0, **how)
     assert whole.size == -(-size * rate // RATE)
-    cut = open_voice(voice, block).convert(source, source_sample_rate=RATE, **how)
+    cut = open_voice(voice, block).convert(source, source_sample_rate=RATE, input_gain_db=0.0, **how)
     np.testing.assert_allclose(cut, whole, atol=EXACT)
     live = stream_through(open_voice(voice, 10.0), source, chunks, core_seconds=core, **how)
     np.testing.assert_allclose(live, whole, atol=EXACT)
@@ -124,8 +124,8 @@ def test_less_context_than_the_voice_needs_would_be_heard(
     with VoiceConversionPipeline(
         PipelineConfig(repository=short, voice="anna", block_seconds=0.1)
     ) as pipeline:
-        made = pipeline.convert(source, source_sample_rate=RATE)
-    whole = open_voice("anna", 10.0).convert(source, source_sample_rate=RATE)
+        made = pipeline.convert(source, source_sample_rate=RATE, input_gain_db=0.0)
+    whole = open_voice("anna", 10.0).convert(source, source_sample_rate=RATE, input_gain_db=0.0)
     assert np.abs(made - whole).max() > 1e-2
 
 
@@ -161,7 +161,11 @@ def test_exactly_as_long_as_the_source(open_voice: Any, rate: int, output: int |
     expected = size if output is None else (2 * size * output + rate) // (2 * rate)
     for block in (0.1, 10.0):
         made = open_voice("anna", block).convert(
-            source, source_sample_rate=rate, output_sample_rate=output, voice_settings=PLAIN
+            source,
+            source_sample_rate=rate,
+            input_gain_db=0.0,
+            output_sample_rate=output,
+            voice_settings=PLAIN,
         )
         assert made.size == expected
 
@@ -180,7 +184,9 @@ def test_any_rates_live_are_those_of_convert(
     chunks = [milliseconds * rate // 1000 for milliseconds in chunk_ms]
     made = stream_through(open_voice(voice), source, chunks, sample_rate=rate, output_sample_rate=output)
     for block in (0.5, 10.0):
-        offline = open_voice(voice, block).convert(source, source_sample_rate=rate, output_sample_rate=output)
+        offline = open_voice(voice, block).convert(
+            source, source_sample_rate=rate, input_gain_db=0.0, output_sample_rate=output
+        )
         np.testing.assert_allclose(made, offline, atol=1e-5)
 
 
@@ -204,10 +210,10 @@ def test_a_source_within_a_block_is_one_request_and_a_longer_one_is_windows(
         return infer(model, inputs, **rest)
 
     monkeypatch.setattr(pipeline._engine, "infer", spy)
-    pipeline.convert(murmur(16_000), source_sample_rate=RATE, output_sample_rate=40_000)
+    pipeline.convert(murmur(16_000), source_sample_rate=RATE, input_gain_db=0.0, output_sample_rate=40_000)
     assert requests == [("anna", 16_000)]
     requests.clear()
-    pipeline.convert(murmur(40_001), source_sample_rate=RATE, output_sample_rate=40_000)
+    pipeline.convert(murmur(40_001), source_sample_rate=RATE, input_gain_db=0.0, output_sample_rate=40_000)
     rest = -(-(LEFT + 8_001) // GRID) * GRID
     assert requests == [
         ("anna_window", 16_000 + RIGHT),
@@ -272,7 +278,7 @@ def test_progress_profile_and_counters(open_voice: Any, toy_voices: Path) -> Non
         assert pipeline.warmup(seconds=0.5) > 0
         steps: list[Progress] = []
         profile = pipeline.profile_conversion(
-            murmur(20_000), source_sample_rate=RATE, progress_callback=steps.append
+            murmur(20_000), source_sample_rate=RATE, input_gain_db=0.0, progress_callback=steps.append
         )
         assert {"toy_content", "toy_pitch", "anna_synthesizer", "resample"} <= profile.stages.keys()
         assert steps[-1].stage == "finish"
@@ -288,14 +294,16 @@ def test_asyncio(open_voice: Any) -> None:
     async def main() -> tuple[list[np.ndarray], np.ndarray]:
         async with AsyncVoiceConversionPipeline(pipeline=open_voice("cleo")) as pipeline:
             made = await asyncio.gather(
-                *(pipeline.convert(each, source_sample_rate=RATE) for each in sources)
+                *(pipeline.convert(each, source_sample_rate=RATE, input_gain_db=0.0) for each in sources)
             )
             async with pipeline.stream(output_sample_rate=RATE) as stream:
                 live = [await stream.push(sources[0]), await stream.flush()]
             return made, np.concatenate(live)
 
     made, live = asyncio.run(main())
-    expected = [open_voice("cleo").convert(each, source_sample_rate=RATE) for each in sources]
+    expected = [
+        open_voice("cleo").convert(each, source_sample_rate=RATE, input_gain_db=0.0) for each in sources
+    ]
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_allclose(live, expected[0], atol=EXACT)
 
@@ -356,4 +364,4 @@ def test_models_that_answer_at_another_rate_are_noticed(tmp_path: Path) -> None:
     ) as pipeline:
         for size in (1600, 9600):
             with pytest.raises(RepositoryError, match="import the voice again"):
-                pipeline.convert(murmur(size), source_sample_rate=RATE)
+                pipeline.convert(murmur(size), source_sample_rate=RATE, input_gain_db=0.0)

@@ -86,10 +86,12 @@ def test_stream(
 ) -> None:
     monkeypatch.setenv("AUTOVOICE_API_KEY", KEY)
     command = ["stream", "--simulate", str(folder / "in.wav"), "-t", str(folder / "voice.npy"), "--json"]
+    command += ["--input-gain", "0"]
     assert run([*command, "-o", str(folder / "heard.wav"), *server_options]) == 0
     assert json.loads(capsys.readouterr().out)["device"] == server_options[1]
     heard, _ = soundfile.read(folder / "heard.wav")
-    np.testing.assert_allclose(heard, embedded.convert(SOURCE, speaker(1), None, RATE), atol=2e-4)
+    expected = embedded.convert(SOURCE, speaker(1), None, RATE, input_gain_db=0.0)
+    np.testing.assert_allclose(heard, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

@@ -202,7 +202,8 @@ def test_a_stream_outlives_a_restart_of_its_server(
         ward.revive()
         parts += [stream.push(piece) for piece in np.split(source[14_400:], 6)]
         assert_same(
-            np.concatenate([*parts, stream.flush()]), embedded.convert(source, speaker(3), None, RATE)
+            np.concatenate([*parts, stream.flush()]),
+            embedded.convert(source, speaker(3), None, RATE, input_gain_db=0.0),
         )
         assert pipeline.stats.lost_sequences == 1
         assert pipeline.stats.fallbacks == 0
@@ -229,7 +230,9 @@ def test_without_its_server_a_stream_goes_on_embedded(
             parts += [stream.push(source[4800:]), stream.flush()]
         assert first_block.is_set()
         assert_same(made, embedded.convert(source, speaker(2), None, RATE))
-        assert_same(np.concatenate(parts), embedded.convert(source, speaker(3), None, RATE))
+        assert_same(
+            np.concatenate(parts), embedded.convert(source, speaker(3), None, RATE, input_gain_db=0.0)
+        )
         assert pipeline.stats.fallbacks > 4
         assert "cpu" in pipeline.stats.device_use
 
@@ -239,7 +242,7 @@ def test_long_streams_go_on_in_voice_and_time(
 ) -> None:
     """Replaying a part restores what is heard but not the phase of the pulses: levels agree, samples not."""
     source = hum(3.0)
-    expected = embedded.convert(source, speaker(3), None, RATE)
+    expected = embedded.convert(source, speaker(3), None, RATE, input_gain_db=0.0)
     with pipeline_over(ward, repository, "grpc", retries=0, replay_seconds=1.0) as pipeline:
         stream = pipeline.stream(speaker(3))
         parts = [stream.push(piece) for piece in np.split(source[:48_000], 10)]

@@ -1,0 +1,332 @@
+"""Decoding of audio files of every kind with PyAV, in blocks, past whatever is damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autovoice.audio.channels import MAX_CHANNELS
+from autovoice.audio.samples import check_sample_rate
+from autovoice.errors import AudioFileError, ConfigurationError
+from autovoice.results import FloatArray
+
+_SIGNED = ("s16be", "s16le", "s24be", "s24le", "s32be", "s32le")
+PCM_FORMATS = frozenset((*_SIGNED, "s8", "u8", "alaw", "mulaw", "f32be", "f32le", "f64be", "f64le"))
+# A playlist must not make FFmpeg open other files or addresses: only what we opened is read.
+_OPTIONS = {"protocol_whitelist": "none", "max_size": "65536"}  # the latter is the size of a WAV's packets
+_GUESSES_LENGTH = frozenset({"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "loas", "truehd"})
+_BATCH_SAMPLES = 1 << 16
+_MAX_FAILURES = 200  # in a row, without a sample between them
+_MISSING_SECONDS = 0.05
+_UNKNOWN_LENGTH = 0x7FFF0000
+_GUESSED_LAYOUTS = {6: "5.1", 8: "7.1"}  # where a file does not name its channels
+
+
+class PcmFormat(NamedTuple):
+    """How samples without a header are to be read."""
+
+    name: str
+    sample_rate: int
+    channels: int
+
+
+def parse_pcm_format(text: Any) -> PcmFormat:
+    """Read a format such as `f32le:24000:1`: encoding, Hz, channels.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    name, *numbers = text.split(":") if isinstance(text, str) else ("",)
+    if name in PCM_FORMATS and len(numbers) == 2 and all(n.isascii() and n.isdigit() for n in numbers):
+        rate, channels = map(int, numbers)
+        if 1 <= channels <= MAX_CHANNELS:
+            return PcmFormat(name, check_sample_rate(rate, f"the rate of input format {text}"), channels)
+    raise ConfigurationError(
+        f"input format is {text!r}; give encoding:Hz:channels such as f32le:24000:1, with an encoding "
+        f"of {', '.join(sorted(PCM_FORMATS))}"
+    )
+
+
+class Decoded(NamedTuple):
+    """Samples that were decoded together.
+
+    Attributes:
+        audio: float32 [channels, n], full scale 1, about 65536 samples at most.
+        sample_rate: Hz.
+        channels: what each channel is, such as `"FL"`; empty where the file does not say.
+    """
+
+    audio: FloatArray
+    sample_rate: int
+    channels: tuple[str, ...]
+
+
+@dataclass
+class Findings:
+    """What was noticed while a file was decoded.
+
+    Attributes:
+        failures: how many parts could not be decoded.
+        cut: whether the file ends where more is to follow by its header.
+        missing_seconds: how much less there is than the file states.
+        sample_rate: what the file says, Hz.
+        tags: metadata by FFmpeg's names, in lower case.
+    """
+
+    failures: int = 0
+    cut: bool = False
+    missing_seconds: float = 0.0
+    sample_rate: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def damage(self) -> str:
+        """What is wrong with the file, empty for nothing."""
+        found = []
+        if self.failures:
+            found.append(f"{self.failures} part{'s' * (self.failures > 1)} of it cannot be decoded")
+        if self.missing_seconds:
+            found.append(f"{self.missing_seconds:.2f} s that it should have are missing")
+        elif self.cut:
+            found.append("it ends before its header says")
+        return " and ".join(found)
+
+
+class FileView:
+    """Read-only file object over a descriptor, with a position of its own and no name.
+
+    FFmpeg would take a name for a hint of the format.
+
+    Args:
+        descriptor: of a file that can be sought in.
+        offset: where the view begins.
+    """
+
+    def __init__(self, descriptor: int, offset: int = 0) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`."""
+        data = os.pread(self._descriptor, size, self._offset + self._position)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte of the view."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise OSError(22, "Invalid argument")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return self._position
+
+    @property
+    def size(self) -> int:
+        """Bytes of the view."""
+        return max(os.fstat(self._descriptor).st_size - self._offset, 0)
+
+
+def decode(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Decoded]:
+    """Yield everything that can be decoded of the best audio stream of a file, in batches.
+
+    WAV files that were put one behind the other are decoded one after the other, and where the header of one
+    says less than there is, what follows is taken for samples as well.
+
+    Args:
+        descriptor: of the file, which can be sought in.
+        pcm: for samples without a header; None to find the format by the content.
+        findings: filled in meanwhile; complete after the last batch.
+
+    Raises:
+        av.FFmpegError: the file is of no known format.
+        AudioFileError: the file holds no audio.
+        OSError: the file cannot be read.
+    """
+    held: list[Any] = []
+    kind: tuple[Any, ...] = ()
+    samples = 0
+    for frame in _all_frames(descriptor, pcm, findings):
+        new = (frame.format.name, frame.sample_rate, frame.layout.name)
+        if held and (new != kind or samples >= _BATCH_SAMPLES):
+            yield _joined(held)
+            held, samples = [], 0
+        held.append(frame)
+        kind = new
+        samples += frame.samples
+    if held:
+        yield _joined(held)
+
+
+def _joined(frames: list[Any]) -> Decoded:
+    first = frames[0]
+    arrays = [frame.to_ndarray() for frame in frames]
+    array = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+    names = _channel_names(first.layout)
+    if not first.format.is_planar:
+        array = array.reshape(-1, len(first.layout.channels)).T
+    return Decoded(_as_float(array), first.sample_rate, names)
+
+
+def _all_frames(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Any]:
+    offset = 0
+    while True:
+        rest = yield from _decode_one(FileView(descriptor, offset), pcm, findings)
+        if rest is None:
+            return
+        offset, pcm = offset + rest.position, rest.pcm
+
+
+class _Rest(NamedTuple):
+    """What follows the samples of a WAV that are in its header: another file, or samples."""
+
+    position: int
+    pcm: PcmFormat | None
+
+
+def _decode_one(
+    view: FileView, pcm: PcmFormat | None, findings: Findings
+) -> Generator[Any, None, _Rest | None]:
+    import av
+
+    options = dict(_OPTIONS)
+    if pcm is not None:
+        options["sample_rate"] = str(pcm.sample_rate)
+        options["ch_layout"] = "mono" if pcm.channels == 1 else f"{pcm.channels}C"
+    name = None if pcm is None else pcm.name
+    with av.open(view, "r", format=name, options=options, metadata_errors="replace") as container:
+        stream = best_stream(container)
+        findings.tags = {
+            key.lower(): value for key, value in {**stream.metadata, **container.metadata}.items()
+        }
+        findings.sample_rate = findings.sample_rate or stream.codec_context.sample_rate
+        samples, rate = 0, 0
+        first: Any = None
+        last: Any = None
+        for packet, frames in _frames(container, stream, findings):
+            if packet.size:
+                first = first or packet
+                last = packet
+            for frame in frames:
+                rate = rate or frame.sample_rate
+                samples += frame.samples
+                yield frame
+        if rate:
+            _compare(container, stream, samples / rate, view.size, findings)
+        is_wav = container.format.name == "wav"
+        if last is None or last.pos is None:
+            return None
+        if last.is_corrupt and not (is_wav and _of_unknown_length(view, first.pos)):
+            findings.cut = True
+        if pcm is not None or not is_wav:
+            return None
+        return _rest_of_wav(view, last.pos + last.size, stream)
+
+
+def best_stream(container: Any) -> Any:
+    """The audio stream that players choose.
+
+    Raises:
+        AudioFileError: there is none, or none that can be decoded.
+    """
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise AudioFileError("it holds no audio")
+    if stream.codec_context is None:
+        raise AudioFileError("its audio is of a kind that FFmpeg cannot decode")
+    return stream
+
+
+def _frames(container: Any, stream: Any, findings: Findings) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield every packet with what it decodes to, going on behind what cannot be read or decoded."""
+    import av
+
+    failures = 0
+    while failures < _MAX_FAILURES:
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.EOFError:
+                    frames = []
+                except av.FFmpegError:
+                    findings.failures += 1
+                    failures += 1
+                    if failures >= _MAX_FAILURES:
+                        return
+                    continue
+                if frames:
+                    failures = 0
+                yield packet, frames
+            return
+        except av.FFmpegError:  # the stream of packets itself, which goes on when it is asked again
+            findings.failures += 1
+            failures += 1
+
+
+def _compare(container: Any, stream: Any, seconds: float, size: int, findings: Findings) -> None:
+    """Note the length that the file states, where it is no guess from its size."""
+    if stream.duration is not None:
+        stated = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        stated = container.duration / 1e6
+    else:
+        return
+    formats = set(container.format.name.split(","))
+    if formats & _GUESSES_LENGTH:
+        return
+    bit_rate = stream.codec_context.bit_rate
+    if "mp3" in formats and bit_rate and stated <= 1.01 * size * 8 / bit_rate:
+        return  # without an index, FFmpeg divides the size by the bit rate of the first frame
+    if stated > seconds + _MISSING_SECONDS:
+        findings.missing_seconds += stated - seconds
+
+
+def _of_unknown_length(view: FileView, position: int) -> bool:
+    """Whether a WAV was written into a pipe, with no length; its samples begin at `position`."""
+    view.seek(position - 4)
+    length = int.from_bytes(view.read(4), "little")
+    return length == 0 or length >= _UNKNOWN_LENGTH
+
+
+def _rest_of_wav(view: FileView, position: int, stream: Any) -> _Rest | None:
+    left = view.size - position
+    view.seek(position + position % 2)
+    head = view.read(8)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return _Rest(position + position % 2, None)
+    codec = stream.codec_context
+    name = codec.name.removeprefix("pcm_")
+    is_chunk = len(head) == 8 and all(32 <= byte < 127 for byte in head[:4])
+    if left <= 1 or name not in PCM_FORMATS or (is_chunk and int.from_bytes(head[4:], "little") <= left):
+        return None
+    return _Rest(position, PcmFormat(name, codec.sample_rate, codec.channels))
+
+
+def _channel_names(layout: Any) -> tuple[str, ...]:
+    """Names of the channels; empty where the file names none and their number does not tell."""
+    from av import AudioLayout
+
+    names = [channel.name for channel in layout.channels]
+    if layout.name.endswith(" channels"):
+        guess = _GUESSED_LAYOUTS.get(len(names))
+        return () if guess is None else tuple(channel.name for channel in AudioLayout(guess).channels)
+    return tuple(names)
+
+
+def _as_float(array: npt.NDArray[Any]) -> FloatArray:
+    """Samples of any type as float32, full scale 1."""
+    if array.dtype == np.uint8:
+        return ((array.astype(np.float32) - 128.0) / 128.0).astype(np.float32)
+    if array.dtype.kind == "i":
+        return (array / float(-int(np.iinfo(array.dtype).min))).astype(np.float32)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which is refused by name
+        return array.astype(np.float32)
