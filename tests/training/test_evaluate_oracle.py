@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice_export.base.checkpoint import load_checkpoint
 from autovoice_training.evaluate.audio import RATE, Audio, at_judge_rate, read_audio
 from autovoice_training.evaluate.oracle import Network, Synthesis, analyse, variants
 from autovoice_training.evaluate.pitch import compare_f0, f0_track
-from autovoice_training.evaluate.runtime import RepositoryConverter
+from autovoice_training.evaluate.runtime import StageConverter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +28,13 @@ def network() -> Network:
 
 
 def test_the_network_is_what_the_repository_does(audio: Audio, network: Network) -> None:
+    """At the source's own level, into a voice that is embedded whole; the pipeline changes both first."""
     made = network.render(network.filters(audio, audio), len(audio))
-    converter = RepositoryConverter(ROOT / "model_repository")
-    expected = converter.convert(audio, converter.embed(audio), 0.0)
-    converter.close()
+    checkpoint = load_checkpoint(ROOT / "training" / "checkpoints" / "base.safetensors")
+    embedding = StageConverter(checkpoint).embed(audio)
+    config = PipelineConfig(repository=ROOT / "model_repository", device="cpu", fallback="raise")
+    with VoiceConversionPipeline(config) as pipeline:
+        expected = pipeline.convert(audio, embedding, source_sample_rate=RATE, input_gain_db=0.0)
     assert made.shape == audio.shape
     np.testing.assert_allclose(made, expected, atol=2e-3)
 

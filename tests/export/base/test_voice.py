@@ -321,7 +321,7 @@ def test_a_voice_into_itself_keeps_its_envelopes() -> None:
     harmonic, noise, states = synthesizer.filters(content, loudness, f0, f0 / 150.0, embedding, state)
     envelope = own @ synthesizer.to_bands + loudness.unsqueeze(2)
     on, off = envelope[:, voiced].unsqueeze(2) + noise_attenuation(), envelope[:, ~voiced]
-    tolerance = {"atol": 1e-2, "rtol": 0.0}
+    tolerance = {"atol": 5e-2, "rtol": 0.0}
     torch.testing.assert_close(harmonic[:, voiced], on[:, :, 0].clamp(min=FLOOR), **tolerance)
     torch.testing.assert_close(noise[:, voiced], on[:, :, 1].clamp(min=FLOOR), **tolerance)
     torch.testing.assert_close(noise[:, ~voiced], off.clamp(min=FLOOR), **tolerance)
