@@ -24,4 +24,6 @@ def choose_device(name: str) -> torch.device:
 
 def mixes_precision(device: torch.device) -> bool:
     """Whether bfloat16 is fast: on a GPU, and on a processor with tiles for it (Intel's AMX)."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    if device.type == "cuda":
+        return True
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from autovoice_export.base.stages.sizes import IDENTITY_SIZE
 from autovoice_plugins.geometry import SAMPLE_RATE
+from autovoice_training.train.losses import SAME_VOICE
 
 RESOLUTIONS = ((512, 240), (1024, 240))
 """Window and hop in samples: one sees the envelope, one the harmonics."""
@@ -17,8 +18,7 @@ RESOLUTIONS = ((512, 240), (1024, 240))
 CHANNELS = 20
 MAGNITUDE_FLOOR = 1e-3
 SLOPE = 0.1
-# Cosine above which two identities count as one voice, and weight of recordings of other voices.
-SAME_VOICE = 0.85
+# Weight of recordings of other voices.
 MISMATCH_WEIGHT = 0.5
 
 
