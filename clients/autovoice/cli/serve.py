@@ -17,7 +17,7 @@ from autovoice.server.logs import LogRecord
 
 if TYPE_CHECKING:
     from autovoice.server.options import ServeOptions
-    from autovoice.server.server import TritonServer
+    from autovoice.server.supervision import Supervisor
 
 CONTROL_KEY_VARIABLE = "AUTOVOICE_CONTROL_KEY"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,7 +97,7 @@ def serve(
     ] = None,
 ) -> int:
     """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
-    server: TritonServer | None = None
+    server: Supervisor | None = None
     told = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -110,7 +110,7 @@ def serve(
     previous = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         from autovoice.server.options import ServeOptions
-        from autovoice.server.server import ServerError, TritonServer
+        from autovoice.server.supervision import Supervisor
 
         options = ServeOptions(
             repository=PipelineConfig(repository=repository).repository_path(),
@@ -133,15 +133,10 @@ def serve(
             startup_seconds=startup_timeout,
             extra=tuple(extra or ()),
         )
-        server = TritonServer(options, on_log=_Log(options, log_format))
+        server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
         if told:  # before there was a server to tell
             return 0
-        with server:
-            _announce(server.options)
-            code = server.wait()
-        if not told:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
-            raise ServerError(f"tritonserver {how}; its log says why (--log-level info)")
+        server.run()
     except VoiceConversionError:
         if not told:
             raise

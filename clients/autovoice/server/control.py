@@ -1,9 +1,9 @@
-"""HTTP calls to a server on this machine: is it ready, and load a model again."""
+"""HTTP calls to a server on this machine: is it ready, what has it loaded, and load a model again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import urllib3
 
@@ -14,12 +14,36 @@ _CONFIG_SECONDS = 10.0
 LOAD_SECONDS = 120.0
 
 
-def is_ready(url: str) -> bool:
-    """Whether the server at `url` answers and all its models are available."""
+def is_ready(url: str, models: Iterable[str]) -> bool:
+    """Whether the server at `url` answers and each of `models` is available.
+
+    The models are asked one by one: the server as a whole calls itself not ready while it loads any model, and
+    for ever after one failed to load, whatever it goes on serving.
+    """
     try:
-        return _request("GET", f"{url}/v2/health/ready", _READY_SECONDS).status == 200
+        return _is_ok(f"{url}/v2/health/live") and all(_is_ok(f"{url}/v2/models/{m}/ready") for m in models)
     except urllib3.exceptions.HTTPError:
         return False
+
+
+def loaded_models(url: str, headers: Mapping[str, str]) -> list[str]:
+    """Names of the models that the server has loaded, sorted.
+
+    Args:
+        url: of the server.
+        headers: that model control asks for.
+
+    Raises:
+        UnavailableError: the server refused or did not answer.
+    """
+    try:
+        answer = _request(
+            "POST", f"{url}/v2/repository/index", _READY_SECONDS, headers=headers, body=b'{"ready": true}'
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
+    _check(answer)
+    return sorted({model["name"] for model in json.loads(answer.data)})
 
 
 def reload_model(url: str, model: str, headers: Mapping[str, str]) -> None:
@@ -43,9 +67,17 @@ def reload_model(url: str, model: str, headers: Mapping[str, str]) -> None:
     except urllib3.exceptions.HTTPError as error:
         raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
     for answer in (config, loaded):
-        if answer.status != 200:
-            reason = answer.data.decode(errors="replace")
-            raise UnavailableError(f"the server answered {answer.status} ({reason}); see its log")
+        _check(answer)
+
+
+def _is_ok(url: str) -> bool:
+    return _request("GET", url, _READY_SECONDS).status == 200
+
+
+def _check(answer: urllib3.BaseHTTPResponse) -> None:
+    if answer.status != 200:
+        reason = answer.data.decode(errors="replace")
+        raise UnavailableError(f"the server answered {answer.status} ({reason}); see its log")
 
 
 def _request(

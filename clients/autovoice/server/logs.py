@@ -19,6 +19,9 @@ _LEVEL_NAMES: dict[str, Level] = {"E": "error", "W": "warning", "I": "info", "V"
 _LAST_WORDS = re.compile(r"error: |\S*tritonserver: ")
 _REQUEST = re.compile(r"\[request id: (?P<id>[^\]]*)\] ?")
 _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
+_MODELS_CHANGED = re.compile(r"successfully (un)?loaded '")
+_CRASH = re.compile(r"Signal \((?P<number>\d+)\) received\.")
+_EXCEPTION = re.compile(r"\s*what\(\):\s+(?P<reason>.*)")
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)")
 # What Triton reports as errors on every machine without an NVIDIA driver, where nothing is wrong.
 _NO_DRIVER = re.compile(
@@ -49,6 +52,23 @@ class LogRecord:
         """The model that this line reports as loaded."""
         match = _LOADED.search(self.text)
         return match["model"] if match else None
+
+    @property
+    def changes_models(self) -> bool:
+        """Whether this line reports a model as loaded or unloaded."""
+        return bool(_MODELS_CHANGED.search(self.text))
+
+    @property
+    def caught_signal(self) -> int | None:
+        """The signal that this line reports as caught by the server."""
+        match = _CRASH.fullmatch(self.text)
+        return int(match["number"]) if match else None
+
+    @property
+    def exception(self) -> str | None:
+        """What this line reports as the message of an exception that nobody caught."""
+        match = _EXCEPTION.fullmatch(self.text)
+        return match["reason"] if match else None
 
     @property
     def failed_model(self) -> tuple[str, str] | None:

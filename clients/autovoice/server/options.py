@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autovoice.address import API_KEY_HEADER
 from autovoice.atomic import reason_of
+from autovoice.config import usable_cores
 from autovoice.errors import ConfigurationError
 from autovoice.server.logs import LEVELS, Level
 
@@ -147,20 +148,25 @@ class ServeOptions:
             metrics_port=self.metrics_port or next(free),
         )
 
-    def arguments(self, repository: Path, backends: Path, models: Sequence[str]) -> list[str]:
+    def arguments(
+        self, repository: Path, backends: Path, models: Sequence[str], *, exit_on_error: bool = True
+    ) -> list[str]:
         """Triton's command line, without the program.
 
         Args:
             repository: folder to serve, which may be a view of `self.repository`.
             backends: the backend directory.
             models: names of the models to load. Triton's `*` takes every folder for a model.
+            exit_on_error: whether one that does not load ends the server.
         """
         values: dict[str, object] = {
             "model-repository": repository,
             "backend-directory": backends,
             "model-control-mode": "explicit",
             "strict-readiness": "true",
-            "exit-on-error": "true",
+            "exit-on-error": str(exit_on_error).lower(),
+            # Loading keeps a core busy for each model; more at once than there are cores take longer.
+            "model-load-thread-count": min(usable_cores(), 4),
             "http-address": self.host,
             "http-port": self.http_port,
             "grpc-address": self.host,

@@ -12,14 +12,15 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-from autovoice.errors import ConfigurationError, InferenceError
+from autovoice.errors import ConfigurationError, InferenceError, UnavailableError, VoiceConversionError
+from autovoice.repository.model_config import ENSEMBLE
 from autovoice.repository.plans import plan_arguments
 from autovoice.repository.reader import ModelRepository
 from autovoice.server import command_line, control
@@ -38,7 +39,9 @@ _GIVING_UP = "Exit timeout expired"  # after these words Triton 2.51 exits, cras
 _GIVING_UP_SECONDS = 1.0
 _UNLOADING = "All models are stopped, unloading models"
 _UNLOADING_SECONDS = 3.0
+_CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
 _POLL_SECONDS = 0.1
+_DEATH_SECONDS = 5.0  # how long the kernel may take to end a process that is killed
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = re.compile(r"\btriton_\w+_shm_region_[\w-]+")
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")
@@ -60,10 +63,17 @@ class TritonServer:
         options: what to serve and how. Ports that are 0 are chosen here.
         on_log: called with every line of the server's log, from a thread.
         cache: where the backend directory lies; see `backend_directory`.
+        models: names of those to load, as an earlier server had them: what does not load of them is left out.
+            None for all of the repository, each of which has to load.
 
     Attributes:
         options: with the ports in use.
         process: the running server, None before `start`.
+        models: names of the models that are loaded, as far as `wait` has seen; empty before `start`.
+
+    Raises:
+        RepositoryError: the repository is missing or empty.
+        ConfigurationError: a port is taken, or the host is not this machine.
     """
 
     def __init__(
@@ -72,14 +82,21 @@ class TritonServer:
         *,
         on_log: Callable[[LogRecord], None] | None = None,
         cache: Path | None = None,
+        models: Collection[str] | None = None,
     ) -> None:
         self.options = options.with_free_ports().closed()
         self.process: subprocess.Popen[str] | None = None
+        self.models: tuple[str, ...] = () if models is None else tuple(models)
+        self._may_leave_out = models is not None
+        self._repository = ModelRepository(options.repository)
+        self._models_changed = threading.Event()
         self._on_log = on_log
         self._cache = cache
         self._keeper: threading.Thread | None = None
         self._failures: dict[str, str] = {}
         self._errors: list[str] = []
+        self._exception = ""
+        self._crash: int | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._mender: Mender | None = None
         self._ending = False
@@ -104,7 +121,7 @@ class TritonServer:
         """Start the process; `wait_ready` says when it serves.
 
         Raises:
-            RepositoryError: the repository is missing or empty, or a TensorRT plan of it cannot be served.
+            RepositoryError: a TensorRT plan of the repository cannot be served.
             ConfigurationError: there is no server, no place for its backends, or no plugin library.
             ServerError: `terminate` was called before.
         """
@@ -128,7 +145,7 @@ class TritonServer:
             self._end(process)
 
     def wait_ready(self) -> None:
-        """Wait until every model is loaded.
+        """Wait until the models are loaded.
 
         Raises:
             ServerError: the server ended, with its own reason, or took too long.
@@ -144,17 +161,32 @@ class TritonServer:
                     f"the server was not ready after {self.options.startup_seconds:g} s; look at its log "
                     "(--log-level info) or give it longer (--startup-timeout)"
                 )
+            if self._may_leave_out and control.is_ready(self.options.http_url, ()):
+                self._leave_out_failed()
             time.sleep(_POLL_SECONDS)
         if self._ending:
             raise ServerError("the server was told to stop while it started")
+        self._models_changed.clear()
         self._mender = Mender(
             self._running().pid, self.options.http_url, self.options.control_headers(), self._report
         )
         self._mender.start()
 
     def is_ready(self) -> bool:
-        """Whether the server answers and all models are available."""
-        return control.is_ready(self.options.http_url)
+        """Whether the server answers and its voices are available: the ensembles, or all models where there are
+        none."""
+        return control.is_ready(self.options.http_url, self._voices())
+
+    @property
+    def ending(self) -> str:
+        """How the server ended."""
+        code = self._running().returncode
+        number = self._crash if self._crash is not None else -code
+        if number <= 0:
+            return f"exit code {code}"
+        name = signal.Signals(number).name
+        hint = " perhaps for want of memory" if number == signal.SIGKILL else self._exception
+        return f"signal {number} ({', '.join(filter(None, (name, hint.strip())))})"
 
     def terminate(self) -> None:
         """Tell the server to end, without waiting for it; signal handlers may call this at any time.
@@ -189,6 +221,8 @@ class TritonServer:
                 self._deadline = None
                 self._report(LogRecord("warning", "the server did not end in time and is killed"))
                 process.kill()
+            if self._models_changed.is_set() and not self._ending:
+                self._note_models()
             time.sleep(_POLL_SECONDS)
         self._clean_up()
         if self._mender is not None:  # the backend processes hold the connection of its last request
@@ -203,10 +237,10 @@ class TritonServer:
 
     def _prepare(self) -> tuple[list[str], dict[str, str]]:
         """Command line and environment of the server, with everything that they name in place."""
-        repository = ModelRepository(self.options.repository)
-        models = repository.names()
+        repository = self._repository
+        names = repository.names()
         folders = {entry.name for entry in repository.path.iterdir() if os.path.isdir(entry)}
-        if strays := sorted(folders - set(models)):
+        if strays := sorted(folders - set(names)):
             text = f"folders without a readable config.pbtxt are ignored: {', '.join(strays)}"
             self._report(LogRecord("warning", text))
         plan_options = plan_arguments(repository, self.options.config_name)
@@ -219,8 +253,11 @@ class TritonServer:
                 f"the server's temporary folder cannot be made ({error}); free some space or set TMPDIR to "
                 "a folder that can be written"
             ) from error
-        command = [str(installation.executable), *self.options.arguments(served, backends, models)]
-        return [*command, *plan_options, f"--exit-timeout-secs={EXIT_SECONDS}"], installation.environment()
+        if not self._may_leave_out:
+            self.models = tuple(names)
+        arguments = self.options.arguments(served, backends, self.models, exit_on_error=not self._may_leave_out)
+        command = [str(installation.executable), *arguments, *plan_options]
+        return [*command, f"--exit-timeout-secs={EXIT_SECONDS}"], installation.environment()
 
     def _served_folder(self, repository: ModelRepository) -> Path:
         path = repository.path.absolute()
@@ -311,6 +348,14 @@ class TritonServer:
             del self._errors[:-20]
         if record.text.strip():
             self._report(record)
+        # That of a process of Python comes, other than the server's last, before some line of the log.
+        self._exception = "" if record.source else record.exception or self._exception
+        if record.changes_models:
+            self._models_changed.set()
+        if record.caught_signal in _CRASHES:
+            # Triton would now spend seconds on the symbols of a backtrace, and may hang in that.
+            self._crash = record.caught_signal
+            self._running().kill()
         if _GIVING_UP in record.text:
             self._deadline = time.monotonic() + _GIVING_UP_SECONDS
         elif record.text == _UNLOADING and self._mender is not None and self._mender.mended:
@@ -342,21 +387,55 @@ class TritonServer:
         if self._keeper is not None:
             self._keeper.join(5)  # the last lines are the telling ones
         if self._failures:
-            return "; ".join(f"model {name} did not load: {why}" for name, why in self._failures.items())
-        code = self._running().returncode
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"the server ended with {how}: {self._errors[-1] if self._errors else 'it gave no reason'}"
+            return self._failed()
+        return f"the server ended with {self.ending}: {self._errors[-1] if self._errors else 'it gave no reason'}"
+
+    def _voices(self) -> list[str]:
+        """The models that answer for the others."""
+        return [name for name in self.models if self._is_ensemble(name)] or list(self.models)
+
+    def _is_ensemble(self, model: str) -> bool:
+        try:
+            return self._repository.spec(model).kind == ENSEMBLE
+        except VoiceConversionError:  # what is wrong with it, Triton says
+            return False
+
+    def _note_models(self) -> None:
+        self._models_changed.clear()
+        with contextlib.suppress(UnavailableError):  # it may be ending
+            url, headers = self.options.http_url, self.options.control_headers()
+            self.models = tuple(control.loaded_models(url, headers))
+
+    def _leave_out_failed(self) -> None:
+        """Go on without the models that did not load.
+
+        Raises:
+            ServerError: nothing did that would be of use.
+        """
+        wanted, needed = self.models, self._voices()
+        self._note_models()
+        if not set(needed) & set(self.models):
+            raise ServerError(self._failed() or "no model is loaded")
+        if missing := sorted(set(wanted) - set(self.models)):
+            text = f"the server goes on without {', '.join(missing)}: {self._failed()}"
+            self._report(LogRecord("error", text))
+
+    def _failed(self) -> str:
+        return "; ".join(f"model {name} did not load: {why}" for name, why in self._failures.items())
 
     def _clean_up(self) -> None:
         """Remove what a server leaves that was killed: backend processes, their shared memory, our folder."""
         group = self._running().pid
+        killed: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):  # it may end while it is looked at
                 if os.getpgid(process.pid) == group:
+                    killed.append(process)
                     command = " ".join(process.cmdline())
                     process.kill()
                     for region in _SHARED_MEMORY.findall(command):
                         Path("/dev/shm", region).unlink(missing_ok=True)
+        _wait_for(killed)
         if self._keeper is not None:
             self._keeper.join(5)
         self._refusing.close()
@@ -365,3 +444,20 @@ class TritonServer:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def _wait_for(killed: list[psutil.Process]) -> None:
+    """Wait until processes are gone, whose ports a next server may need, and collect those that are ours."""
+    deadline = time.monotonic() + _DEATH_SECONDS
+    for process in killed:
+        while _lives(process) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS / 10)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
