@@ -141,7 +141,7 @@ class PipelineConfig:
         Raises:
             ConfigurationError: when `$AUTOVOICE_API_KEY` is no key.
         """
-        key = self.api_key if self.api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
+        key = self.api_key if self.api_key is not None else strip_key(os.environ.get(API_KEY_VARIABLE, "")) or None
         return key if key is None else _check_key(key, f"${API_KEY_VARIABLE}")
 
     def repository_path(self) -> Path:
@@ -212,6 +212,11 @@ def check_device(device: Any) -> None:
         raise ConfigurationError(
             f"device is {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N' with a GPU's number from 0 on"
         )
+
+
+def strip_key(text: str) -> str:
+    """A key as a file or a variable holds it, without the byte-order mark and the space around it."""
+    return text.strip().removeprefix("\ufeff").strip()
 
 
 def _check_key(key: Any, name: str) -> str:

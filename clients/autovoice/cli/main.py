@@ -116,6 +116,7 @@ def main() -> None:
 
     # An orchestrator's request to stop must leave as little behind as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would explain a failed TLS handshake in its own way
     # The commands flag passed-through results themselves, in one line each.
     warnings.simplefilter("ignore", PassthroughWarning)
     python_shows = warnings.showwarning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -282,14 +283,25 @@ def parse_gain(text: str) -> float | Literal["auto"]:
 def read_key(path: Path | None, variable: str | None = None) -> str | None:
     """A secret from a file, else from an environment variable, else None.
 
+    A byte-order mark is no part of it, in UTF-8 or UTF-16 (what Windows writes), nor is space around it.
+
     Raises:
-        ConfigurationError: the file cannot be read.
+        ConfigurationError: the file cannot be read, or does not hold one word.
     """
+    from autovoice.config import strip_key
     from autovoice.errors import ConfigurationError
 
     if path is None:
-        return os.environ.get(variable) or None if variable else None
+        key = strip_key(os.environ.get(variable, "")) if variable else ""
+        return key or None
     try:
-        return path.read_text(encoding="utf-8").strip()
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        key = strip_key(content.decode("utf-16" if is_utf16 else "utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"key file {path} cannot be read ({error}); give a text file") from error
+    if len(key.split()) != 1:
+        held = "several words" if key else "nothing"
+        raise ConfigurationError(f"key file {path} holds {held}; give a file with the key alone")
+    return key
+

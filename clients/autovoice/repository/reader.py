@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,13 @@ UPDATE_FOLDER = ".autovoice-update"
 """Where new models stand, inside the repository, while a build or an import prepares them."""
 UPDATE_JOURNAL = "journal.json"
 """In that folder while models are exchanged: the repository is neither the old nor the new one."""
+_VERSION = re.compile(r"[1-9][0-9]*")  # Triton, too, ignores folders of other names
 _LFS_POINTER = b"version https://git-lfs"
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is no part of a model: what editors and file managers leave (`._config.pbtxt`)."""
+    return path.name.startswith(".")
 
 
 class ModelRepository:
@@ -62,7 +69,8 @@ class ModelRepository:
     def names(self) -> list[str]:
         """Names of all models, sorted."""
         # os.path: a folder that must not be entered (lost+found) is no model, and no error either.
-        return sorted(entry.name for entry in self.path.iterdir() if os.path.isfile(entry / CONFIG_FILENAME))
+        entries = [entry for entry in self.path.iterdir() if os.path.isfile(entry / CONFIG_FILENAME)]
+        return sorted(entry.name for entry in entries if not is_hidden(entry))
 
     def spec(self, name: str, version: int = -1) -> ModelSpec:
         """Return a model's config with its version and file resolved.
@@ -191,7 +199,7 @@ class ModelRepository:
             sorted(
                 int(entry.name)
                 for entry in folder.iterdir()
-                if entry.is_dir() and entry.name.isdecimal() and int(entry.name)
+                if _VERSION.fullmatch(entry.name) and entry.is_dir()
             )
         )
 

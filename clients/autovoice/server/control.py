@@ -29,21 +29,22 @@ def is_ready(url: str, models: Iterable[str]) -> bool:
 def loaded_models(url: str, headers: Mapping[str, str]) -> list[str]:
     """Names of the models that the server has loaded, sorted.
 
+    The statistics list them. Triton's index of the repository would also read the folder, and fail over a link
+    to nowhere.
+
     Args:
         url: of the server.
-        headers: that model control asks for.
+        headers: that statistics ask for.
 
     Raises:
         UnavailableError: the server refused or did not answer.
     """
     try:
-        answer = _request(
-            "POST", f"{url}/v2/repository/index", _READY_SECONDS, headers=headers, body=b'{"ready": true}'
-        )
+        answer = _request("GET", f"{url}/v2/models/stats", _READY_SECONDS, headers=headers)
     except urllib3.exceptions.HTTPError as error:
         raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
     _check(answer)
-    return sorted({model["name"] for model in json.loads(answer.data)})
+    return sorted({model["name"] for model in json.loads(answer.data)["model_stats"]})
 
 
 def reload_model(url: str, model: str, headers: Mapping[str, str]) -> None:

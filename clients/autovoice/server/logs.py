@@ -22,7 +22,9 @@ _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 _MODELS_CHANGED = re.compile(r"successfully (un)?loaded '")
 _CRASH = re.compile(r"Signal \((?P<number>\d+)\) received\.")
 _EXCEPTION = re.compile(r"\s*what\(\):\s+(?P<reason>.*)")
-_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<reason>.*)")
+_FAILED = re.compile(
+    r"(failed to load|Poll failed for model directory) '(?P<model>[^']+)'( version \d+)?: (?P<reason>.*)"
+)
 # What Triton reports as errors on every machine without an NVIDIA driver, where nothing is wrong.
 _NO_DRIVER = re.compile(
     r"CUDA driver version is insufficient|CudaDriverHelper|no pinned memory pool|no CUDA-capable device"

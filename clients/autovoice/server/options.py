@@ -201,6 +201,10 @@ class ServeOptions:
             return self
         return replace(self, control_key=secrets.token_hex(16))
 
+    def inference_headers(self) -> dict[str, str]:
+        """HTTP headers that inference and statistics ask for."""
+        return {API_KEY_HEADER: self.api_key} if self.api_key else {}
+
     def control_headers(self) -> dict[str, str]:
         """HTTP headers that the control APIs ask for."""
         key = self.control_key or self.api_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autovoice.repository.model_config import ONNX_BACKEND, parse_config
-from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository
+from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository, is_hidden
 
 _ALTERNATIVES = "configs"
 _THREADS = "intra_op_thread_count"
@@ -27,9 +27,10 @@ def write_view(
         target = view / name
         target.mkdir(parents=True)
         for entry in folder.iterdir():
-            if entry.name not in (CONFIG_FILENAME, _ALTERNATIVES):
+            if entry.name not in (CONFIG_FILENAME, _ALTERNATIVES) and not is_hidden(entry):
                 (target / entry.name).symlink_to(entry)
-        for path in (folder / CONFIG_FILENAME, *(folder / _ALTERNATIVES).glob("*.pbtxt")):
+        alternatives = [path for path in (folder / _ALTERNATIVES).glob("*.pbtxt") if not is_hidden(path)]
+        for path in (folder / CONFIG_FILENAME, *alternatives):
             changed = target / path.relative_to(folder)
             changed.parent.mkdir(exist_ok=True)
             changed.write_text(_override(path, instances, threads), encoding="utf-8")

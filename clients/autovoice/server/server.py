@@ -403,7 +403,7 @@ class TritonServer:
     def _note_models(self) -> None:
         self._models_changed.clear()
         with contextlib.suppress(UnavailableError):  # it may be ending
-            url, headers = self.options.http_url, self.options.control_headers()
+            url, headers = self.options.http_url, self.options.inference_headers()
             self.models = tuple(control.loaded_models(url, headers))
 
     def _leave_out_failed(self) -> None:

@@ -29,6 +29,7 @@ from triton_calls import (
     grpc_client,
     http_client,
     hum,
+    kill,
     local_options,
     shared_memory,
     until,
@@ -86,13 +87,6 @@ def end(process: subprocess.Popen[str]) -> str:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
     return process.communicate(timeout=PATIENCE)[1]
-
-
-def kill(server: TritonServer) -> None:
-    """End a server that has nothing to finish."""
-    server.terminate()
-    server.terminate()
-    server.wait()
 
 
 def servers() -> set[int]:

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.server.options import ServeOptions
+from autovoice.server.server import TritonServer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LOOKAHEAD = 600
@@ -209,3 +210,10 @@ def backend_processes(pid: int, model: str) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
     living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     return [child for child in living if any(f"/{model}/" in part for part in child.cmdline())]
+
+
+def kill(server: TritonServer) -> None:
+    """End a server that has nothing to finish."""
+    server.terminate()
+    server.terminate()
+    server.wait()

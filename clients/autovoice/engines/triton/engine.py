@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -14,7 +16,9 @@ import numpy.typing as npt
 
 from autovoice.address import ServerAddress
 from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
+from autovoice.engines.triton.probing import explain_protocol
 from autovoice.engines.triton.wire import (
+    LOADING,
     FailureKind,
     ModelStatistics,
     Transport,
@@ -33,6 +37,7 @@ from autovoice.errors import (
     UnavailableError,
     VoiceConversionError,
 )
+from autovoice.config import BASE_VOICE
 from autovoice.repository.model_config import ModelSpec, spec_from_config
 
 logger = logging.getLogger(__name__)
@@ -40,6 +45,7 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 SPEC_SECONDS = 10.0  # how long a server may take to tell a model's config
 END_SECONDS = 2.0  # how long it may take to drop a sequence that was given up
+_PROXY_VARIABLES = ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
 
 
 class TritonEngine:
@@ -62,6 +68,7 @@ class TritonEngine:
         self._spec_timeout = spec_timeout
         self._specs: dict[str, ModelSpec] = {}
         self._versions: dict[str, int] = {}
+        self._answered = False  # a server of this protocol has, at some time
         self._closed = False
 
     @property
@@ -79,10 +86,7 @@ class TritonEngine:
         self._check_open()
         spec = self._specs.get(model)
         if spec is None:
-            try:
-                config = self._transport.model_config(model, self._spec_timeout)
-            except TransportError as error:
-                raise self._explain(model, "", error) from error
+            config = self._ask(model, lambda seconds: self._transport.model_config(model, seconds))
             spec = spec_from_config(config, f"model {model} on {self.device}")
             spec = self._specs[model] = replace(spec, version=self._versions.get(model, 0))
         return spec
@@ -95,10 +99,7 @@ class TritonEngine:
             InferenceError: the server does not answer.
         """
         self._check_open()
-        try:
-            self._versions = self._transport.models(self._spec_timeout)
-        except TransportError as error:
-            raise self._explain("list of models", "", error) from error
+        self._versions = self._ask("list of models", self._transport.models)
         return sorted(self._versions)
 
     def known_spec(self, model: str) -> ModelSpec | None:
@@ -106,14 +107,33 @@ class TritonEngine:
         return self._specs.get(model)
 
     def check_ready(self) -> None:
-        """Make sure that the server and all its models are ready.
+        """Make sure that the server answers and the ensembles that it has loaded are ready.
+
+        What it says of itself counts only where it lists its models to nobody without a key: Triton calls
+        itself not ready while it loads any model, and for ever after one failed to load.
 
         Raises:
-            ConfigurationError: the server wants another API key.
+            ConfigurationError: no Triton server listens there, or it speaks another protocol.
             InferenceError: it does not answer, or is not ready.
         """
-        if not self._ask("readiness", self._transport.ready):
+        ready = self._ask("readiness", self._transport.ready)
+        try:
+            ensembles = [model for model in self.names() if self._is_ensemble(model)]
+        except _KeyError:
+            ready = ready or self._is_ready(BASE_VOICE)
+        except RequestError:  # what is not ready at all lists nothing
+            ready = False
+        else:
+            ready = all(map(self._is_ready, ensembles)) if ensembles else ready
+        if not ready:
             raise UnavailableError(f"{self._address} is not ready; wait until its models are loaded")
+
+    def _is_ensemble(self, model: str) -> bool:
+        config = self._ask(model, lambda seconds: self._transport.model_config(model, seconds))
+        return bool(config.HasField("ensemble_scheduling"))
+
+    def _is_ready(self, model: str) -> bool:
+        return self._ask(model, lambda seconds: self._transport.model_ready(model, seconds))
 
     def server_version(self) -> tuple[str, str]:
         """The server's name and version; see `check_ready` for errors."""
@@ -126,9 +146,11 @@ class TritonEngine:
 
     def _ask(self, what: str, question: Callable[[float], Answer]) -> Answer:
         try:
-            return question(self._spec_timeout)
+            answer = question(self._spec_timeout)
         except TransportError as error:
             raise self._explain(what, "", error) from error
+        self._answered = True
+        return answer
 
     def infer(
         self, model: str, inputs: Tensors, *, sequence: Sequence | None = None, timeout: float | None = None
@@ -151,6 +173,7 @@ class TritonEngine:
             if sequence is None or sequence.start or not isinstance(explained, InferenceError):
                 raise explained from error
             raise SequenceError(f"sequence {sequence.id} is lost, start it again: {explained}") from explained
+        self._answered = True
         elapsed = time.perf_counter() - started
         logger.debug("request %s: %s took %.1f ms on %s", request.id, model, elapsed * 1e3, self._address)
         report_step(StepTiming(model, elapsed, self.device))
@@ -175,8 +198,16 @@ class TritonEngine:
         if request_id:
             where += f", request {request_id}"
         kind, reason = error.kind, error.reason
-        if kind is FailureKind.FORBIDDEN:
+        if kind in (FailureKind.UNREACHABLE, FailureKind.FOREIGN) and not self._answered:
+            if clause := explain_protocol(self._address):
+                return ConfigurationError(f"{self._address}: {clause}")
+        if kind is FailureKind.FOREIGN:
             return ConfigurationError(
+                f"{where}: what listens there is no Triton server ({reason}); check the port: Triton's metrics "
+                "have one of their own"
+            )
+        if kind is FailureKind.FORBIDDEN:
+            return _KeyError(
                 f"{where}: the server asks for another API key ({reason}); pass PipelineConfig(api_key=...) "
                 "or set AUTOVOICE_API_KEY"
             )
@@ -190,4 +221,33 @@ class TritonEngine:
             )
         if kind is FailureKind.BROKEN:
             return InferenceError(f"{where}: {reason}; see the server's log")
-        return UnavailableError(f"{where}: {reason}; check that the server runs and is ready")
+        return UnavailableError(f"{where}: {reason}; {self._advice(reason)}")
+
+    def _advice(self, reason: str) -> str:
+        """What to do about a server that was not reached."""
+        advice = "check that the server runs and is ready"
+        if LOADING in reason:
+            advice += ": it loads the model, or has unloaded it; send the request again in a moment"
+        elif self._answered:
+            advice += ": it may be starting again; send the request again in a moment"
+        else:
+            advice += ": until its models are loaded it takes no connections"
+        if not _is_loopback(self._address.host) and (found := _proxies()):
+            advice += f" (no proxy is asked, whatever {found[0]} says: the server has to be reached directly)"
+        return advice
+
+
+class _KeyError(ConfigurationError):
+    """The server asks for another API key."""
+
+
+def _proxies() -> list[str]:
+    """Variables of the environment that name a proxy."""
+    return [f"${name}" for each in _PROXY_VARIABLES for name in (each, each.upper()) if os.environ.get(name)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -134,6 +134,11 @@ class GrpcTransport:
         """Whether the server is ready; see `Transport.ready`."""
         return bool(self._call(self._service.ServerReady, service_pb2.ServerReadyRequest(), timeout).ready)
 
+    def model_ready(self, model: str, timeout: float | None) -> bool:
+        """Whether a model is ready; see `Transport.model_ready`."""
+        message = service_pb2.ModelReadyRequest(name=model)
+        return bool(self._call(self._service.ModelReady, message, timeout).ready)
+
     def server_version(self, timeout: float | None) -> tuple[str, str]:
         """Name and version; see `Transport.server_version`."""
         answer = self._call(self._service.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout)

@@ -50,6 +50,7 @@ _KINDS = {
     503: FailureKind.UNREACHABLE,
     504: FailureKind.TIMEOUT,
 }
+_NOT_TRITONS = {301, 302, 303, 307, 308, 404, 405}  # without Triton's words: that of another server
 
 
 class _TimedConnection(HTTPConnection):
@@ -124,8 +125,15 @@ class HttpTransport:
 
     def ready(self, timeout: float | None) -> bool:
         """Whether the server is ready; see `Transport.ready`."""
+        return self._is_ready("/v2/health/ready", timeout)
+
+    def model_ready(self, model: str, timeout: float | None) -> bool:
+        """Whether a model is ready; see `Transport.model_ready`."""
+        return self._is_ready(f"/v2/models/{model}/ready", timeout)
+
+    def _is_ready(self, path: str, timeout: float | None) -> bool:
         try:
-            self._get("/v2/health/ready", timeout)
+            self._exchange("GET", path, timeout)
         except TransportError as error:
             if error.kind is FailureKind.REFUSED:
                 return False
@@ -134,15 +142,15 @@ class HttpTransport:
 
     def server_version(self, timeout: float | None) -> tuple[str, str]:
         """Name and version; see `Transport.server_version`."""
+        metadata = self._get_json("/v2", timeout)
         try:
-            metadata = json.loads(self._get("/v2", timeout))
             return str(metadata["name"]), str(metadata["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransportError(FailureKind.BROKEN, f"the version cannot be read ({error!r})") from error
+        except KeyError as error:
+            raise TransportError(FailureKind.FOREIGN, f"its version has no {error}") from error
 
     def statistics(self, timeout: float | None) -> list[ModelStatistics]:
         """What each model did; see `Transport.statistics`."""
-        answer = self._get("/v2/models/stats", timeout)
+        answer = self._get_json("/v2/models/stats", timeout)
         try:
             return [
                 ModelStatistics(
@@ -152,13 +160,22 @@ class HttpTransport:
                     model["execution_count"],
                     {name: Duration(**model["inference_stats"][name]) for name in DURATIONS},
                 )
-                for model in json.loads(answer)["model_stats"]
+                for model in answer["model_stats"]
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise TransportError(FailureKind.BROKEN, f"statistics cannot be read ({error!r})") from error
 
-    def _get(self, path: str, timeout: float | None) -> bytes:
-        return self._exchange("GET", path, timeout).data
+    def _get_json(self, path: str, timeout: float | None) -> dict[str, Any]:
+        """The object that Triton answers with."""
+        answer = self._exchange("GET", path, timeout)
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            kind = answer.headers.get("Content-Type", "no type")
+            raise TransportError(FailureKind.FOREIGN, f"{path} is answered with {kind}, not with JSON")
+        return found
 
     def models(self, timeout: float | None) -> dict[str, int]:
         """Names and versions of the models; see `Transport.models`."""
@@ -168,9 +185,9 @@ class HttpTransport:
         """The model's config; see `Transport.model_config`."""
         from google.protobuf import json_format
 
-        answer = self._exchange("GET", f"/v2/models/{model}/config", timeout)
+        answer = self._get_json(f"/v2/models/{model}/config", timeout)
         try:
-            return json_format.Parse(answer.data, protobuf_module().ModelConfig(), ignore_unknown_fields=True)
+            return json_format.ParseDict(answer, protobuf_module().ModelConfig(), ignore_unknown_fields=True)
         except json_format.ParseError as error:
             raise TransportError(FailureKind.BROKEN, f"the config cannot be read ({error})") from error
 
@@ -205,6 +222,9 @@ class HttpTransport:
         if answer.status != 200:
             reason = _reason(answer) or f"HTTP status {answer.status} {answer.reason}"
             kind = refine_kind(_KINDS.get(answer.status, FailureKind.BROKEN), reason)
+            if method == "GET" and answer.status in _NOT_TRITONS and not _reason(answer):
+                kind = FailureKind.FOREIGN
+                reason += f", to {answer.headers['Location']}" if "Location" in answer.headers else ""
             raise TransportError(kind, reason)
         return answer
 

@@ -25,6 +25,8 @@ _DATATYPES: Mapping[str, str] = {
 }
 _DTYPES = {datatype: np.dtype(name) for name, datatype in _DATATYPES.items()}
 
+LOADING = "has no available versions"  # Triton's words for a model that is being loaded, or was unloaded
+
 
 class FailureKind(Enum):
     """What a failure says about sending the request again."""
@@ -36,6 +38,7 @@ class FailureKind(Enum):
     REFUSED = "refused"
     UNKNOWN_MODEL = "unknown model"
     FORBIDDEN = "forbidden"
+    FOREIGN = "no answer of Triton's"
 
 
 def refine_kind(kind: FailureKind, reason: str) -> FailureKind:
@@ -47,7 +50,7 @@ def refine_kind(kind: FailureKind, reason: str) -> FailureKind:
     """
     if "protocol is restricted" in reason:  # over gRPC a wrong key is answered as a missing service
         return FailureKind.FORBIDDEN
-    if "has no available versions" in reason:  # the server loads the model, or ends and has unloaded it
+    if LOADING in reason:  # the server loads the model, or ends and has unloaded it
         return FailureKind.UNREACHABLE
     return kind
 
@@ -164,7 +167,14 @@ class Transport(Protocol):
         """Close all connections."""
 
     def ready(self, timeout: float | None) -> bool:
-        """Whether the server and all its models are ready.
+        """Whether the server calls itself ready: not while it loads a model or after one failed to load.
+
+        Raises:
+            TransportError: when there is no answer.
+        """
+
+    def model_ready(self, model: str, timeout: float | None) -> bool:
+        """Whether a model is ready.
 
         Raises:
             TransportError: when there is no answer.
