@@ -415,6 +415,7 @@ class TritonServer:
         wanted, needed = self.models, self._voices()
         self._note_models()
         if not set(needed) & set(self.models):
+            self.models = wanted
             raise ServerError(self._failed() or "no model is loaded")
         if missing := sorted(set(wanted) - set(self.models)):
             text = f"the server goes on without {', '.join(missing)}: {self._failed()}"

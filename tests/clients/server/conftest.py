@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,3 +90,9 @@ def over_grpc(server: TritonServer) -> Iterator[Client]:
     with grpc_client(server.options) as connected:
         yield connected
     assert server.is_ready()
+
+
+@pytest.fixture
+def environment(installed: None, cache: Path) -> dict[str, str]:
+    """Of an `autovoice` that uses the cache of the tests."""
+    return {**os.environ, "XDG_CACHE_HOME": str(cache)}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from serve_processes import end, ended, family, serve
 from triton_calls import (
     KEY,
     PATIENCE,
@@ -46,7 +47,6 @@ from autovoice.server.options import ServeOptions
 from autovoice.server.server import ServerError, TritonServer
 
 pytestmark = pytest.mark.server
-ANY_PORT = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 PROXIES = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9")
 
 
@@ -59,51 +59,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield folder
     assert list(folder.glob("autovoice-*")) == []
-
-
-@pytest.fixture
-def environment(installed: None, cache: Path) -> dict[str, str]:
-    """Of an `autovoice` that uses the cache of the tests."""
-    return {**os.environ, "XDG_CACHE_HOME": str(cache)}
-
-
-def autovoice(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "autovoice", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def serve(repository: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return autovoice("serve", "--repository", str(repository), *ANY_PORT, *arguments, environment=environment)
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    """End a `serve` that has nothing to finish; returns its log."""
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-    return process.communicate(timeout=PATIENCE)[1]
-
-
-def servers() -> set[int]:
-    """Living processes of servers and their backends on this machine."""
-    found = set()
-    for process in psutil.process_iter(["name", "status"]):
-        if process.info["status"] != psutil.STATUS_ZOMBIE and process.info["name"].startswith("triton"):
-            found.add(process.pid)
-    return found
-
-
-def ended(pids: set[int]) -> bool:
-    return not pids & servers()
-
-
-def family(pid: int) -> set[int]:
-    return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
 
 
 def test_serve_says_when_it_is_ready_and_ends_on_a_signal(small: Path, environment: dict[str, str]) -> None:
