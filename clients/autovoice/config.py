@@ -141,7 +141,11 @@ class PipelineConfig:
         Raises:
             ConfigurationError: when `$AUTOVOICE_API_KEY` is no key.
         """
-        key = self.api_key if self.api_key is not None else strip_key(os.environ.get(API_KEY_VARIABLE, "")) or None
+        key = (
+            self.api_key
+            if self.api_key is not None
+            else strip_key(os.environ.get(API_KEY_VARIABLE, "")) or None
+        )
         return key if key is None else _check_key(key, f"${API_KEY_VARIABLE}")
 
     def repository_path(self) -> Path:

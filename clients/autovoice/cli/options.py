@@ -304,4 +304,3 @@ def read_key(path: Path | None, variable: str | None = None) -> str | None:
         held = "several words" if key else "nothing"
         raise ConfigurationError(f"key file {path} holds {held}; give a file with the key alone")
     return key
-

@@ -30,7 +30,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is no part of a model: what editors and file managers leave (`._config.pbtxt`)."""
+    """Whether a name is that of no model or config but of what editors and file managers leave there."""
     return path.name.startswith(".")
 
 

@@ -17,8 +17,8 @@ LOAD_SECONDS = 120.0
 def is_ready(url: str, models: Iterable[str]) -> bool:
     """Whether the server at `url` answers and each of `models` is available.
 
-    The models are asked one by one: the server as a whole calls itself not ready while it loads any model, and
-    for ever after one failed to load, whatever it goes on serving.
+    The models are asked one by one: the server as a whole calls itself not ready while it loads any model,
+    and for ever after one failed to load, whatever it goes on serving.
     """
     try:
         return _is_ok(f"{url}/v2/health/live") and all(_is_ok(f"{url}/v2/models/{m}/ready") for m in models)
@@ -29,8 +29,8 @@ def is_ready(url: str, models: Iterable[str]) -> bool:
 def loaded_models(url: str, headers: Mapping[str, str]) -> list[str]:
     """Names of the models that the server has loaded, sorted.
 
-    The statistics list them. Triton's index of the repository would also read the folder, and fail over a link
-    to nowhere.
+    The statistics list them. Triton's index of the repository would also read the folder, and fail over a
+    link to nowhere.
 
     Args:
         url: of the server.

@@ -173,8 +173,7 @@ class TritonServer:
         self._mender.start()
 
     def is_ready(self) -> bool:
-        """Whether the server answers and its voices are available: the ensembles, or all models where there are
-        none."""
+        """Whether the server answers and its ensembles are available, or all models where there are none."""
         return control.is_ready(self.options.http_url, self._voices())
 
     @property
@@ -255,7 +254,9 @@ class TritonServer:
             ) from error
         if not self._may_leave_out:
             self.models = tuple(names)
-        arguments = self.options.arguments(served, backends, self.models, exit_on_error=not self._may_leave_out)
+        arguments = self.options.arguments(
+            served, backends, self.models, exit_on_error=not self._may_leave_out
+        )
         command = [str(installation.executable), *arguments, *plan_options]
         return [*command, f"--exit-timeout-secs={EXIT_SECONDS}"], installation.environment()
 
@@ -388,7 +389,8 @@ class TritonServer:
             self._keeper.join(5)  # the last lines are the telling ones
         if self._failures:
             return self._failed()
-        return f"the server ended with {self.ending}: {self._errors[-1] if self._errors else 'it gave no reason'}"
+        why = self._errors[-1] if self._errors else "it gave no reason"
+        return f"the server ended with {self.ending}: {why}"
 
     def _voices(self) -> list[str]:
         """The models that answer for the others."""

@@ -59,8 +59,8 @@ class Supervisor:
         while not self._told:
             if len(served) == RESTARTS and sum(served) < SERVED_SECONDS:
                 raise ServerError(
-                    f"tritonserver ended by itself again and again and is given up after {RESTARTS} restarts; "
-                    f"the last time: {reason}; its log says more (--log-level verbose)"
+                    f"tritonserver ended by itself again and again and is given up after {RESTARTS} "
+                    f"restarts; the last time: {reason}; its log says more (--log-level verbose)"
                 )
             text = f"tritonserver ended by itself: {reason}; live sequences are lost; it is started again"
             self._on_log(LogRecord("error", text))

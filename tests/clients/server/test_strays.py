@@ -48,9 +48,7 @@ def littered(small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [{}, {"threads": 1, "config_name": "other"}], ids=["as it is", "a view"])
-def test_strays_are_ignored(
-    installed: None, littered: Path, cache: Path, options: dict[str, object]
-) -> None:
+def test_strays_are_ignored(installed: None, littered: Path, cache: Path, options: dict[str, object]) -> None:
     log: list[LogRecord] = []
     assert ModelRepository(littered).names() == sorted(MODELS)
     server = TritonServer(local_options(littered, **options), cache=cache, on_log=log.append)
@@ -77,9 +75,7 @@ def test_link_to_nowhere_in_a_model_is_named(
         server.__enter__()
 
 
-def test_configs_with_line_ends_of_windows(
-    installed: None, small: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_configs_with_line_ends_of_windows(installed: None, small: Path, tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "models"
     for name in sorted(MODELS):
         shutil.copytree(small / name, folder / name)

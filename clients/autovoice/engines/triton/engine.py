@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from autovoice.address import ServerAddress
+from autovoice.config import BASE_VOICE
 from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
 from autovoice.engines.triton.probing import explain_protocol
 from autovoice.engines.triton.wire import (
@@ -37,7 +38,6 @@ from autovoice.errors import (
     UnavailableError,
     VoiceConversionError,
 )
-from autovoice.config import BASE_VOICE
 from autovoice.repository.model_config import ModelSpec, spec_from_config
 
 logger = logging.getLogger(__name__)
@@ -198,13 +198,13 @@ class TritonEngine:
         if request_id:
             where += f", request {request_id}"
         kind, reason = error.kind, error.reason
-        if kind in (FailureKind.UNREACHABLE, FailureKind.FOREIGN) and not self._answered:
-            if clause := explain_protocol(self._address):
-                return ConfigurationError(f"{self._address}: {clause}")
+        unheard = kind in (FailureKind.UNREACHABLE, FailureKind.FOREIGN) and not self._answered
+        if unheard and (clause := explain_protocol(self._address)):
+            return ConfigurationError(f"{self._address}: {clause}")
         if kind is FailureKind.FOREIGN:
             return ConfigurationError(
-                f"{where}: what listens there is no Triton server ({reason}); check the port: Triton's metrics "
-                "have one of their own"
+                f"{where}: what listens there is no Triton server ({reason}); check the port: "
+                "Triton's metrics have one of their own"
             )
         if kind is FailureKind.FORBIDDEN:
             return _KeyError(
