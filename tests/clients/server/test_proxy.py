@@ -107,7 +107,6 @@ def test_binary_requests_pass(proxy: str, server: TritonServer, repository: Path
             feeds = {"REFERENCE_AUDIO": source}
             made.append(Client(tritonclient.http, client).infer("speaker_encoder", feeds)["EMBEDDING"])
     np.testing.assert_array_equal(*made)
-    raw = urllib3.request(
-        "POST", f"{proxy}/v2/models/speaker_encoder/infer", body=source.tobytes(), headers={LENGTH: "0"}
-    )
+    path, body = "/v2/models/speaker_encoder/infer", source.tobytes()
+    raw = urllib3.request("POST", proxy + path, body=body, headers={LENGTH: "0"}, timeout=120)
     assert raw.status == 200

@@ -221,20 +221,21 @@ class TritonEngine:
             )
         if kind is FailureKind.BROKEN:
             return InferenceError(f"{where}: {reason}; see the server's log")
-        return UnavailableError(f"{where}: {reason}; {self._advice(reason)}")
+        return UnavailableError(
+            f"{where}: {reason}; check that the server runs and is ready{self._hint(reason)}"
+        )
 
-    def _advice(self, reason: str) -> str:
-        """What to do about a server that was not reached."""
-        advice = "check that the server runs and is ready"
+    def _hint(self, reason: str) -> str:
+        """What keeps a server from being reached, as far as can be told."""
         if LOADING in reason:
-            advice += ": it loads the model, or has unloaded it; send the request again in a moment"
+            hint = ": it loads the model, or has unloaded it; send the request again in a moment"
         elif self._answered:
-            advice += ": it may be starting again; send the request again in a moment"
+            hint = ": it may be starting again; send the request again in a moment"
         else:
-            advice += ": until its models are loaded it takes no connections"
+            hint = ": until its models are loaded it takes no connections"
         if not _is_loopback(self._address.host) and (found := _proxies()):
-            advice += f" (no proxy is asked, whatever {found[0]} says: the server has to be reached directly)"
-        return advice
+            hint += f" (no proxy is asked, whatever {found[0]} says: the server has to be reached directly)"
+        return hint
 
 
 class _KeyError(ConfigurationError):
