@@ -349,8 +349,9 @@ class TritonServer:
             del self._errors[:-20]
         if record.text.strip():
             self._report(record)
-        # That of a process of Python comes, other than the server's last, before some line of the log.
-        self._exception = "" if record.source else record.exception or self._exception
+        if self._crash is None:
+            # The last words of a process of Python, other than the server's, are followed by lines of the log.
+            self._exception = "" if record.source else record.exception or self._exception
         if record.changes_models:
             self._models_changed.set()
         if record.caught_signal in _CRASHES:

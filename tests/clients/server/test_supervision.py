@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -272,6 +273,22 @@ def test_signal_while_the_server_starts_again(
     assert service.process.returncode == 0, log
     assert "autovoice: " not in log
     until(lambda: ended(children))
+
+
+def test_no_process_is_left_to_a_parent_that_collects_none(
+    small: Path, start: Callable[..., Service]
+) -> None:
+    """As the first process of many containers: here it is this one, for as long as the test takes."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(supervision._PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        service = start(small)
+        former = family(service.server)
+        service.crash()
+        assert service.next_ready() == service.ready
+        assert not former & {child.pid for child in psutil.Process().children()}
+    finally:
+        prctl(supervision._PR_SET_CHILD_SUBREAPER, 0)
 
 
 def test_json_log_stays_json(small: Path, start: Callable[..., Service]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import soundfile
 from remote_calls import RATE, hum
+from serve_processes import autovoice
 from triton_calls import kill, until, write_small_repository
 
 from autovoice import PipelineConfig
@@ -130,6 +132,14 @@ def test_wrong_port_or_protocol(
         (line,) = captured.err.splitlines()
         assert line.startswith(f"autovoice: {address}")
         assert says in line
+
+
+def test_no_library_adds_lines_of_its_own(ports: dict[str, int]) -> None:
+    """As gRPC does about a TLS handshake that fails."""
+    address = f"grpcs://127.0.0.1:{ports['grpc']}"
+    _, log = autovoice("info", "--server", address, environment=dict(os.environ)).communicate(timeout=60)
+    (line,) = log.splitlines()
+    assert line.startswith(f"autovoice: {address}: what listens there speaks gRPC without TLS")
 
 
 def test_wrong_port_is_told_before_any_fallback(
