@@ -350,7 +350,7 @@ class TritonServer:
         if record.text.strip():
             self._report(record)
         if self._crash is None:
-            # Unlike the last words of the server, those of a process of Python are followed by more of the log.
+            # Unlike the server's last words, those of a process of Python are followed by more of the log.
             self._exception = "" if record.source else record.exception or self._exception
         if record.changes_models:
             self._models_changed.set()
