@@ -15,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import urllib3
 from serve_processes import end, ended, family, serve
 from triton_calls import CONTROL_KEY, KEY, PATIENCE, http_client, local_options, shared_memory, until
+from tritonclient.grpc import service_pb2
 
 from autovoice.address import API_KEY_HEADER
 from autovoice.server import supervision
@@ -312,3 +314,33 @@ def test_the_rest_of_the_clients_go_on(small: Path, start: Callable[..., Service
             client.infer("roots", feeds)
         assert service.next_ready() == service.ready
         np.testing.assert_allclose(client.infer("roots", feeds)["Y"], [[2.0, 3.0]])
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_size_beyond_64_bits_in_binary_costs_one_model_a_moment(
+    small: Path, start: Callable[..., Service], protocol: str
+) -> None:
+    """The process of that model dies, and the server goes on."""
+    service = start(small)
+    pid = service.server
+    shape, data = [1, 2**62 + 1], np.zeros(1, np.float32).tobytes()
+    if protocol == "grpc":
+        request = service_pb2.ModelInferRequest(model_name="roots", raw_input_contents=[data])
+        request.inputs.add(name="X", datatype="FP32", shape=shape)
+        with grpc.insecure_channel(service.ready.split()[1].partition("://")[2]) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            assert call.future(request.SerializeToString(), timeout=30).code() is grpc.StatusCode.INTERNAL
+    else:
+        tensor = {"name": "X", "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": 4}}
+        text = json.dumps({"inputs": [tensor]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        assert service.post("models/roots/infer", text + data, headers) == 500
+
+    def answers() -> bool:
+        with suppress(KeyError):  # an error has no outputs
+            return service.roots() == [2.0, 3.0]
+        return False
+
+    until(answers)
+    assert service.server == pid
+    assert "a process of model roots died; the model is loaded again" in end(service.process)
