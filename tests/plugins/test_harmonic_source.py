@@ -101,6 +101,27 @@ def test_chunked_equals_whole(run: Any, waveform: str, seed: int) -> None:
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("waveform", ["pulse", "sine"])
+@pytest.mark.parametrize("pitch", [50.0, 440.0, 1100.0, 123.456789])
+def test_phase_is_the_same_to_the_bit_over_ten_minutes(run: Any, pitch: float, waveform: str) -> None:
+    rng = np.random.default_rng(round(pitch))
+    frames = 60_000
+    f0 = np.full((1, frames), pitch, dtype=np.float32)
+    if pitch == 1100.0:  # and one that never stays
+        f0 = rng.uniform(50.0, 1100.0, f0.shape).astype(np.float32)
+    contour = f0.astype(np.float64)[0]
+    before = np.concatenate([contour[:1], contour[:-1]]) if waveform == "pulse" else contour
+    advance = np.round((before + contour) * (HOP / (2 * SAMPLE_RATE)) * PHASE_GRID).astype(np.int64)
+    expected = np.cumsum(advance) % PHASE_GRID / PHASE_GRID
+    state, done = zeros(1), 0
+    while done < frames:
+        end = min(frames, done + int(rng.choice([1, 2, 7, 100, 1000, 3000], p=[0.2, 0.1, 0.1, 0.2, 0.2, 0.2])))
+        noise = [np.zeros((1, (end - done) * HOP), dtype=np.float32)] if waveform == "sine" else []
+        _, state = run("HarmonicSource", f0[:, done:end], state, *noise, waveform=waveform)
+        assert state[0, 1] == expected[end - 1], f"after {end} frames"
+        done = end
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     f0=st.lists(st.one_of(st.just(0.0), st.floats(12, 4400, width=32)), min_size=2, max_size=30),

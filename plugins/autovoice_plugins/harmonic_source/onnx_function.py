@@ -1,13 +1,16 @@
 """HarmonicSource as an ONNX model-local function of standard ops.
 
-Phase advances are rounded and summed in float64 once a frame; samples inside a frame are float32.
+Phase advances are whole multiples of 2^-24 cycle, found and summed once a frame in INT64: an engine that turns
+DOUBLE into FLOAT, as TensorRT does, would lose them. Samples inside a frame are float32.
 """
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto
 
 from autovoice_plugins.function_builder import AttributeValue, FunctionBuilder, scalar, with_plugin_attributes
@@ -48,15 +51,27 @@ def harmonic_source_function(sample_rate: int, hop: int, waveform: str) -> Funct
 
 
 def _phases(b: FunctionBuilder, start: str, end: str, sample_rate: int, hop: int) -> tuple[str, str]:
-    """Returns the wrapped phase at the start of every frame, [B, F, 1], and after the last, [B, 1]."""
-    start, end = (b.op("Cast", value, to=TensorProto.DOUBLE) for value in (start, end))
-    cycles = b.op("Mul", b.op("Add", start, end), np.array(hop / (2 * sample_rate)))
-    steps = b.op("Round", b.op("Mul", cycles, np.array(float(PHASE_GRID))))
-    advance = b.op("Mul", steps, np.array(1 / PHASE_GRID))
+    """Returns the wrapped phase at the start of every frame, [B, F, 1], and after the last, [B, 1].
+
+    A float32 F0 from 1 Hz on is a whole multiple of 2^-24 Hz, so the advances are those of the reference; they
+    can differ by one step below 2 Hz, where one may lie half-way between two steps.
+    """
+
+    def whole(value: str) -> str:
+        return b.op("Cast", b.op("Mul", value, scalar(float(PHASE_GRID))), to=TensorProto.INT64)
+
+    def integer(value: int) -> NDArray[np.int64]:
+        return np.array(value, dtype=np.int64)
+
+    share = Fraction(hop, 2 * sample_rate)
+    cycles = b.op("Add", whole(start), whole(end))
+    rounded = b.op("Mul", cycles, integer(2 * share.numerator))
+    rounded = b.op("Add", rounded, integer(share.denominator))
+    advance = b.op("Div", rounded, integer(2 * share.denominator))
     phase = b.slice("STATE_IN", 1, 2, 1)
-    total = b.op("CumSum", advance, np.array(1, dtype=np.int64))
-    total = b.op("Add", total, b.op("Cast", phase, to=TensorProto.DOUBLE))
-    after = b.op("Cast", b.op("Sub", total, b.op("Floor", total)), to=TensorProto.FLOAT)
+    total = b.op("Add", b.op("CumSum", advance, integer(1)), whole(phase))
+    after = b.op("Cast", b.op("Mod", total, integer(PHASE_GRID)), to=TensorProto.FLOAT)
+    after = b.op("Mul", after, scalar(1 / PHASE_GRID))
     before = b.concat(phase, b.slice(after, 0, -1, 1), axis=1)
     return b.reshape(_wrapped(b, before), 0, 0, 1), b.slice(after, -1, None, 1)
 

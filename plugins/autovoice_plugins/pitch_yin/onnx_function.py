@@ -62,7 +62,7 @@ def pitch_yin_function(
     cost = b.op("Where", dip, cost, scalar(NO_DIP))
     least = b.op("ReduceMin", cost, np.array([2], dtype=np.int64))
     near = b.op("LessOrEqual", cost, b.op("Add", least, scalar(threshold)))
-    pick = b.op("ArgMax", b.op("Cast", near, to=TensorProto.UINT8), axis=2)
+    pick = b.op("ArgMax", b.op("Cast", near, to=TensorProto.INT32), axis=2)
 
     left, depth, right = (b.op("GatherElements", value, pick, axis=2) for value in (before, here, after))
     # Beyond the longest lag nothing is known: no refinement there.
