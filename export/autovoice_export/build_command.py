@@ -1,4 +1,4 @@
-"""``autovoice build``: the model repository from its sources, or TensorRT plans from the repository."""
+"""``autovoice build``: the model repository from its sources, or TensorRT plans or engines of the repository."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from autovoice_export.tensorrt.engines import EngineBuildOptions
     from autovoice_export.tensorrt.plans import PlanOptions
 
 PLANS = "TensorRT"
+ENGINES = "TensorRT for RTX"
+BOTH = "TensorRT and TensorRT for RTX"
 EXPORT = "ONNX"
+PANELS = {"onnx": {EXPORT}, "tensorrt": {PLANS, BOTH}, "tensorrt-rtx": {ENGINES, BOTH}}
+"""Panels of the options that belong to each engine."""
 
 
 def build(
     context: typer.Context,
     engine: Annotated[
-        Literal["onnx", "tensorrt"],
-        typer.Option(help="Export the base voice to ONNX, or build plans of what was exported."),
+        Literal["onnx", "tensorrt", "tensorrt-rtx"],
+        typer.Option(help="Export the base voice to ONNX, or build plans or engines of what was exported."),
     ] = "onnx",
     repository: Annotated[
         Path | None,
@@ -44,7 +49,7 @@ def build(
     ] = 1,
     precision: Annotated[
         Literal["fp32", "fp16"],
-        typer.Option(help="Pitch, phase, inputs and outputs stay FP32.", rich_help_panel=PLANS),
+        typer.Option(help="Pitch, phase, inputs and outputs stay FP32.", rich_help_panel=BOTH),
     ] = "fp32",
     plugins: Annotated[
         Path | None,
@@ -70,17 +75,26 @@ def build(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this model; may be repeated.", rich_help_panel=PLANS),
+        typer.Option(metavar="NAME", help="Only this model; may be repeated.", rich_help_panel=BOTH),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Build plans that are up to date too.", rich_help_panel=PLANS)
+        bool, typer.Option("--force", help="Build what is up to date too.", rich_help_panel=BOTH)
     ] = False,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Takes the engines.", rich_help_panel=ENGINES)
+    ] = Path("engines"),
+    compute_capability: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Of the cards, as 8.9 or 8.6,8.9,12.0.", rich_help_panel=ENGINES
+        ),
+    ] = "8.6,8.9,12.0",
 ) -> None:
-    """Write the model repository, or TensorRT plans into it."""
+    """Write the model repository, TensorRT plans into it, or engines of TensorRT for RTX of it."""
+    others = {EXPORT, PLANS, BOTH, ENGINES} - PANELS[engine]
     for option in context.command.params:
-        other = PLANS if engine == "onnx" else EXPORT
         source = context.get_parameter_source(option.name or "")
-        if getattr(option, "rich_help_panel", None) == other and source and source.name == "COMMANDLINE":
+        if getattr(option, "rich_help_panel", None) in others and source and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{option.opts[0]} does not belong to --engine {engine}")
     if engine == "onnx":
         from autovoice_export.base.build import run_build
@@ -88,6 +102,14 @@ def build(
 
         instances = Instances("auto", instance_count, intra_op_threads)
         run_build(checkpoint, repository, random=random, seed=seed, instances=instances)
+        return
+    if engine == "tensorrt-rtx":
+        from autovoice_export.tensorrt.engines import EngineBuildOptions
+
+        capabilities = tuple(item.strip() for item in compute_capability.split(","))
+        _build_engines(
+            repository, output, EngineBuildOptions(capabilities, precision, tuple(model or ()), force)
+        )
         return
     from autovoice_export.tensorrt.plans import PlanOptions
 
@@ -128,6 +150,39 @@ def _build_plans(repository: Path | None, options: PlanOptions) -> None:
         console.print(
             f"{name:24} {manifest.precision} for {manifest.gpu.name}{share}", highlight=False, soft_wrap=True
         )
+
+
+def _build_engines(repository: Path | None, folder: Path, options: EngineBuildOptions) -> None:
+    from rich.console import Console
+
+    from autovoice.config import PipelineConfig
+    from autovoice.errors import OutputError
+    from autovoice_export.tensorrt.engines import build_engines, refused
+
+    console = Console(stderr=True)
+    root = PipelineConfig(repository=repository).repository_path()
+    try:
+        with _shown_progress(console) as progress:
+            results = build_engines(root, folder, options, progress)
+    except OSError as error:
+        raise OutputError(f"engines could not be written to {folder}: {error}") from error
+    heading = f"{'model':24} {'time':>10} {'file':>9} {'layers':>6} {'weights':>9} {'activations':>11}"
+    console.print(heading, highlight=False, soft_wrap=True)
+    for result in results:
+        if made := result.manifest:
+            took = f"{made.seconds:.1f} s" if result.built else "up to date"
+            sizes = [f"{size / 1e6:.1f} MB" for size in (result.size, made.weights_bytes, made.activation_bytes)]
+            console.print(
+                f"{result.model:24} {took:>10} {sizes[0]:>9} {made.layers:6} {sizes[1]:>9} {sizes[2]:>11} "
+                f"{made.precision}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    for result in results:
+        if result.refusal:
+            console.print(f"{result.model}: {result.refusal}", highlight=False, markup=False, soft_wrap=True)
+    if error := refused(results):
+        raise error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from rtx_engines import Builder, run_builder
 
 from autovoice.errors import VoiceConversionError
 from autovoice.repository.plans import check_plan, find_gpus, find_plugin_library
@@ -141,6 +142,12 @@ def root(
 def repository(root: Path) -> ModelRepository:
     """The reader of that folder."""
     return ModelRepository(root)
+
+
+@pytest.fixture
+def rtx() -> Builder:
+    """Runs ``autovoice build --engine tensorrt-rtx`` on a repository; takes both folders, then options."""
+    return run_builder
 
 
 @pytest.fixture

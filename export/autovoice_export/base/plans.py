@@ -10,10 +10,8 @@ from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, graph
 from autovoice_export.tensorrt.plan_config import PlanConfig
 from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
-AXIS_RATES = {
-    "T": AxisRate(SAMPLE_RATE),
-    "F": AxisRate(SAMPLE_RATE / HOP, extra=-(-LOOKAHEAD // HOP)),
-}
+_FRAMES = AxisRate(SAMPLE_RATE / HOP, extra=-(-LOOKAHEAD // HOP))
+AXIS_RATES = {"T": AxisRate(SAMPLE_RATE), "F": _FRAMES, "P": _FRAMES}
 
 
 def plan_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:

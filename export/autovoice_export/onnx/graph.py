@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import onnx
 from onnx import TensorProto, helper
@@ -107,6 +108,13 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.domain == DOMAIN:
             node.name = f"{node.op_type}_{number}"
     return bare
+
+
+def expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the bodies of the custom ops in place of their nodes, for engines that have no plugins."""
+    from onnx.inliner import inline_local_functions
+
+    return cast(onnx.ModelProto, inline_local_functions(model))
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:

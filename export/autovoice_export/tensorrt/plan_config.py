@@ -150,7 +150,7 @@ def to_message(config: PlanConfig) -> Any:
     )
     message.parameters.clear()
     for index, profile in enumerate(config.profiles):
-        message.parameters[PROFILE_PARAMETER.format(index)].string_value = _dump_profile(profile)
+        message.parameters[PROFILE_PARAMETER.format(index)].string_value = dump_profile(profile)
     del message.model_warmup[:]
     if isinstance(config.model.batching, DynamicBatching):
         for profile in config.profiles:
@@ -203,7 +203,7 @@ def read_profiles(message: Any) -> tuple[Profile, ...]:
     return tuple(made)
 
 
-def _dump_profile(profile: Profile) -> str:
+def dump_profile(profile: Profile) -> str:
     """Text such as ``short: AUDIO=1x240:8x24000:16x48720``, shapes as trtexec writes them."""
 
     def text(shapes: ShapeRange) -> str:

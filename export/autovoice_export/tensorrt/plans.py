@@ -31,7 +31,7 @@ from autovoice_export.onnx.graph import holds_half, load_model, plugin_versions,
 from autovoice_export.onnx.half import measure_ranges, to_half
 from autovoice_export.parity import Run, cases, compare, session_run
 from autovoice_export.tensorrt import load, parity, runtime
-from autovoice_export.tensorrt.parser_rules import check_model
+from autovoice_export.tensorrt.graph_rules import check_model
 from autovoice_export.tensorrt.plan_config import CONFIG_NAME, read_plan_config, read_profiles
 from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.runtime import Compatibility, EngineOptions, Report
@@ -212,7 +212,7 @@ def _build(
     tolerance = parity.TOLERANCES["fp16" if holds_half(model) else "fp32"]
     engine = runtime.build_engine(
         without_functions(model).SerializeToString(), profiles, engine_options, report
-    )
+    ).content
     path = _plan_path(job, machine.gpu)
     with tempfile.TemporaryDirectory(prefix="autovoice-plan-") as folder:
         candidate = Path(folder, path.name)

@@ -1,6 +1,8 @@
-"""All that touches TensorRT itself, through Polygraphy; imported names are looked up when they are used.
+"""All that touches TensorRT and TensorRT for RTX, through Polygraphy; names are looked up when they are used.
 
-Works with TensorRT 10.13 and later and 11: flags are asked for by name, what 11 removed is not asked for.
+Works with TensorRT 10.13 and later and 11: flags are asked for by name, what 11 removed is not asked for. Of
+TensorRT for RTX the parser and the builder are used, which need no GPU. Polygraphy takes one of the two for the
+life of a process.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +22,35 @@ from autovoice_export.build_errors import PlanError
 from autovoice_export.tensorrt.plan_config import Profile
 from autovoice_plugins.function_builder import DOMAIN
 
-OLDEST = (10, 13)
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 Report = Callable[[str, float], None]
 """Takes the phase the builder is in, and how much of it is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of the two libraries that build engines.
+
+    Attributes:
+        title: in messages.
+        module: its Python package.
+        oldest: version that works, major and minor.
+        remedy: where there is none.
+    """
+
+    title: str
+    module: str
+    oldest: tuple[int, int]
+    remedy: str
+
+
+TENSORRT = Target(
+    "TensorRT", "tensorrt", (10, 13), "run inside NVIDIA's TensorRT image: docker build --target plans"
+)
+TENSORRT_RTX = Target(
+    "TensorRT for RTX", "tensorrt_rtx", (1, 5), "run `pip install 'autovoice[export,tensorrt-rtx]'`"
+)
 
 
 @dataclass(frozen=True)
@@ -31,67 +59,107 @@ class EngineOptions:
 
     Attributes:
         hardware_compatibility: other GPUs that may run it: none, all from Ampere on, or those of the same
-            compute capability.
-        timing_cache: measured kernels, read and added to, so that the next build is quicker.
+            compute capability. TensorRT for RTX is told the compute capabilities instead.
+        timing_cache: measured kernels, read and added to, so that the next build is quicker; None for none.
         workspace_mb: memory the builder may try kernels with; None for all there is.
+        compute_capabilities: such as "8.9", of the GPUs that TensorRT for RTX builds for.
     """
 
-    hardware_compatibility: Compatibility
-    timing_cache: Path
-    workspace_mb: int | None
+    hardware_compatibility: Compatibility = "none"
+    timing_cache: Path | None = None
+    workspace_mb: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
 
-def import_tensorrt() -> Any:
-    """The package ``tensorrt``.
+@dataclass(frozen=True)
+class Engine:
+    """A serialised engine, and what its builder said of it.
+
+    Attributes:
+        content: the file.
+        layers: of the network, before the builder joins them.
+        inputs: type and shape of each, -1 where the profiles decide; as the parser read the ONNX file.
+        outputs: the same.
+        types: of the layers' outputs, by name.
+        activation_bytes: of GPU memory for the profile that needs most; 0 where the builder did not say.
+        weights_bytes: of GPU memory.
+    """
+
+    content: bytes
+    layers: int
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]]
+    outputs: Mapping[str, tuple[str, tuple[int, ...]]]
+    types: Mapping[str, str]
+    activation_bytes: int
+    weights_bytes: int
+
+
+def import_tensorrt(target: Target = TENSORRT) -> Any:
+    """The Python package of a target, which Polygraphy uses from then on.
 
     Raises:
-        PlanError: it is not installed, or too old.
+        PlanError: it is not installed, too old, or Polygraphy already uses the other one.
     """
     try:
-        trt = importlib.import_module("tensorrt")
+        trt = importlib.import_module(target.module)
         version = str(trt.__version__)
     except (ImportError, AttributeError) as error:
         raise PlanError(
-            f"TensorRT's Python package is not installed here ({error}); run inside NVIDIA's TensorRT image: "
-            "docker build --target plans"
+            f"{target.title}'s Python package is not installed here ({error}); {target.remedy}"
         ) from error
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        raise PlanError(f"TensorRT {version} is too old; {wanted} or later is needed")
+    if tuple(int(part) for part in version.split(".")[:2]) < target.oldest:
+        wanted = ".".join(map(str, target.oldest))
+        raise PlanError(f"{target.title} {version} is too old; {wanted} or later is needed")
+    rtx = target is TENSORRT_RTX
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if rtx else "0"
+    from polygraphy import config
+
+    if config.USE_TENSORRT_RTX != rtx:
+        raise PlanError(f"this process already builds for another library than {target.title}: use a new one")
     return trt
 
 
 @contextmanager
-def quietly(doing: str) -> Iterator[None]:
+def quietly(doing: str) -> Iterator[list[str]]:
     """Keeps Polygraphy's and TensorRT's log to itself, and turns a failure into one line with their errors.
+
+    Yields:
+        What they said, line by line, growing.
 
     Raises:
         PlanError: Polygraphy gave up.
     """
     from polygraphy.exception import PolygraphyException
-    from polygraphy.logger import G_LOGGER
+    from polygraphy.logger import G_LOGGER, logger
 
+    logger.COLORED_MODULE_PRESENT = False  # else it prints that it has no colours
+    said: list[str] = []
     errors: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # Without the marks, such as "[E] ", that Polygraphy sets before a line.
-            errors.append(" ".join(record.getMessage()[4:].split()))
+            line = " ".join(record.getMessage()[4:].split())
+            said.append(line)
+            if record.levelno >= logging.ERROR:
+                errors.append(line)
 
-    handler = Collector(logging.ERROR)
+    handler = Collector()
     log = logging.getLogger("Polygraphy")
-    before = log.propagate, G_LOGGER.use_python_logging_system
+    before = log.propagate, log.level, G_LOGGER.use_python_logging_system
     log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
     log.propagate, G_LOGGER.use_python_logging_system = False, True
     try:
-        with G_LOGGER.verbosity(G_LOGGER.ERROR):
-            yield
+        with G_LOGGER.verbosity(G_LOGGER.VERBOSE):
+            yield said
     except PolygraphyException as error:
         reasons = list(dict.fromkeys(errors)) or [" ".join(str(error).split())]
         raise PlanError(f"{doing} failed: {'; '.join(reasons)}") from error
     finally:
         log.removeHandler(handler)
-        log.propagate, G_LOGGER.use_python_logging_system = before
+        log.setLevel(before[1])
+        log.propagate, G_LOGGER.use_python_logging_system = before[0], before[2]
 
 
 def load_plugins(library: Path | None, wanted: Mapping[str, str]) -> None:
@@ -131,25 +199,26 @@ def load_plugins(library: Path | None, wanted: Mapping[str, str]) -> None:
 
 
 def build_engine(
-    model: bytes, profiles: Sequence[Profile], options: EngineOptions, report: Report | None = None
-) -> bytes:
+    model: bytes,
+    profiles: Sequence[Profile],
+    options: EngineOptions,
+    report: Report | None = None,
+    target: Target = TENSORRT,
+) -> Engine:
     """Builds a serialised engine.
 
     Args:
-        model: an ONNX file without functions for custom ops.
+        model: an ONNX file whose custom ops have no function (TensorRT) or are expanded (TensorRT for RTX).
         profiles: in the order of their indices.
         options: see there.
         report: called as the builder goes on.
+        target: the library.
 
     Raises:
         PlanError: the parser or the builder refuses.
     """
-    trt = import_tensorrt()
-    from polygraphy.backend.trt import (
-        CreateConfig,
-        EngineBytesFromNetwork,
-        NetworkFromOnnxBytes,
-    )
+    trt = import_tensorrt(target)
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxBytes
     from polygraphy.backend.trt import Profile as Shapes
 
     made = []
@@ -158,25 +227,54 @@ def build_engine(
         for name, allowed in profile.shapes.items():
             shapes.add(name, min=allowed.smallest, opt=allowed.typical, max=allowed.largest)
         made.append(shapes)
-    limits = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20} if options.workspace_mb else None
     # Types are those of the file: the only mode of TensorRT 11, which keeps the flag for a while and ignores
     # it. The parser's flags stay as they are by default, native instance normalisation among them; a list of
     # ours would replace them all.
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    level = _named(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
-    cache = str(options.timing_cache)
-    with quietly("building the plan"):
-        config = CreateConfig(
-            profiles=made,
-            load_timing_cache=cache,
-            memory_pool_limits=limits,
-            hardware_compatibility_level=level,
-            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # so that layers can be looked at afterwards
-            progress_monitor=_progress_monitor(trt, report) if report else None,
-        )
-        network = NetworkFromOnnxBytes(model, strongly_typed=typed)
+    typed = target is TENSORRT and hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    cache = str(options.timing_cache) if options.timing_cache else None
+    settings: dict[str, Any] = {
+        "profiles": made,
+        "load_timing_cache": cache,
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # so that layers can be looked at afterwards
+        "progress_monitor": _progress_monitor(trt, report) if report else None,
+    }
+    if options.workspace_mb:
+        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mb << 20}
+    with quietly(f"building the {'plan' if target is TENSORRT else 'engine'}") as said:
+        if target is TENSORRT_RTX:
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+            capabilities = [tuple(map(int, item.split("."))) for item in options.compute_capabilities]
+            config = CreateConfigRTX(compute_capabilities=capabilities, **settings)
+        else:
+            from polygraphy.backend.trt import CreateConfig
+
+            level = _named(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
+            config = CreateConfig(hardware_compatibility_level=level, **settings)
+        network = NetworkFromOnnxBytes(model, strongly_typed=typed or None)()
         engine = EngineBytesFromNetwork(network, config, save_timing_cache=cache)()
-    return bytes(engine)
+        definition = network[1]
+        tensors = [
+            {item.name: (item.dtype.name, tuple(item.shape)) for item in group}
+            for group in (
+                [definition.get_input(index) for index in range(definition.num_inputs)],
+                [definition.get_output(index) for index in range(definition.num_outputs)],
+            )
+        ]
+        layers = [definition.get_layer(index) for index in range(definition.num_layers)]
+        made_by_layers = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
+    return Engine(
+        bytes(engine),
+        len(layers),
+        *tensors,
+        types={item.name: item.dtype.name for item in made_by_layers if item is not None},
+        activation_bytes=_largest(said, r"Total Activation Memory: (\d+) bytes"),
+        weights_bytes=_largest(said, r"Total Weights Memory: (\d+) bytes"),
+    )
+
+
+def _largest(lines: Sequence[str], pattern: str) -> int:
+    return max((int(found[1]) for line in lines if (found := re.search(pattern, line))), default=0)
 
 
 def layers(plan: Path) -> list[str]:

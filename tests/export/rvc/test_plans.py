@@ -30,7 +30,7 @@ from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.retrieval import Retrieval
 from autovoice_export.tensorrt import parity, plan_config
 from autovoice_export.tensorrt.buckets import profiles
-from autovoice_export.tensorrt.parser_rules import check_models
+from autovoice_export.tensorrt.graph_rules import check_models
 from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.plans import Precision, half_model, plan_jobs
 

@@ -119,7 +119,7 @@ def test_profiles_survive_the_file(axes: dict[str, list[tuple[int, int, int]]]) 
     profile = Profile("bucket", {name: shape_range(value) for name, value in axes.items()})
     message = pb.ModelConfig(name="model")
     message.instance_group.add(profile=["0"])
-    message.parameters["profile_0"].string_value = plan_config._dump_profile(profile)
+    message.parameters["profile_0"].string_value = plan_config.dump_profile(profile)
     assert plan_config.read_profiles(parse_config(dumps(message), "text")) == (profile,)
 
 
