@@ -1,4 +1,4 @@
-"""``autovoice build``: the model repository from its sources, or TensorRT plans or engines of the repository."""
+"""``autovoice build``: the model repository from its sources, and TensorRT plans or engines of it."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def build(
     ] = Path("engines"),
     compute_capability: Annotated[
         str,
-        typer.Option(
-            metavar="LIST", help="Of the cards, as 8.9 or 8.6,8.9,12.0.", rich_help_panel=ENGINES
-        ),
+        typer.Option(metavar="LIST", help="Of the cards, as 8.9 or 8.6,8.9,12.0.", rich_help_panel=ENGINES),
     ] = "8.6,8.9,12.0",
 ) -> None:
     """Write the model repository, TensorRT plans into it, or engines of TensorRT for RTX of it."""
@@ -171,7 +169,9 @@ def _build_engines(repository: Path | None, folder: Path, options: EngineBuildOp
     for result in results:
         if made := result.manifest:
             took = f"{made.seconds:.1f} s" if result.built else "up to date"
-            sizes = [f"{size / 1e6:.1f} MB" for size in (result.size, made.weights_bytes, made.activation_bytes)]
+            sizes = [
+                f"{size / 1e6:.1f} MB" for size in (result.size, made.weights_bytes, made.activation_bytes)
+            ]
             console.print(
                 f"{result.model:24} {took:>10} {sizes[0]:>9} {made.layers:6} {sizes[1]:>9} {sizes[2]:>11} "
                 f"{made.precision}",
@@ -181,8 +181,8 @@ def _build_engines(repository: Path | None, folder: Path, options: EngineBuildOp
     for result in results:
         if result.refusal:
             console.print(f"{result.model}: {result.refusal}", highlight=False, markup=False, soft_wrap=True)
-    if error := refused(results):
-        raise error
+    if failure := refused(results):
+        raise failure
 
 
 @contextmanager

@@ -115,7 +115,9 @@ def test_phase_is_the_same_to_the_bit_over_ten_minutes(run: Any, pitch: float, w
     expected = np.cumsum(advance) % PHASE_GRID / PHASE_GRID
     state, done = zeros(1), 0
     while done < frames:
-        end = min(frames, done + int(rng.choice([1, 2, 7, 100, 1000, 3000], p=[0.2, 0.1, 0.1, 0.2, 0.2, 0.2])))
+        end = min(
+            frames, done + int(rng.choice([1, 2, 7, 100, 1000, 3000], p=[0.2, 0.1, 0.1, 0.2, 0.2, 0.2]))
+        )
         noise = [np.zeros((1, (end - done) * HOP), dtype=np.float32)] if waveform == "sine" else []
         _, state = run("HarmonicSource", f0[:, done:end], state, *noise, waveform=waveform)
         assert state[0, 1] == expected[end - 1], f"after {end} frames"

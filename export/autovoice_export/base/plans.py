@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from autovoice_export.base import wiring
-from autovoice_export.base.stages.timing import LOOKAHEAD
 from autovoice_export.config_types import DynamicBatching, Instances, StageModelConfig
 from autovoice_export.stage import Stage
-from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, graphs, profiles
+from autovoice_export.tensorrt.buckets import AXIS_RATES, REQUESTS, STREAMS, graphs, profiles
 from autovoice_export.tensorrt.plan_config import PlanConfig
-from autovoice_plugins.geometry import HOP, SAMPLE_RATE
-
-_FRAMES = AxisRate(SAMPLE_RATE / HOP, extra=-(-LOOKAHEAD // HOP))
-AXIS_RATES = {"T": AxisRate(SAMPLE_RATE), "F": _FRAMES, "P": _FRAMES}
 
 
 def plan_configs(family: tuple[Stage, ...], instances: Instances) -> tuple[PlanConfig, ...]:

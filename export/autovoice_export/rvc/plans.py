@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from autovoice_export.config_types import StageModelConfig
 from autovoice_export.rvc import wiring
-from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
+from autovoice_export.rvc.geometry import SOURCE_RATE
 from autovoice_export.rvc.retrieval import Retrieval
 from autovoice_export.stage import Stage
-from autovoice_export.tensorrt.buckets import AxisRate, Bucket, profiles
+from autovoice_export.tensorrt.buckets import AXIS_RATES, Bucket, profiles
 from autovoice_export.tensorrt.plan_config import PlanConfig
-
-AXIS_RATES = {"G": AxisRate(SOURCE_RATE / GRID)}
 
 LONGEST_SECONDS = wiring.MAX_INPUT_BYTES / 4 / SOURCE_RATE
 """What `wiring.MAX_INPUT_BYTES` of float32 audio last."""

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autovoice_export.base.stages.timing import LOOKAHEAD
 from autovoice_export.tensorrt.plan_config import Graph, Profile, ShapeRange
+from autovoice_plugins.geometry import HOP, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from autovoice_export.stage import StageTensor
@@ -76,6 +78,17 @@ class AxisRate:
     def size(self, seconds: float, *, padded: bool = False) -> int:
         """Values on the axis for so much audio, at least 1."""
         return max(1, math.ceil(round(seconds * self.per_second, 6)) + (self.extra if padded else 0))
+
+
+_FRAMES = AxisRate(SAMPLE_RATE / HOP, extra=-(-LOOKAHEAD // HOP))
+AXIS_RATES = {
+    "T": AxisRate(SAMPLE_RATE),
+    "F": _FRAMES,
+    "P": _FRAMES,
+    "G": AxisRate(50),
+}
+"""Axes by their symbol in the ONNX files: samples, frames and padded frames of the base voice, content frames
+of imported voices. T is at 16 kHz where those are padded and trimmed, and P 20 ms: profiles reach further."""
 
 
 def profiles(

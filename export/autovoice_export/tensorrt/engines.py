@@ -1,7 +1,7 @@
-"""Engines of TensorRT for RTX: one for each model of a repository, built on any machine, with or without a GPU.
+"""Engines of TensorRT for RTX: one for each model of a repository, built with or without a GPU.
 
-They are for programs that bring the engines with them, and they tell whether a voice will run on a card. Custom
-ops are expanded into standard ones: TensorRT for RTX has no plugins.
+They are for programs that bring the engines with them, and they tell whether a voice will run on a card.
+Custom ops are expanded into standard ones: TensorRT for RTX has no plugins.
 """
 
 from __future__ import annotations
@@ -21,24 +21,18 @@ from autovoice.errors import VoiceConversionError
 from autovoice.repository.model_config import ModelSpec, read_config
 from autovoice.repository.plans import sha256
 from autovoice.repository.reader import ModelRepository
-from autovoice_export.base.plans import AXIS_RATES as BASE_RATES
 from autovoice_export.build_errors import PlanError
 from autovoice_export.onnx.graph import element_types, expanded, load_model
 from autovoice_export.parity import session_run
-from autovoice_export.rvc.plans import AXIS_RATES as RVC_RATES
 from autovoice_export.stage import Axis, StageTensor
 from autovoice_export.tensorrt import runtime, turing
-from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, profiles
+from autovoice_export.tensorrt.buckets import AXIS_RATES, REQUESTS, STREAMS, profiles
 from autovoice_export.tensorrt.graph_rules import require_exact_types
 from autovoice_export.tensorrt.plan_config import Profile, config_path, dump_profile, read_profiles
 from autovoice_export.tensorrt.plans import Job, Precision, Progress, half_model
 
 COMPUTE_CAPABILITIES = ("8.6", "8.9", "12.0")
 """GeForce RTX 30, 40 and 50: one engine runs on all."""
-
-RATES = {**BASE_RATES, **RVC_RATES}
-"""How axes follow from seconds of audio, for models without optimisation profiles of their own: padding and
-trimming, and the stream of the base voice in one file."""
 
 _FORMAT = 1
 _TYPES = {
@@ -254,9 +248,7 @@ def _current(path: Path, wanted: tuple[object, ...]) -> EngineManifest | None:
         return None
 
 
-def profiles_of(
-    repository: ModelRepository, spec: ModelSpec, model: onnx.ModelProto
-) -> tuple[Profile, ...]:
+def profiles_of(repository: ModelRepository, spec: ModelSpec, model: onnx.ModelProto) -> tuple[Profile, ...]:
     """Optimisation profiles of a model: those that its plans have, or else those of the same table.
 
     Raises:
@@ -267,7 +259,7 @@ def profiles_of(
         return read_profiles(read_config(config_path(folder)))
     buckets = STREAMS if spec.states else REQUESTS
     inputs = [_stage_tensor(value, spec) for value in model.graph.input]
-    return profiles(inputs, RATES, buckets, max(1, spec.max_batch_size))
+    return profiles(inputs, AXIS_RATES, buckets, max(1, spec.max_batch_size))
 
 
 def _stage_tensor(value: onnx.ValueInfoProto, spec: ModelSpec) -> StageTensor:
@@ -277,7 +269,7 @@ def _stage_tensor(value: onnx.ValueInfoProto, spec: ModelSpec) -> StageTensor:
             dims.append(dim.dim_value)
             continue
         multiple, _, symbol = dim.dim_param.rpartition("*")
-        if symbol not in RATES:
+        if symbol not in AXIS_RATES:
             raise PlanError(f"{spec.name}: nothing is known of the length of axis {dim.dim_param!r}")
         dims.append(Axis(symbol, int(multiple or 1)))
     return StageTensor(value.name, tuple(dims))
@@ -302,12 +294,12 @@ def require_same_tensors(model: onnx.ModelProto, engine: runtime.Engine, file: P
     for name, found_type in engine.types.items():
         wanted = _TYPES.get(types.get(name, -1), found_type)
         if found_type != wanted:
-            raise PlanError(f"{file}: the engine computes {name} in {found_type} where the file says {wanted}")
+            raise PlanError(
+                f"{file}: the engine computes {name} in {found_type} where the file says {wanted}"
+            )
 
 
-def _fits(
-    found: tuple[str, tuple[int, ...]], wanted: tuple[str, tuple[int, ...]], *, fixed: bool
-) -> bool:
+def _fits(found: tuple[str, tuple[int, ...]], wanted: tuple[str, tuple[int, ...]], *, fixed: bool) -> bool:
     """Whether a tensor is as the file says; the parser may not know a size of an output that is fixed."""
     if found[0] != wanted[0] or len(found[1]) != len(wanted[1]):
         return False
@@ -326,4 +318,6 @@ def refused(results: Sequence[EngineResult]) -> VoiceConversionError | None:
     missing = [result.model for result in results if result.refusal]
     if not missing:
         return None
-    return PlanError(f"TensorRT for RTX refuses {len(missing)} of {len(results)} models: {', '.join(missing)}")
+    return PlanError(
+        f"TensorRT for RTX refuses {len(missing)} of {len(results)} models: {', '.join(missing)}"
+    )

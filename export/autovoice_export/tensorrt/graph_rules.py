@@ -1,8 +1,8 @@
 """What TensorRT makes of an ONNX file without a word, and what its two kinds take differently.
 
-All else is asked of TensorRT for RTX itself, whose parser and builder need no GPU. Sources for TensorRT, which
-cannot be asked without one: ``docs/operators.md`` of github.com/onnx/onnx-tensorrt at the commits that its
-releases name as their parser, 7c51a63a7191 (11.1) and c72727708d4e (10.14).
+All else is asked of TensorRT for RTX itself, whose parser and builder need no GPU. Sources for TensorRT,
+which cannot be asked without one: ``docs/operators.md`` of github.com/onnx/onnx-tensorrt at the commits that
+its releases name as their parser, 7c51a63a7191 (11.1) and c72727708d4e (10.14).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from autovoice_export.build_errors import PlanError
-from autovoice_export.onnx.graph import element_types, expanded, load_model, nodes_of, without_functions
+from autovoice_export.onnx.graph import element_types, expanded, load_model, nodes_of
 from autovoice_plugins.function_builder import DOMAIN
 
 LAST_OPSET = 22
@@ -24,14 +24,15 @@ LAST_OPSET = 22
 EXACT_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
 """Element types that both keep. DOUBLE becomes FLOAT without a word; UINT8 is refused between layers."""
 
-FLOAT_ONLY = frozenset(
-    "Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos Cosh "
-    "CumSum Dropout Einsum Elu Erf Exp Floor Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool "
-    "GroupNormalization GRU HardSigmoid HardSwish Hardmax InstanceNormalization IsInf LayerNormalization "
-    "LeakyRelu Log LogSoftmax LRN LSTM LpNormalization LpPool MatMul MaxPool MeanVarianceNormalization PRelu "
-    "Reciprocal Resize RNN Round Scan Selu Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh "
-    "ThresholdedRelu Upsample".split()
-)
+_FLOAT_ONLY = """
+    Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos Cosh
+    CumSum Dropout Einsum Elu Erf Exp Floor Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool
+    GroupNormalization GRU HardSigmoid HardSwish Hardmax InstanceNormalization IsInf LayerNormalization
+    LeakyRelu Log LogSoftmax LRN LSTM LpNormalization LpPool MatMul MaxPool MeanVarianceNormalization PRelu
+    Reciprocal Resize RNN Round Scan Selu Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh
+    ThresholdedRelu Upsample
+"""
+FLOAT_ONLY = frozenset(_FLOAT_ONLY.split())
 """Ops that TensorRT takes with floating-point numbers alone; TensorRT for RTX takes integers too."""
 
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
@@ -71,7 +72,7 @@ def check_model(path: Path) -> list[Violation]:
             found.append(Violation(path, "opset", "", reason))
     known = {item.name for item in model.functions if item.domain == DOMAIN}
     types = element_types(model)
-    for node in nodes_of(without_functions(model).graph):
+    for node in nodes_of(model.graph):
         op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.domain == DOMAIN and node.op_type not in known:
             reason = "has no function in the file, so that nothing but its plugin could run it"

@@ -1,8 +1,8 @@
 """All that touches TensorRT and TensorRT for RTX, through Polygraphy; names are looked up when they are used.
 
-Works with TensorRT 10.13 and later and 11: flags are asked for by name, what 11 removed is not asked for. Of
-TensorRT for RTX the parser and the builder are used, which need no GPU. Polygraphy takes one of the two for the
-life of a process.
+Works with TensorRT 10.13 and later and 11: flags are asked for by name, what 11 removed is not asked for.
+Of TensorRT for RTX the parser and the builder are used, which need no GPU. Polygraphy takes one of the two
+for the life of a process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ def import_tensorrt(target: Target = TENSORRT) -> Any:
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if rtx else "0"
     from polygraphy import config
 
-    if config.USE_TENSORRT_RTX != rtx:
+    if rtx != config.USE_TENSORRT_RTX:
         raise PlanError(f"this process already builds for another library than {target.title}: use a new one")
     return trt
 
@@ -254,23 +254,23 @@ def build_engine(
         network = NetworkFromOnnxBytes(model, strongly_typed=typed or None)()
         engine = EngineBytesFromNetwork(network, config, save_timing_cache=cache)()
         definition = network[1]
-        tensors = [
-            {item.name: (item.dtype.name, tuple(item.shape)) for item in group}
-            for group in (
-                [definition.get_input(index) for index in range(definition.num_inputs)],
-                [definition.get_output(index) for index in range(definition.num_outputs)],
-            )
-        ]
+        inputs = _described(definition.get_input(index) for index in range(definition.num_inputs))
+        outputs = _described(definition.get_output(index) for index in range(definition.num_outputs))
         layers = [definition.get_layer(index) for index in range(definition.num_layers)]
         made_by_layers = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
     return Engine(
-        bytes(engine),
-        len(layers),
-        *tensors,
+        content=bytes(engine),
+        layers=len(layers),
+        inputs=inputs,
+        outputs=outputs,
         types={item.name: item.dtype.name for item in made_by_layers if item is not None},
         activation_bytes=_largest(said, r"Total Activation Memory: (\d+) bytes"),
         weights_bytes=_largest(said, r"Total Weights Memory: (\d+) bytes"),
     )
+
+
+def _described(tensors: Iterable[Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors}
 
 
 def _largest(lines: Sequence[str], pattern: str) -> int:

@@ -1,7 +1,7 @@
-"""Models for GeForce RTX 20 cards (compute capability 7.5), for which TensorRT for RTX has no FP32 matrix product.
+"""Models for GeForce RTX 20 cards (compute capability 7.5), where TensorRT for RTX lacks FP32 products.
 
-NVIDIA's support matrix says so in a footnote, and the builder refuses each one. Convolutions in FP32 exist there,
-and so do elementwise products, sums, and everything in FP16.
+NVIDIA's support matrix says so in a footnote, and the builder refuses each one. Convolutions in FP32 exist
+there, and so do elementwise products, sums, and everything in FP16.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _RECURRENT = ("GRU", "LSTM", "RNN")
 def without_float32_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a model without functions in which no node is a matrix product in FP32.
 
-    A product with a constant matrix becomes a convolution of length 1; any other one a product of each pair of
-    elements and a sum; a recurrent layer computes in FP16, whose results are 10 bits exact.
+    A product with a constant matrix becomes a convolution of length 1; any other one a product of each pair
+    of elements and a sum; a recurrent layer computes in FP16, whose results are 10 bits exact.
     """
     made = onnx.shape_inference.infer_shapes(model)
     types, ranks, constants = element_types(made), _ranks(made), _constants(made)
@@ -69,9 +69,7 @@ class _Writer:
         return helper.make_node(kind, list(inputs), [name], name=f"{name}_node", **attributes)
 
 
-def _product(
-    writer: _Writer, node: NodeProto, ranks: dict[str, int], constant: bool
-) -> Iterator[NodeProto]:
+def _product(writer: _Writer, node: NodeProto, ranks: dict[str, int], constant: bool) -> Iterator[NodeProto]:
     """The nodes for a MatMul."""
     (left, right), output = node.input, node.output[0]
     if ranks[right] == 1:
@@ -101,7 +99,11 @@ def _product(
 def _affine(writer: _Writer, node: NodeProto) -> Iterator[NodeProto]:
     """The nodes for a Gemm of activations [M, K] with constant weights, as PyTorch exports it."""
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+    if (
+        attributes.get("transA", 0)
+        or attributes.get("alpha", 1.0) != 1.0
+        or attributes.get("beta", 1.0) != 1.0
+    ):
         yield node  # the builder names it
         return
     weights = node.input[1]

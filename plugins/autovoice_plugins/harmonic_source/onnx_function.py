@@ -1,7 +1,7 @@
 """HarmonicSource as an ONNX model-local function of standard ops.
 
-Phase advances are whole multiples of 2^-24 cycle, found and summed once a frame in INT64: an engine that turns
-DOUBLE into FLOAT, as TensorRT does, would lose them. Samples inside a frame are float32.
+Phase advances are whole multiples of 2^-24 cycle, found and summed once a frame in INT64: an engine that
+turns DOUBLE into FLOAT, as TensorRT does, would lose them. Samples inside a frame are float32.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def harmonic_source_function(sample_rate: int, hop: int, waveform: str) -> Funct
 def _phases(b: FunctionBuilder, start: str, end: str, sample_rate: int, hop: int) -> tuple[str, str]:
     """Returns the wrapped phase at the start of every frame, [B, F, 1], and after the last, [B, 1].
 
-    A float32 F0 from 1 Hz on is a whole multiple of 2^-24 Hz, so the advances are those of the reference; they
-    can differ by one step below 2 Hz, where one may lie half-way between two steps.
+    A float32 F0 from 1 Hz on is a whole multiple of 2^-24 Hz, so the advances are those of the reference;
+    they can differ by one step below 2 Hz, where one may lie half-way between two steps.
     """
 
     def whole(value: str) -> str:

@@ -29,7 +29,7 @@ from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.importing import ImportRequest, import_voice
 from autovoice_export.rvc.retrieval import Retrieval
 from autovoice_export.tensorrt import parity, plan_config
-from autovoice_export.tensorrt.buckets import profiles
+from autovoice_export.tensorrt.buckets import AXIS_RATES, profiles
 from autovoice_export.tensorrt.graph_rules import check_models
 from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.plans import Precision, half_model, plan_jobs
@@ -81,7 +81,7 @@ def test_every_exported_file_holds_to_the_rules(files: Files, half_repository: P
 @given(st.integers(1, LONGEST), st.integers(1, wiring.MAX_BATCH_SIZE))
 def test_every_request_has_a_profile(samples: int, batch: int) -> None:
     steps = -(-samples // GRID)
-    made = profiles((wiring._AUDIO,), plans.AXIS_RATES, plans.WINDOWS, wiring.MAX_BATCH_SIZE)
+    made = profiles((wiring._AUDIO,), AXIS_RATES, plans.WINDOWS, wiring.MAX_BATCH_SIZE)
     assert any(profile.shapes["AUDIO"].holds((batch, GRID * steps)) for profile in made)
 
 

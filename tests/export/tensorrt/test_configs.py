@@ -23,7 +23,7 @@ from autovoice_export.config_files import dumps
 from autovoice_export.config_types import Instances, SequenceBatching
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import plan_config
-from autovoice_export.tensorrt.buckets import REQUESTS, STREAMS, AxisRate, Bucket, profiles
+from autovoice_export.tensorrt.buckets import AXIS_RATES, REQUESTS, STREAMS, AxisRate, Bucket, profiles
 from autovoice_export.tensorrt.plan_config import Graph, PlanConfig, Profile, ShapeRange
 from autovoice_export.tensorrt.plan_config_check import check_plan_configs, models_for_plans
 
@@ -43,14 +43,14 @@ def test_small_models_stay_on_the_cpu(engines: dict[str, PlanConfig], root: Path
 def test_every_request_up_to_the_longest_bucket_has_a_profile(samples: int, batch: int) -> None:
     frames = -(-(samples + 600) // 240)  # what pad_source makes of it
     stage = wiring.StageTensor("AUDIO", (wiring._BLOCKS, wiring._FRAMES))
-    made = profiles((stage,), plans.AXIS_RATES, REQUESTS, wiring.MAX_BATCH_SIZE)
+    made = profiles((stage,), AXIS_RATES, REQUESTS, wiring.MAX_BATCH_SIZE)
     assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames, frames)) for profile in made)
 
 
 @given(st.integers(1, 1000), st.integers(1, wiring.MAX_BATCH_SIZE))
 def test_every_chunk_of_a_stream_has_a_profile(frames: int, batch: int) -> None:
     stage = wiring.StageTensor("AUDIO", (wiring._BLOCKS,))
-    made = profiles((stage,), plans.AXIS_RATES, STREAMS, wiring.MAX_BATCH_SIZE)
+    made = profiles((stage,), AXIS_RATES, STREAMS, wiring.MAX_BATCH_SIZE)
     assert any(profile.shapes["AUDIO"].holds((batch, 240 * frames)) for profile in made)
 
 

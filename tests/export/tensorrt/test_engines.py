@@ -107,7 +107,9 @@ def put_double_back(model: onnx.ModelProto) -> None:
     (function,) = (item for item in model.functions if item.name == "PitchYin")
     index, product = next((i, node) for i, node in enumerate(function.node) if node.op_type == "Mul")
     output = product.output[0]
-    wide = [helper.make_node("Cast", [name], [f"{name}_wide"], to=TensorProto.DOUBLE) for name in product.input]
+    wide = [
+        helper.make_node("Cast", [name], [f"{name}_wide"], to=TensorProto.DOUBLE) for name in product.input
+    ]
     del product.input[:]
     product.input.extend(cast.output[0] for cast in wide)
     product.output[0] = f"{output}_wide"
