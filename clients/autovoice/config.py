@@ -20,7 +20,7 @@ API_KEY_VARIABLE = "AUTOVOICE_API_KEY"
 DEFAULT_MAX_THREADS = 4
 _HEADER_VALUE = re.compile(r"[!-~]+")
 _VOICE_NAME = re.compile(r"[a-z0-9_-]+")
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|(cuda|rtx)(:[0-9]{1,3})?")
 _PATH_FIELDS = ("repository", "tls_root_certificates", "tls_client_certificate", "tls_client_key")
 
 
@@ -37,8 +37,8 @@ class PipelineConfig:
         voice: the voice to convert with, one of `list_voices`; None for the base voice, which takes a target
             embedding with every conversion.
         voice_settings: of an imported voice, for every conversion that does not say otherwise.
-        device: `"auto"` uses CUDA where ONNX Runtime offers it, `"cuda"` asks for it, `"cuda:N"` for the GPU
-            of that number, from 0 on, and `"cpu"` never touches it.
+        device: `"auto"` uses TensorRT for RTX or CUDA where ONNX Runtime offers it, `"rtx"` and `"cuda"` ask
+            for one, `"rtx:N"` and `"cuda:N"` for the GPU of that number, from 0 on, and `"cpu"` uses none.
         threads: ONNX Runtime threads per model. None: the usable cores, at most four.
         retries: how often a transient failure is tried again before the fallback, 0 or more.
         retry_delay_seconds: pause before the first retry, somewhat random; doubles with each one.
@@ -214,7 +214,8 @@ def check_device(device: Any) -> None:
     """
     if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
         raise ConfigurationError(
-            f"device is {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N' with a GPU's number from 0 on"
+            f"device is {device!r}; use 'auto', 'cpu', 'cuda', 'rtx', or 'cuda:N' or 'rtx:N' with a GPU's "
+            "number from 0 on"
         )
 
 

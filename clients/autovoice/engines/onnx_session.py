@@ -8,12 +8,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy.typing as npt
 
+from autovoice.engines import rtx
 from autovoice.engines.engine import time_limit
 from autovoice.errors import (
     DeviceError,
@@ -37,6 +37,7 @@ def make_session(
     device: str = "cpu",
     threads: int = 1,
     configure: Callable[[Any], None] | None = None,
+    card: rtx.CardSession | None = None,
 ) -> Any:
     """Make an `onnxruntime.InferenceSession`; every session of the project is made here.
 
@@ -45,6 +46,7 @@ def make_session(
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         threads: ONNX Runtime threads; 0 for as many as there are cores.
         configure: changes the `SessionOptions` before they are used.
+        card: of TensorRT for RTX; stands in for `device`.
 
     Raises:
         Exception: as ONNX Runtime raises it; its exception classes have no common public base.
@@ -61,7 +63,17 @@ def make_session(
     if configure is not None:
         configure(options)
     source = model if isinstance(model, bytes) else os.fspath(model)
+    if card is not None:
+        options.add_provider_for_devices([card.card], card.options)
+        return onnxruntime.InferenceSession(source, options)
     return onnxruntime.InferenceSession(source, options, providers=providers_for(device))
+
+
+def _session_on_card(spec: ModelSpec, device: str, threads: int) -> Any:
+    assert spec.model_file is not None
+    plain = make_session(spec.model_file.resolve(), threads=threads)
+    card = rtx.prepare(spec, device, plain.get_inputs())
+    return plain if card is None else make_session(card.file, threads=threads, card=card)
 
 
 def providers_for(device: str) -> list[Any]:
@@ -75,18 +87,25 @@ class OnnxSession:
     """One ONNX file loaded on one device.
 
     Args:
-        path: of the file.
-        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        spec: the model's config.
+        device: `"cpu"`, `"cuda"`, `"cuda:N"`, `"rtx"` or `"rtx:N"`.
         threads: ONNX Runtime threads.
 
     Raises:
-        DeviceError: when the GPU cannot hold the model, or CUDA does not start.
+        DeviceError: when the GPU cannot hold the model, or does not start.
         RepositoryError: when the file is no ONNX model.
     """
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
+    def __init__(self, spec: ModelSpec, device: str, threads: int) -> None:
+        assert spec.model_file is not None
+        path = spec.model_file.resolve()
         try:
-            self._session = make_session(path, device=device, threads=threads)
+            if device.startswith("rtx"):
+                self._session = _session_on_card(spec, device, threads)
+            else:
+                self._session = make_session(path, device=device, threads=threads)
+        except DeviceError:
+            raise
         except Exception as error:  # ONNX Runtime's exception classes have no common public base
             if device != "cpu":
                 raise DeviceError(
@@ -96,7 +115,7 @@ class OnnxSession:
                 f"model file {path} is not a loadable ONNX model ({_first_line(error)}); rebuild the "
                 "repository"
             ) from error
-        if device != "cpu" and CUDA_PROVIDER not in self._session.get_providers():
+        if device.startswith("cuda") and CUDA_PROVIDER not in self._session.get_providers():
             raise DeviceError(
                 f"ONNX Runtime offers CUDA but could not start it on {device}; check the driver and CUDA "
                 "libraries or use device='cpu'"
@@ -168,7 +187,7 @@ def load_session(spec: ModelSpec, *, device: str, threads: int) -> OnnxSession:
     with lock:
         session = _sessions.get(key)
         if session is None:
-            session = OnnxSession(path, device, threads)
+            session = OnnxSession(spec, device, threads)
             _sessions[key] = session
             logger.debug("loaded %s on %s with %d threads", path, device, threads)
     check_file(spec, session.inputs, session.outputs)
@@ -176,17 +195,26 @@ def load_session(spec: ModelSpec, *, device: str, threads: int) -> OnnxSession:
 
 
 def available_devices() -> list[str]:
-    """Devices ONNX Runtime offers here: `"cpu"`, and `"cuda"` where its CUDA provider is installed."""
+    """Devices here: `"cpu"`, `"cuda"` where ONNX Runtime has its CUDA provider, `"rtx"` with such a card."""
     import onnxruntime
 
-    return ["cpu", "cuda"] if CUDA_PROVIDER in onnxruntime.get_available_providers() else ["cpu"]
+    found = ["cpu"]
+    if CUDA_PROVIDER in onnxruntime.get_available_providers():
+        found.append("cuda")
+    try:
+        rtx.cards()
+    except DeviceError as error:
+        logger.debug("no device 'rtx': %s", error)
+    else:
+        found.append("rtx")
+    return found
 
 
 def resolve_device(device: str) -> str:
-    """Turn `"auto"` into a device, and check that a CUDA device is there as far as can be told without it.
+    """Turn `"auto"` into a device, and check that a GPU is there as far as can be told without it.
 
     Raises:
-        DeviceError: when ONNX Runtime does not offer CUDA, or this machine has no GPU of that number.
+        DeviceError: when ONNX Runtime does not offer the device, or this machine has no GPU of that number.
         ConfigurationError: for an unknown device.
     """
     from autovoice.config import check_device  # not at the top: Triton's backend processes do without
@@ -194,10 +222,13 @@ def resolve_device(device: str) -> str:
     check_device(device)
     if device == "cpu":
         return "cpu"
-    offered = "cuda" in available_devices()
+    if device.startswith("rtx"):
+        rtx.card(device)
+        return device
+    offered = available_devices()
     if device == "auto":
-        return "cuda" if offered else "cpu"
-    if not offered:
+        return next(name for name in ("rtx", "cuda", "cpu") if name in offered)
+    if "cuda" not in offered:
         raise DeviceError(
             f"device {device!r} is not offered by this ONNX Runtime; install onnxruntime-gpu or use "
             "device='cpu'"

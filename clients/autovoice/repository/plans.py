@@ -21,6 +21,9 @@ from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, read_confi
 from autovoice.repository.reader import ModelRepository
 
 PLAN_BACKEND = "tensorrt"
+CONFIG_NAME = "tensorrt"
+"""``tritonserver --model-config-name``: models without such a config keep their ``config.pbtxt``."""
+
 PLUGINS_VARIABLE = "AUTOVOICE_PLUGINS"
 PROFILE_PARAMETER = "profile_{}"
 """Parameter of a configuration that holds the optimisation profile of an index; Triton itself ignores it."""

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from autovoice.repository.model_config import protobuf_module, read_config
-from autovoice.repository.plans import PLAN_BACKEND, PROFILE_PARAMETER, plan_filename, profile_texts
+from autovoice.repository.plans import (
+    CONFIG_NAME,
+    PLAN_BACKEND,
+    PROFILE_PARAMETER,
+    plan_filename,
+    profile_texts,
+)
 from autovoice_export import config_files
 from autovoice_export.build_errors import PlanError
 from autovoice_export.config_types import DynamicBatching, SequenceBatching, StageModelConfig
 
 pb = protobuf_module()
-
-CONFIG_NAME = "tensorrt"
-"""``tritonserver --model-config-name``: models without such a config keep their ``config.pbtxt``."""
 
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
 """GPUs that the plugin library has code for: those it is compiled for, and later minors of each."""

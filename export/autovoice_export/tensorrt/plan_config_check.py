@@ -8,11 +8,10 @@ from typing import Any
 
 from autovoice.errors import RepositoryError
 from autovoice.repository.model_config import read_config
-from autovoice.repository.plans import PLAN_BACKEND
+from autovoice.repository.plans import CONFIG_NAME, PLAN_BACKEND
 from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository
 from autovoice_export.onnx.graph import ModelTensor, load_model, model_tensors
 from autovoice_export.tensorrt.plan_config import (
-    CONFIG_NAME,
     ShapeRange,
     config_path,
     read_plan_config,

@@ -15,6 +15,7 @@ import onnx
 from autovoice.atomic import atomic_path
 from autovoice.errors import RepositoryError
 from autovoice.repository.plans import (
+    CONFIG_NAME,
     Gpu,
     PlanManifest,
     check_plan,
@@ -32,7 +33,7 @@ from autovoice_export.onnx.half import measure_ranges, to_half
 from autovoice_export.parity import Run, cases, compare, session_run
 from autovoice_export.tensorrt import load, parity, runtime
 from autovoice_export.tensorrt.graph_rules import check_model
-from autovoice_export.tensorrt.plan_config import CONFIG_NAME, read_plan_config, read_profiles
+from autovoice_export.tensorrt.plan_config import read_plan_config, read_profiles
 from autovoice_export.tensorrt.plan_config_check import models_for_plans
 from autovoice_export.tensorrt.runtime import Compatibility, EngineOptions, Report
 

@@ -25,6 +25,7 @@ from autovoice.errors import (
     SequenceError,
     StreamClosedError,
 )
+from autovoice.repository.model_config import ModelSpec
 from autovoice.repository.reader import ModelRepository
 
 
@@ -215,9 +216,9 @@ def test_sessions_are_shared_by_file_and_freed_with_their_last_user(toy: Path) -
     made: list[str] = []
     original = session_module.OnnxSession.__init__
 
-    def count(self: session_module.OnnxSession, path: Path, device: str, threads: int) -> None:
-        made.append(path.parent.parent.name)
-        original(self, path, device, threads)
+    def count(self: session_module.OnnxSession, spec: ModelSpec, device: str, threads: int) -> None:
+        made.append(spec.name)
+        original(self, spec, device, threads)
 
     with pytest.MonkeyPatch.context() as patch:
         gc.collect()
@@ -324,7 +325,7 @@ def test_a_gpu_that_does_not_start_is_named(toy: Path, monkeypatch: pytest.Monke
     if "cuda" in session_module.available_devices():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(DeviceError, match="could not start it on cuda:1"):
-        session_module.OnnxSession(toy / "delay" / "1" / "model.onnx", "cuda:1", 1)
+        session_module.OnnxSession(ModelRepository(toy).spec("delay"), "cuda:1", 1)
 
 
 @pytest.mark.parametrize("device", ["cuda:x", "cuda:-1", "cuda:", "cuda:1.0", "gpu", "CUDA", "", None, 1])
