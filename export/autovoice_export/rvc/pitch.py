@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autovoice_export.base.stages.hum_filter import HumFilter
 from autovoice_export.rvc.geometry import F0_MAX, F0_MIN, FRAME, FRAMES_PER_SECOND, SOURCE_RATE
 from autovoice_plugins.geometry import PHASE_GRID, PITCH_BLOCKS_OF_STATE
 from autovoice_plugins.pitch_yin.torch_op import pitch_yin
@@ -27,11 +28,15 @@ _MAX_FRAME_BITS = 15
 
 
 class YinPitch(nn.Module):
-    """F0 by the PitchYin op at 16 kHz, its delay taken out, and the audio handed on.
+    """F0 by the PitchYin op at 16 kHz without mains hum, its delay taken out, and the audio handed on.
 
     The op's frames describe the middle of a block two blocks ago; half a block of silence in front moves the
     middle onto the start of the frame.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hum_filter = HumFilter(SOURCE_RATE)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Measures a batch.
@@ -42,7 +47,9 @@ class YinPitch(nn.Module):
         Returns:
             F0 [B, 2 G] in Hz, 0 = unvoiced, and PASSED_AUDIO, the same audio.
         """
-        shifted = functional.pad(audio, (FRAME // 2, _YIN_DELAY_FRAMES * FRAME + FRAME // 2))
+        start = audio.new_zeros(audio.shape[0], self.hum_filter.state_size)
+        filtered, _ = self.hum_filter(audio, start)
+        shifted = functional.pad(filtered, (FRAME // 2, _YIN_DELAY_FRAMES * FRAME + FRAME // 2))
         past = audio.new_zeros(audio.shape[0], PITCH_BLOCKS_OF_STATE * FRAME)
         # The extra block that the half blocks add up to comes last and is not read.
         f0, _, _ = pitch_yin(shifted, past, sample_rate=SOURCE_RATE, hop=FRAME, f0_min=F0_MIN, f0_max=F0_MAX)

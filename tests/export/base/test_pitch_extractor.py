@@ -35,7 +35,7 @@ def measured(extractor: PitchExtractor, audio: Tensor) -> Tensor:
     return f0
 
 
-@pytest.mark.parametrize("hz", [60.0, 200.0, 1000.0])
+@pytest.mark.parametrize("hz", [70.0, 200.0, 1000.0])
 def test_before_training_the_answers_are_those_of_the_op(hz: float) -> None:
     extractor, audio = PitchExtractor(), voice(hz)
     f0, _, _ = pitch_yin(audio, torch.zeros(1, 6 * HOP))

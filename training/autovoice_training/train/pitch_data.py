@@ -391,11 +391,11 @@ class PitchBank:
         numbers = range(shard * self.SHARD, min((shard + 1) * self.SHARD, self.count))
         drawn = [self.items.draw(number) for number in numbers]
         audio, f0, voiced = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+        extractor = PitchExtractor()
+        audio, _ = extractor.hum_filter(audio, audio.new_zeros(len(audio), extractor.hum_filter.state_size))
         past = audio.new_zeros(len(audio), PITCH_YIN_STATE_SIZE)
         heard, periodicity, _ = pitch_yin(audio, past, voicing_threshold=0.0)
-        features = PitchFeatures(
-            PitchExtractor().spectrum(audio, past).half(), heard, periodicity, f0, voiced
-        )
+        features = PitchFeatures(extractor.spectrum(audio, past).half(), heard, periodicity, f0, voiced)
         with atomic_path(self._path(shard)) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: part.numpy() for name, part in features._asdict().items()})
 

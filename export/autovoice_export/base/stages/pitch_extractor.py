@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autovoice_export.base.stages.blocks import FrameConvolution, GatedBlock, StateReader, mel_points
+from autovoice_export.base.stages.hum_filter import HumFilter
 from autovoice_plugins.geometry import F0_MIN, HOP, PITCH_YIN_STATE_SIZE, SAMPLE_RATE
 from autovoice_plugins.pitch_yin.reference import VOICING_THRESHOLD
 from autovoice_plugins.pitch_yin.torch_op import pitch_yin
@@ -54,11 +55,11 @@ class PitchExtractorConfig:
 class PitchExtractor(nn.Module):
     """F0 and periodicity of audio, with the op's own state and that of the network.
 
-    PitchYin measures a period finely, but in noise it often takes a multiple of it, and hum and rumble for
-    a voice. The network sees the spectrum of the same 50 ms and 1.3 s of the past. It gives the probability
-    that the frame is voiced, and a distribution over F0; where the op's F0, or a multiple or a fraction of
-    it, is within a semitone of the likeliest F0, that is the answer, else the likeliest F0. Only a period
-    that is beyond doubt keeps its octave whatever the network says.
+    Mains hum is taken out first. PitchYin measures a period finely, but in noise it often takes a multiple of
+    it, and rumble for a voice. The network sees the spectrum of the same 50 ms and 1.3 s of the past. It gives
+    the probability that the frame is voiced, and a distribution over F0; where the op's F0, or a multiple or a
+    fraction of it, is within a semitone of the likeliest F0, that is the answer, else the likeliest F0. Only a
+    period that is beyond doubt keeps its octave whatever the network says.
     """
 
     analysis: Tensor
@@ -68,6 +69,7 @@ class PitchExtractor(nn.Module):
         super().__init__()
         self.config = config = config or PitchExtractorConfig()
         self.register_buffer("analysis", _analysis_filters(), persistent=False)
+        self.hum_filter = HumFilter(SAMPLE_RATE)
         self.register_buffer("bins", torch.arange(PITCH_BINS, dtype=torch.float32), persistent=False)
         self.input = FrameConvolution(SPECTRUM_BANDS + PITCH_BINS + 1, config.channels, 1)
         blocks = [GatedBlock(config.channels, dilation) for dilation in config.dilations]
@@ -77,7 +79,8 @@ class PitchExtractor(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(cast(Tensor, self.output.bias))
         self.trust = nn.Parameter(torch.tensor([10.0, 4.0]))
-        self.state_size = PITCH_YIN_STATE_SIZE + sum(block.state_size for block in blocks)
+        self.state_size = PITCH_YIN_STATE_SIZE + self.hum_filter.state_size
+        self.state_size += sum(block.state_size for block in blocks)
 
     def spectrum(self, audio: Tensor, past: Tensor) -> Tensor:
         """Log power on the mel scale of the 50 ms around each frame, scaled to about -1 to 2.
@@ -135,13 +138,14 @@ class PitchExtractor(nn.Module):
         """
         reader = StateReader(state)
         past = reader.take(PITCH_YIN_STATE_SIZE)
+        audio, hum = self.hum_filter(audio, reader.take(self.hum_filter.state_size))
         spectrum = self.spectrum(audio, past)
         heard, periodicity, past = pitch_yin(audio, past, voicing_threshold=0.0)
         voicing, logits, states = self.classify(spectrum, heard, periodicity, reader)
         f0 = reconciled(heard, self.likeliest(logits))
         f0 = torch.where(periodicity >= CERTAIN_PERIODICITY, heard, f0)
         f0 = torch.where(voicing > 0, f0, torch.zeros_like(f0))
-        return f0, periodicity, torch.cat([past, *states], dim=1)
+        return f0, periodicity, torch.cat([past, hum, *states], dim=1)
 
     def likeliest(self, logits: Tensor) -> Tensor:
         """The mean of the distribution around its maximum, [B, F] in Hz, of logits [B, F, 108]."""
