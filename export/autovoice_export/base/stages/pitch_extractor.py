@@ -55,11 +55,11 @@ class PitchExtractorConfig:
 class PitchExtractor(nn.Module):
     """F0 and periodicity of audio, with the op's own state and that of the network.
 
-    Mains hum is taken out first. PitchYin measures a period finely, but in noise it often takes a multiple of
-    it, and rumble for a voice. The network sees the spectrum of the same 50 ms and 1.3 s of the past. It gives
-    the probability that the frame is voiced, and a distribution over F0; where the op's F0, or a multiple or a
-    fraction of it, is within a semitone of the likeliest F0, that is the answer, else the likeliest F0. Only a
-    period that is beyond doubt keeps its octave whatever the network says.
+    Mains hum is taken out first. PitchYin measures a period finely, but in noise it often takes a multiple
+    of it, and rumble for a voice. The network sees the spectrum of the same 50 ms and 1.3 s of the past. It
+    gives the probability that the frame is voiced, and a distribution over F0; where the op's F0, or a
+    multiple or a fraction of it, is within a semitone of the likeliest F0, that is the answer, else the
+    likeliest F0. Only a period that is beyond doubt keeps its octave whatever the network says.
     """
 
     analysis: Tensor
