@@ -86,6 +86,7 @@ export: $(VENV)/.train ## write model_repository/ from the checkpoint
 plugins: $(VENV)/.cmake ## compile the ops' CUDA kernels and TensorRT plugins into build/plugins/
 	@$(BIN)/cmake -S plugins -B build/plugins -DAUTOVOICE_TENSORRT_INCLUDE="$(TENSORRT_INCLUDE)" $(ARGS)
 	@$(BIN)/cmake --build build/plugins --parallel
+	@cat build/plugins/summary.txt
 
 bench: $(VENV)/.dev ## speed, latency and memory; pitch accuracy beside its peers
 	@$(BIN)/python benchmarks/pipeline.py $(ARGS)

@@ -78,6 +78,9 @@ def test_missing_headers_are_said_and_may_be_an_error(tmp_path: Path) -> None:
         nothing = configure(tmp_path / "a", "-DAUTOVOICE_TENSORRT_INCLUDE=")
         assert nothing.returncode == 0
         assert "plugins left out: TensorRT's headers were not found" in nothing.stdout
+        (summary,) = (tmp_path / "a" / "summary.txt").read_text().splitlines()
+        assert summary.startswith("built libautovoice_kernels_host.so, libautovoice_kernels.so in ")
+        assert "; plugins left out: TensorRT's headers were not found" in summary
         needed = configure(tmp_path / "a", "-DAUTOVOICE_TENSORRT_INCLUDE=", "-DAUTOVOICE_REQUIRE=plugins")
         assert needed.returncode != 0
         assert "plugins cannot be built: TensorRT's headers" in re.sub(r"\s+", " ", needed.stderr)
