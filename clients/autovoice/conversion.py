@@ -251,7 +251,8 @@ class Conversion:
 
     def gain(self) -> FixedGain:
         """Brings the source to the level for the voice, and what is made of it back."""
-        return FixedGain(self.input_gain_db, self._voice.level_share(self.target))
+        share = self._voice.level_share(self.target)
+        return FixedGain(self.input_gain_db, share, bounded=self._voice.bounded)
 
     def blocks(self) -> Iterator[FloatArray]:
         """Yield converted audio at the output's rate; in all exactly as long as the source.

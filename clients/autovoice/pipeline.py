@@ -455,13 +455,18 @@ class VoiceConversionPipeline:
             block_seconds=self._config.block_seconds,
             live=Live(core_seconds, self._config.fallback == "passthrough", self._config.replay_seconds),
         )
-        share = self._voice.level_share(target)
+        share, bounded = self._voice.level_share(target), self._voice.bounded
+        gain: FixedGain | FollowedGain = (
+            FollowedGain(rate, output_rate, share, bounded=bounded)
+            if gain_db == "auto"
+            else FixedGain(gain_db, share, bounded=bounded)
+        )
         return StreamSession(
             stream,
             self._voice,
             rate,
             output_rate,
-            gain=FollowedGain(rate, output_rate, share) if gain_db == "auto" else FixedGain(gain_db, share),
+            gain=gain,
             quality=resampling_quality,
             on_finish=self._count_stream,
         )

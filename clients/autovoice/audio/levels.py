@@ -21,6 +21,8 @@ _RISE = 1 - math.exp(-0.01 / 0.5)  # per frame of 10 ms: half a second up, five 
 _FALL = 1 - math.exp(-0.01 / 5.0)
 _PAUSE = 0.01
 _LEAK = 10 ** (-0.01 / 10)  # 1 dB a second
+_KNEE = 0.9  # of full scale; from here on peaks are bent
+_MOST_BACK_DB = 12.0  # given back to bounded results: speech has peaks some 12 dB above its level
 AUTO_GAIN = "auto"
 Powers = npt.NDArray[np.float64]
 
@@ -105,11 +107,15 @@ class FixedGain:
     Args:
         gain_db: dB.
         share: how much of it is taken back, 0 to 1.
+        bounded: whether results stay within full scale, see `bend`; a loud source is then given back 12 dB at
+            most, so that little is bent.
     """
 
-    def __init__(self, gain_db: float, share: float = 1.0) -> None:
+    def __init__(self, gain_db: float, share: float = 1.0, *, bounded: bool = False) -> None:
+        back_db = -share * gain_db
         self._gain = np.float32(10 ** (gain_db / 20))
-        self._back = np.float32(10 ** (-share * gain_db / 20))
+        self._back = np.float32(10 ** ((min(back_db, _MOST_BACK_DB) if bounded else back_db) / 20))
+        self._bounded = bounded
 
     def apply(self, samples: FloatArray) -> FloatArray:
         """The next samples of the source [n], at the level for the voice."""
@@ -117,7 +123,8 @@ class FixedGain:
 
     def restore(self, samples: FloatArray) -> FloatArray:
         """The next converted samples [m], at the level of the source."""
-        return samples if self._back == 1.0 else samples * self._back
+        restored = samples if self._back == 1.0 else samples * self._back
+        return bend(restored) if self._bounded else restored
 
 
 class FollowedGain:
@@ -127,9 +134,13 @@ class FollowedGain:
         sample_rate: of the source, Hz.
         output_sample_rate: of what is made of it, Hz.
         share: how much of the gain is taken back, 0 to 1.
+        bounded: see `FixedGain`.
     """
 
-    def __init__(self, sample_rate: int, output_sample_rate: int, share: float = 1.0) -> None:
+    def __init__(
+        self, sample_rate: int, output_sample_rate: int, share: float = 1.0, *, bounded: bool = False
+    ) -> None:
+        self._bounded = bounded
         self._frame = max(1, sample_rate // 100)
         self._step = sample_rate / (output_sample_rate * self._frame)  # frames per output sample
         self._share = share
@@ -165,7 +176,10 @@ class FollowedGain:
         if passed > 0:
             del self._gains[:passed]
             self._first += passed
-        return (samples / gains).astype(np.float32)
+        if self._bounded:
+            gains = np.maximum(gains, 10 ** (-_MOST_BACK_DB / 20))
+        restored = (samples / gains).astype(np.float32)
+        return bend(restored) if self._bounded else restored
 
     def _follow(self, power: float) -> None:
         if power > _SILENT_POWER:
@@ -179,6 +193,15 @@ class FollowedGain:
                 self._level *= _LEAK
         gain_db = usual_gain_db(math.sqrt(self._level))
         self._gains.append(10 ** (gain_db / 20))
+
+
+def bend(samples: FloatArray) -> FloatArray:
+    """Samples [n] within [-1, 1]: as they are up to 0.9, from there on ever less steep."""
+    if np.abs(samples).max(initial=0.0) <= _KNEE:
+        return samples
+    plain = np.clip(samples, -_KNEE, _KNEE)
+    bent: FloatArray = plain + (1.0 - _KNEE) * np.tanh((samples - plain) / (1.0 - _KNEE))
+    return bent.astype(np.float32)
 
 
 def _power(frames: FloatArray) -> npt.NDArray[np.float32]:

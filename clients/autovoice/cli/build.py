@@ -46,7 +46,12 @@ def _sources() -> None:
 
 @import_app.command()
 def rvc(
-    checkpoint: Annotated[Path, typer.Argument(metavar="VOICE.pth", help="RVC v1 or v2 checkpoint.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VOICE.pth", help="RVC v1 or v2 checkpoint, or a ZIP archive with it and its index."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="Name of the voice: lower case letters, digits, _ and -.")],
     index: Annotated[Path | None, typer.Option(metavar="FILE", help="The voice's feature index.")] = None,
     contentvec: Annotated[

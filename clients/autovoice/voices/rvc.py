@@ -47,6 +47,7 @@ class RvcVoice(Voice):
     """
 
     takes_embedding: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
 
     windows: Windows
     speakers: int

@@ -171,9 +171,11 @@ class Voice(ABC):
         frame_samples: samples per 10 ms frame at `sample_rate`.
         max_batch_size: of its ensembles.
         takes_embedding: whether a target embedding names the speaker.
+        bounded: whether results stay within full scale however loud the source is.
     """
 
     takes_embedding: ClassVar[bool]
+    bounded: ClassVar[bool] = False
 
     family: str
     name: str

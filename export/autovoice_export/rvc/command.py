@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from autovoice.errors import RepositoryError
+from autovoice_export.rvc.content_encoders import CONTENTVEC
 from autovoice_export.rvc.importing import ImportReport, ImportRequest, import_voice
 
 
@@ -42,6 +43,7 @@ def _lines(report: ImportReport, repository: Path, seconds: float) -> list[str]:
         "with pitch" if config.has_f0 else "without pitch",
         f"{config.speakers} speaker" + "s" * (config.speakers > 1),
         *(["with index"] if report.models.has_index else []),
+        *([f"on {report.checkpoint.encoder}"] if report.checkpoint.encoder != CONTENTVEC else []),
         *([report.checkpoint.info] if report.checkpoint.info else []),
     ]
     worst = {line.model: line for line in report.parity}

@@ -242,11 +242,10 @@ class Hubert(nn.Module):
             audio: AUDIO [B, 320 G], 16 kHz.
 
         Returns:
-            CONTENT [B, G, content_size]; frame g sees 400 samples centred on those of its own 20 ms.
+            CONTENT [B, G, content_size]; frame g sees samples 320 g to 320 g + 400, as in training.
         """
-        # 40 samples on either side make 400 samples a frame, of which there is one for every 320: no drift.
-        reach = (RECEPTIVE_FIELD - GRID) // 2
-        x: Tensor = self.feature_extractor(functional.pad(audio, (reach, reach)))
+        # What the last frame sees beyond its own 20 ms: one frame for every 320 samples, and no drift.
+        x: Tensor = self.feature_extractor(functional.pad(audio, (0, RECEPTIVE_FIELD - GRID)))
         x = self.encoder(self.feature_projection(x))
         if self.final_proj is not None:
             x = self.final_proj(x)

@@ -46,22 +46,8 @@ _NEWER_NAMES = (
 _TRAINING_ONLY = ("masked_spec_embed", "mask_emb", "label_embs_concat")
 
 
-class _Inert:
-    """Stands for the settings that fairseq saves beside its weights: it drops what it is given."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
 _FAIRSEQ_SETTINGS = (
     "fairseq.data.dictionary.Dictionary",
-    "argparse.Namespace",
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata",
@@ -169,9 +155,7 @@ def _from_folder(folder: Path) -> tuple[HubertConfig, dict[str, Tensor], Path]:
 
 
 def _from_fairseq(path: Path) -> tuple[HubertConfig, dict[str, Tensor], Path]:
-    inert: list[Any] = [(_Inert, name) for name in _FAIRSEQ_SETTINGS]
-    with torch.serialization.safe_globals(inert):
-        content = load_pickle(path, _WHAT)
+    content = load_pickle(path, _WHAT, _FAIRSEQ_SETTINGS)
     model = content.get("model", content)
     if not isinstance(model, dict):
         raise ImportFailure(f"{path} holds no weights under 'model': {WHERE}")

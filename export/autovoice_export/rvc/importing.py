@@ -28,6 +28,8 @@ from autovoice_export.repository_writer import (
     model_versions,
 )
 from autovoice_export.rvc import parity, plans, wiring
+from autovoice_export.rvc.archive import unpacked
+from autovoice_export.rvc.content_encoders import CONTENTVEC, check_encoder, model_suffix, where
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.hubert import Hubert
@@ -45,8 +47,11 @@ from autovoice_export.tensorrt.plan_config import to_message
 FINGERPRINT = "weights_sha256"
 """Parameter of the configs of shared models: two imports with the same weights share one."""
 
+REVISION = {"rvc_revision": "2"}
+"""Parameter of the configs of shared models. Those without it hear content 2.5 ms late and bound nothing."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_SHARED_NAME = re.compile(r"rvc_|(contentvec(_v1)?(_fp16)?|rmvpe)$")
+_SHARED_NAME = re.compile(r"rvc_|contentvec(_|$)|rmvpe$")
 _HALF_SUFFIX = "_fp16"
 _EXAMPLE_SIZES = {"G": SOURCE_RATE // GRID}
 """One second of the inputs on which the ranges of float16 are measured."""
@@ -57,11 +62,12 @@ class ImportRequest:
     """What to import.
 
     Attributes:
-        checkpoint: the voice's ``.pth``.
+        checkpoint: the voice's ``.pth``, or a ZIP archive with it and perhaps its index.
         name: of the voice: lower case letters, digits, underscores and hyphens.
         repository: folder of the models; made where missing.
-        index: faiss file, None for none.
-        contentvec: folder or ``.pt``; None where the repository has the encoder already.
+        index: faiss file, None for that of the archive or none.
+        contentvec: folder or ``.pt``; None where the repository has the encoder already. For a voice that
+            names another encoder, that one, in a folder or file of its name.
         pitch: tracker of a voice with pitch.
         rmvpe: its ``.pt``; None where the repository has the tracker already.
         unvoiced: what the voice was trained with where there is no pitch.
@@ -131,22 +137,23 @@ def import_voice(
         RepositoryError: the repository cannot be written or holds something broken; it is as it was.
     """
     finish_interrupted_change(request.repository)
-    voice = load_voice(request.checkpoint)
+    with unpacked(request.checkpoint, request.index) as files:
+        voice = load_voice(files.checkpoint)
+        index = load_index(files.index, voice.synthesizer.config.content) if files.index else None
     config = voice.synthesizer.config
     if not 0 <= request.speaker < config.speakers:
         raise ImportFailure(
             f"speaker {request.speaker} does not exist: {request.checkpoint} has {config.speakers}, from 0"
         )
-    index = load_index(request.index, config.content) if request.index else None
     models = VoiceModels(
         request.name,
-        CONTENT_MODELS[voice.version] + (_HALF_SUFFIX if request.half else ""),
+        CONTENT_MODELS[voice.version] + model_suffix(voice.encoder) + (_HALF_SUFFIX if request.half else ""),
         PITCH_MODELS[request.pitch] if config.has_f0 else None,
         index is not None,
         config.sample_rate,
     )
     version = _next_version(request, models)
-    hubert = _content_encoder(request, models.content, voice.version)
+    hubert = _content_encoder(request, models.content, voice)
     tracker = _rmvpe(request, models.pitch)
     shared = {stage.name: stage for stage in wiring.shared_stages(models)}
     if hubert is not None:
@@ -154,7 +161,7 @@ def import_voice(
     if tracker is not None and models.pitch:
         shared[models.pitch] = wiring.pitch_stage(models.pitch, tracker)
     fingerprints = {
-        name: {FINGERPRINT: fingerprint(stage.module)} if _has_weights(stage) else {}
+        name: REVISION | ({FINGERPRINT: fingerprint(stage.module)} if _has_weights(stage) else {})
         for name, stage in shared.items()
     }
     absent = {
@@ -167,6 +174,7 @@ def import_voice(
     whole, window = wiring.ensembles(models, parameters)
     assert isinstance(whole, EnsembleConfig)
     assert isinstance(window, EnsembleConfig)
+    _check_revisions(request.repository, {step.model for step in whole.steps} - set(models.possible))
     metadata = {"family": "rvc", "checkpoint_sha256": voice.sha256}
     settings = instances or Instances()
     with RepositoryWriter(request.repository) as repository:
@@ -278,8 +286,10 @@ def _is_voice(folder: Path) -> bool:
     return config.parameters["family"].string_value == "rvc" and not is_window
 
 
-def _content_encoder(request: ImportRequest, model: str, version: str) -> Hubert | None:
+def _content_encoder(request: ImportRequest, model: str, voice: VoiceCheckpoint) -> Hubert | None:
+    version = voice.version
     if request.contentvec is not None:
+        check_encoder(voice.encoder, request.contentvec, request.checkpoint)
         hubert = load_hubert(request.contentvec, version)
         if hubert.content_size != CONTENT_SIZES[version]:
             raise ImportFailure(
@@ -289,7 +299,12 @@ def _content_encoder(request: ImportRequest, model: str, version: str) -> Hubert
         return hubert
     if (request.repository / model).is_dir():
         return None
-    raise ImportFailure(f"{request.repository} holds no {model} yet: {WHERE_CONTENTVEC}")
+    remedy = WHERE_CONTENTVEC
+    if voice.encoder != CONTENTVEC:
+        remedy = (
+            f"{request.checkpoint} was trained on another encoder than ContentVec, {where(voice.encoder)}"
+        )
+    raise ImportFailure(f"{request.repository} holds no {model} yet: {remedy}")
 
 
 def _rmvpe(request: ImportRequest, model: str | None) -> Rmvpe | None:
@@ -323,6 +338,23 @@ def _is_there(repository: Path, model: str, weights: str | None) -> bool:
             "out to share what is there, or import into another repository"
         )
     return True
+
+
+def _check_revisions(repository: Path, models: Iterable[str]) -> None:
+    """Refuses shared models of an earlier revision: a voice of today would differ from itself elsewhere.
+
+    Raises:
+        ImportFailure: names the first.
+    """
+    for model in sorted(models):
+        path = repository / model / CONFIG_FILENAME
+        if path.is_file():
+            parameters = read_config(path).parameters
+            if any(parameters[key].string_value != value for key, value in REVISION.items()):
+                raise ImportFailure(
+                    f"{repository / model} was written by an earlier AutoVoice, which gave voices their "
+                    "content 2.5 ms late: import all voices anew, into another repository"
+                )
 
 
 def _file_of(repository: ModelRepository, model: str) -> Path:

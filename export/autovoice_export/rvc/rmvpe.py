@@ -254,11 +254,15 @@ class Rmvpe(nn.Module):
         Returns:
             F0 [B, 2 G] in Hz at every 160th sample, 0 = unvoiced, and PASSED_AUDIO, the same audio.
         """
+        return decode(self.rate(audio)), audio.clone()
+
+    def rate(self, audio: Tensor) -> Tensor:
+        """Rates the pitches of AUDIO [B, 320 G]: their salience [B, 2 G, 360] in [0, 1]."""
         mel = self.mel(audio)
         frames = mel.shape[1]
         whole = (frames + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE
-        salience = self.salience(functional.pad(mel, (0, 0, 0, whole - frames)))
-        return decode(salience[:, : frames - 1]), audio.clone()
+        salience: Tensor = self.salience(functional.pad(mel, (0, 0, 0, whole - frames)))
+        return salience[:, : frames - 1]
 
 
 def decode(salience: Tensor) -> Tensor:

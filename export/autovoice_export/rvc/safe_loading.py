@@ -1,7 +1,8 @@
 """Files of weights, read without running anything that is in them.
 
 Voices are passed around as pickles, and a pickle may hold code. PyTorch's restricted unpickler builds tensors
-and plain containers only; whatever else a file asks for is refused before it exists.
+and plain containers only. NumPy's numbers and a few classes that hold data are read by stand-ins of ours,
+which run nothing; whatever else a file asks for is refused before it exists.
 """
 
 from __future__ import annotations
@@ -9,29 +10,84 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autovoice_export.build_errors import ImportFailure
+from autovoice_export.rvc.file_kinds import other_kind
+
+_NUMBERS = "biufSU"
+"""Kinds of NumPy's types whose values are read."""
 
 
-def load_pickle(path: Path, what: str) -> dict[str, Any]:
+class Inert:
+    """Stands for an object that is no weight or setting: it drops what it is given."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Type:
+    """Stands for `numpy.dtype`, whose own unpickling can change the types that everything else uses."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.name, self.order = str(name), "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = str(state[1])
+
+
+def _scalar(kind: Any, data: Any = b"") -> Any:
+    """The number or text of a NumPy scalar; stands for the function that unpickles one."""
+    if not (isinstance(kind, _Type) and isinstance(data, bytes) and re.fullmatch(r"[a-zA-Z]\d*", kind.name)):
+        raise pickle.UnpicklingError("a NumPy scalar that is no number")
+    numpy_type = np.dtype(kind.name)
+    if numpy_type.kind not in _NUMBERS or kind.order not in "<>=|":
+        raise pickle.UnpicklingError("a NumPy scalar that is no number")
+    return np.frombuffer(data, numpy_type.newbyteorder(kind.order), count=1)[0].item()  # type: ignore[call-overload]
+
+
+_NUMPY = ("numpy.core", "numpy._core")
+_STAND_INS: tuple[tuple[Any, str], ...] = (
+    (_Type, "numpy.dtype"),
+    *((_scalar, f"{package}.multiarray.scalar") for package in _NUMPY),
+    *((Inert, f"{package}.multiarray._reconstruct") for package in _NUMPY),
+    *((Inert, name) for name in ("numpy.ndarray", "argparse.Namespace", "types.SimpleNamespace")),
+    *(
+        (Inert, f"pathlib.{name}")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
+    *((Inert, f"datetime.{name}") for name in ("date", "datetime", "time", "timedelta", "timezone")),
+)
+
+
+def load_pickle(path: Path, what: str, inert: Iterable[str] = ()) -> dict[str, Any]:
     """Reads a dictionary that ``torch.save`` wrote.
 
     Args:
         path: the file.
         what: what it should be, for messages.
+        inert: further classes, by module and name, whose objects are dropped.
 
     Raises:
         ImportFailure: no such file, damaged, holding more than tensors and plain values, or no dictionary.
     """
     require_file(path, what)
+    stand_ins: list[Any] = [*_STAND_INS, *((Inert, name) for name in inert)]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
@@ -67,13 +123,21 @@ def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raises unless there is such a file.
+    """Raises unless there is such a file, and nothing says that it is of another kind.
 
     Raises:
-        ImportFailure: there is not.
+        ImportFailure: the message says what it is.
     """
+    if path.is_dir():
+        raise ImportFailure(f"{what} {path} is a folder: name the file inside")
     if not path.is_file():
         raise ImportFailure(f"{what} {path} does not exist or is no file: name another")
+    try:
+        kind = other_kind(path)
+    except OSError as error:
+        raise ImportFailure(f"{what} {path} cannot be read: {error.strerror}") from error
+    if kind:
+        raise ImportFailure(f"{path} is no {what}, it {kind}")
 
 
 def require_tensors(

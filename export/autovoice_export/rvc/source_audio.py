@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autovoice_export.base.stages.synthesizer import limit
 from autovoice_export.rvc.geometry import FRAME, FRAMES_PER_SECOND, GRID, SOURCE_RATE
 
 HIGH_PASS_HZ = 48.0
@@ -120,10 +121,11 @@ class SpareSettings(nn.Module):
 
 
 class MixLoudness(nn.Module):
-    """Gives the converted audio some of the source's loudness contour.
+    """Gives the converted audio some of the source's loudness contour, and bends peaks beyond full scale.
 
     As RVC has it: the RMS over one second, every half second, drawn out in straight lines. The points lie at
-    multiples of half a second of the recording, whatever window is converted.
+    multiples of half a second of the recording, whatever window is converted. RVC then divides a recording by
+    its peak; what every window can do alike is bend the peaks, as the base voice does.
 
     Args:
         hop: samples of the converted audio per F0 frame.
@@ -143,7 +145,7 @@ class MixLoudness(nn.Module):
             first_frame: FIRST_FRAME [B, 1] int64.
 
         Returns:
-            MIXED_AUDIO [B, F hop].
+            MIXED_AUDIO [B, F hop] in [-1, 1].
         """
         wanted = _contour(source, FRAME, first_frame)
         own = _contour(audio, self.hop, first_frame)
@@ -153,7 +155,7 @@ class MixLoudness(nn.Module):
         )
         share = 1.0 - rms_mix.unsqueeze(2)
         gain = torch.pow(wanted, share) * torch.pow(own.clamp(min=_RMS_FLOOR), -share)
-        return audio * gain.reshape(audio.shape[0], -1)
+        return limit(audio * gain.reshape(audio.shape[0], -1))
 
 
 def _contour(audio: Tensor, hop: int, first_frame: Tensor) -> Tensor:

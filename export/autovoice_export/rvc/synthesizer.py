@@ -140,14 +140,15 @@ class Synthesizer(nn.Module):
             phone: content behind `PriorEncoder.emb_phone` at F0 frames, [B, F, channels].
             f0: [B, F] in Hz, 0 = unvoiced; None for a voice without pitch, as is all that follows from it.
             phase: of the source at the first sample, [B, 1] in cycles.
-            speaker_id: [B, 1] int64.
+            speaker_id: [B, 1] int64, refused by every runtime that checks indices unless 0 <= it < speakers.
             prior_noise: unit variance, [B, F, latent].
             source_noise: unit variance, [B, F hop].
 
         Returns:
             Audio [B, F hop] in [-1, 1].
         """
-        speaker = self.emb_g(speaker_id)
+        # ONNX counts negative indices from the end.
+        speaker = self.emb_g(torch.where(speaker_id < 0, self.config.speakers, speaker_id))
         mean, deviation = self.enc_p(phone, None if f0 is None else pitch.coarse(f0))
         latent = mean + torch.exp(deviation) * (prior_noise * PRIOR_SCALE)
         latent = self.flow(latent, speaker)
