@@ -68,7 +68,8 @@ def load_index(path: Path, size: int) -> FeatureIndex:
     if not isinstance(index, (faiss.IndexFlat, faiss.IndexIVFFlat)):
         raise ImportFailure(
             f"{path} is of the kind {type(index).__name__}, whose vectors are compressed or searched "
-            "otherwise: IVF-Flat and Flat indexes can be imported, as RVC trains them; leave --index out to do without"
+            "otherwise: IVF-Flat and Flat indexes can be imported, as RVC trains them; leave --index out to "
+            "do without"
         )
     if index.d != size:
         known = {256: "it belongs to a voice of version v1", 768: "it belongs to a voice of version v2"}

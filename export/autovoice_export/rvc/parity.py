@@ -55,15 +55,17 @@ def check_parity(
     agreements = []
     for step in ensemble.steps:
         stage = stages.get(step.model)
-        tracks = stage is not None and isinstance(stage.module, Rmvpe)
-        run = _salience_run(files[step.model]) if tracks else session_run(files[step.model])
+        tracker = stage.module if stage is not None and isinstance(stage.module, Rmvpe) else None
+        run = session_run(files[step.model]) if tracker is None else _salience_run(files[step.model])
         reference = run if stage is None else stage_run(stage)
         made: list[tuple[Arrays, Arrays]] = []
         for tensors in recordings:
             feed = {name: tensors[source] for name, source in step.inputs.items()}
             outputs = reference(feed)
             tensors |= {target: outputs[name] for name, target in step.outputs.items()}
-            made.append((feed, _through_salience(stage.module, run, feed, outputs) if tracks else outputs))
+            made.append(
+                (feed, outputs if tracker is None else _through_salience(tracker, run, feed, outputs))
+            )
         if stage is not None:
             agreements.append(compare(step.model, run, made, tolerance, "PyTorch"))
     return agreements

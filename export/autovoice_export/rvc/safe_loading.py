@@ -55,7 +55,8 @@ def _scalar(kind: Any, data: Any = b"") -> Any:
     numpy_type = np.dtype(kind.name)
     if numpy_type.kind not in _NUMBERS or kind.order not in "<>=|":
         raise pickle.UnpicklingError("a NumPy scalar that is no number")
-    return np.frombuffer(data, numpy_type.newbyteorder(kind.order), count=1)[0].item()  # type: ignore[call-overload]
+    order: Any = kind.order
+    return np.frombuffer(data, numpy_type.newbyteorder(order), count=1)[0].item()
 
 
 _NUMPY = ("numpy.core", "numpy._core")

@@ -74,8 +74,8 @@ def miss_two_and_add_one(weight: dict[str, torch.Tensor]) -> None:
 
 BAD_VOICES = {
     "missing file": (lambda path, files: None, "does not exist"),
-    "truncated": (truncated, "is no RVC voice, or is truncated"),
-    "text": (text, "is no RVC voice, or is truncated"),
+    "truncated": (truncated, "is no RVC voice, it is truncated"),
+    "text": (text, "is no RVC voice, it is a text file"),
     "training": (training_checkpoint, r"holds iteration, learning_rate, model, optimizer: .*'weight'"),
     "version": (changed(version="v3"), "is of version 'v3': v1 and v2"),
     "other version": (

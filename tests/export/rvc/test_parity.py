@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ import reference
 import torch
 from imported_voices import Files
 
+from autovoice_export.build_errors import ParityError
+from autovoice_export.onnx.export import export_stage
+from autovoice_export.parity import session_run
+from autovoice_export.rvc.faiss_index import FeatureIndex
+from autovoice_export.rvc.hubert_weights import load_hubert
 from autovoice_export.rvc.noise import prior_noise_table, rows_at, source_noise_table
+from autovoice_export.rvc.retrieval import Retrieval
+from autovoice_export.stage import Axis, Stage, StageTensor
 
 LATENT, HOP = 12, 400
 FIRST_FRAME = 990
@@ -86,10 +94,68 @@ def test_content_encoder_is_the_reference(
     }[version]
     found = files.run(model, {"AUDIO": audio})["CONTENT"]
     weights = load_file(folder / "model.safetensors")
-    padded = torch.nn.functional.pad(audio, (40, 40))
+    padded = torch.nn.functional.pad(audio, (0, 80))
     expected = reference.encode(weights, heads, padded, layers, projected=version == "v1").numpy()
     assert found.shape == expected.shape == (1, steps, 768 if version == "v2" else 256)
     assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_content_frames_see_what_the_original_s_see(files: Files, tmp_path: Path) -> None:
+    """Frame g of the original sees samples 320 g to 320 g + 400 of what it is given, and so does ours."""
+    from safetensors.torch import load_file
+
+    steps, hubert = 12, load_hubert(files.contentvec, "v2")
+    original = load_file(files.contentvec / "model.safetensors")
+    # What follows mixes frames.
+    hubert.feature_projection = hubert.encoder = torch.nn.Identity()
+    channels = hubert.config.channels
+    audio = StageTensor("AUDIO", (Axis("G", 320),))
+    stage = Stage("content", hubert, (audio,), (StageTensor("CONTENT", (Axis("G"), channels)),))
+    export_stage(stage, tmp_path / "content.onnx", {})
+    run = session_run(tmp_path / "content.onnx")
+
+    def heard(content: np.ndarray[Any, Any]) -> list[int]:
+        """Frames that differ from the one in which there is nothing."""
+        silent = content[-1] if np.allclose(content[-1], content[-2], atol=1e-6) else content[0]
+        return np.flatnonzero(np.abs(content - silent).max(axis=1) > 1e-4).tolist()
+
+    for place in (0, 79, 80, 319, 320, 399, 400, 640, 1000, 1919, 1920, 2559, 3519, 3839):
+        impulse = np.zeros((1, 320 * steps), np.float32)
+        impulse[0, place] = 1.0
+        expected = [g for g in range(steps) if 320 * g <= place < 320 * g + 400]
+        assert heard(run({"AUDIO": impulse})["CONTENT"][0]) == expected
+        # The original makes one frame less of as many samples.
+        whole = np.pad(impulse, ((0, 0), (0, 80)))
+        x = torch.from_numpy(whole)[:, None]
+        for layer in range(7):
+            name = f"feature_extractor.conv_layers.{layer}"
+            x = torch.nn.functional.conv1d(x, original[f"{name}.conv.weight"], stride=5 if layer == 0 else 2)
+            if layer == 0:
+                norm = (original[f"{name}.layer_norm.{kind}"] for kind in ("weight", "bias"))
+                x = torch.nn.functional.group_norm(x, channels, *norm)
+            x = torch.nn.functional.gelu(x)
+        np.testing.assert_allclose(run({"AUDIO": impulse})["CONTENT"][0], x[0].T, atol=1e-4)
+
+
+@pytest.mark.parametrize("speaker", [-1, -3, -(2**62), 3, 2**62])
+def test_speakers_that_there_are_not_are_refused_by_the_graph(
+    files: Files, generator: torch.Generator, speaker: int
+) -> None:
+    content = torch.randn(1, 10, 768, generator=generator)
+    feeds: dict[str, Any] = {
+        "CONTENT": content,
+        "RETRIEVED": content,
+        "PROTECT": np.float32([[0.5]]),
+        "F0": np.full((1, 20), 200, np.float32),
+        "PITCH_SHIFT": np.float32([[0.0]]),
+        "ANCHOR_FRAME": np.int64([[0]]),
+        "ANCHOR_PHASE": np.float32([[0.0]]),
+        "FIRST_FRAME": np.int64([[0]]),
+    }
+    for known in range(3):
+        files.run("sung_synthesizer", {**feeds, "SPEAKER_ID": np.int64([[known]])})
+    with pytest.raises(ParityError, match="out of data bounds"):
+        files.run("sung_synthesizer", {**feeds, "SPEAKER_ID": np.int64([[speaker]])})
 
 
 def test_a_batch_is_its_rows(files: Files, generator: torch.Generator) -> None:
@@ -154,10 +220,46 @@ def test_retrieval_is_faiss(files: Files, generator: torch.Generator) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_vectors_met_exactly_and_short_lists_do_no_harm() -> None:
-    from autovoice_export.rvc.faiss_index import FeatureIndex
-    from autovoice_export.rvc.retrieval import Retrieval
+@pytest.mark.parametrize("probes", [1, 3, 12])
+@pytest.mark.parametrize("offset", [0.0, 5.0, 300.0])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_neighbours_are_those_of_float64(offset: float, groups: int, probes: int) -> None:
+    """Norms are large beside distances: all vectors far from 0, or groups of them far from one another."""
+    rng, lists, channels = np.random.default_rng(5), 12, 768
+    middles = offset * rng.normal(size=channels) + (
+        20.0 * rng.normal(size=(groups, channels)) if groups > 1 else 0
+    )
+    middles = np.broadcast_to(middles, (groups, channels))
+    vectors = (middles[rng.integers(0, groups, 700)] + rng.normal(size=(700, channels))).astype(np.float32)
+    near = vectors[rng.integers(0, 700, 150)]
+    content = (near + 0.4 * rng.normal(size=near.shape)).astype(np.float32)
+    centroids = vectors[rng.choice(700, lists, replace=False)]
 
+    def squares(points: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.array(
+            [np.square(points.astype(np.float64) - other).sum(axis=1) for other in others.astype(np.float64)]
+        )
+
+    of = squares(centroids, vectors).argmin(axis=1)
+    vectors, of = vectors[np.argsort(of, kind="stable")], np.sort(of)
+    searched = np.argsort(squares(centroids, content), axis=1)[:, :probes]
+    score = squares(vectors, content)
+    score[~(of[None, :, None] == searched[:, None]).any(axis=2)] = np.inf
+    order = np.argsort(score, axis=1)[:, :9]
+    best = np.take_along_axis(score, order, axis=1)
+    weight = (best[:, :1] / best[:, :8]) ** 2
+    weight /= weight.sum(axis=1, keepdims=True)
+    expected = np.einsum("fk,fkc->fc", weight, vectors[order[:, :8]].astype(np.float64))
+    index = FeatureIndex(*(torch.from_numpy(item) for item in (centroids, vectors, of)), probes)
+    with torch.no_grad():
+        found = Retrieval(index)(torch.from_numpy(content)[None], torch.ones(1, 1))[0].numpy()
+    # Not where float32 cannot tell the eighth from the ninth.
+    told = best[:, 8] - best[:, 7] > 1e-6 * best[:, 8]
+    assert told.mean() > 0.99
+    np.testing.assert_allclose(found[told], expected[told], atol=1e-4 + 1e-6 * np.abs(vectors).max())
+
+
+def test_vectors_met_exactly_and_short_lists_do_no_harm() -> None:
     vectors = torch.eye(12, 16)
     lists = torch.tensor([0] * 3 + [1] * 9)
     centroids = torch.stack([vectors[:3].mean(0), vectors[3:].mean(0), torch.full((16,), -1.0)])

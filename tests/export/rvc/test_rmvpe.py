@@ -18,7 +18,13 @@ from imported_voices import Files, contents, voice_like
 from autovoice import PipelineConfig, VoiceConversionPipeline
 from autovoice.cli.main import run
 from autovoice.repository.model_config import read_config
-from autovoice_export.rvc.rmvpe import Salience, SalienceSizes, load_rmvpe
+from autovoice_export.build_errors import ParityError
+from autovoice_export.config_types import VARIABLE, EnsembleConfig, EnsembleStep, TensorConfig
+from autovoice_export.onnx.export import export_stage
+from autovoice_export.parity import session_run, stage_run
+from autovoice_export.rvc import parity, wiring
+from autovoice_export.rvc.rmvpe import Rmvpe, Salience, SalienceSizes, load_rmvpe
+from autovoice_export.stage import Stage
 
 RATE = 16000
 
@@ -53,6 +59,62 @@ def test_exported_pitch_is_the_reference(files: Files, steps: int) -> None:
         assert len(np.unique(salience[expected > 0].argmax(axis=1))) > 2
     for f0 in (found["F0"], in_torch.numpy()):
         np.testing.assert_allclose(f0[clear], expected[clear], rtol=1e-3)
+
+
+def ties(tensors: dict[str, Any]) -> None:
+    """All pitches are rated alike: rounding alone decides."""
+    tensors["fc.1.weight"].mul_(1e-6)
+    tensors["fc.1.bias"].zero_()
+
+
+def steep(tensors: dict[str, Any]) -> None:
+    """Many are rated 1."""
+    tensors["fc.1.weight"].mul_(20)
+
+
+@pytest.mark.parametrize("edit", [ties, steep])
+def test_ill_conditioned_weights_are_imported(
+    edit: Callable[[dict[str, Any]], object], files: Files, tmp_path: Path
+) -> None:
+    tensors = published.rmvpe()
+    edit(tensors)
+    torch.save(tensors, tmp_path / "rmvpe.pt")
+    stage = wiring.pitch_stage("rmvpe", load_rmvpe(tmp_path / "rmvpe.pt"))
+    export_stage(stage, tmp_path / "rmvpe.onnx", {})
+    check(stage, tmp_path / "rmvpe.onnx")
+    # F0 itself would have refused them.
+    audio = voice_like(2, 320 * 40).numpy()
+    f0 = [run({"AUDIO": audio})["F0"] for run in (session_run(tmp_path / "rmvpe.onnx"), stage_run(stage))]
+    assert np.abs(f0[0] - f0[1]).max() > 10
+
+
+def test_the_check_sees_other_weights_and_another_decoding(tmp_path: Path, files: Files) -> None:
+    stage = wiring.pitch_stage("rmvpe", load_rmvpe(files.rmvpe))
+    tensors = {name: tensor.float() for name, tensor in torch.load(files.rmvpe, weights_only=True).items()}
+    tensors["fc.1.bias"] += 0.02
+    torch.save(tensors, tmp_path / "other.pt")
+    other = wiring.pitch_stage("rmvpe", load_rmvpe(tmp_path / "other.pt"))
+    export_stage(other, tmp_path / "other.onnx", {})
+    with pytest.raises(ParityError, match="SALIENCE"):
+        check(stage, tmp_path / "other.onnx")
+
+    class Sharp(Rmvpe):
+        def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            f0, passed = super().forward(audio)
+            return 1.01 * f0, passed
+
+    sharp = Sharp(SalienceSizes.of(tensors))
+    sharp.load_state_dict(stage.module.state_dict())
+    export_stage(wiring.pitch_stage("rmvpe", sharp.eval()), tmp_path / "sharp.onnx", {})
+    with pytest.raises(ParityError, match="F0"):
+        check(stage, tmp_path / "sharp.onnx")
+
+
+def check(stage: Stage, file: Path) -> None:
+    step = EnsembleStep("rmvpe", {"AUDIO": "SOURCE_AUDIO"}, {"F0": "F0", "PASSED_AUDIO": "PASSED_AUDIO"})
+    source = TensorConfig("SOURCE_AUDIO", (VARIABLE,))
+    ensemble = EnsembleConfig("voice", (source,), (TensorConfig("F0", (VARIABLE,)),), (step,), 4, {})
+    parity.check_parity(ensemble, {"rmvpe": stage}, {"rmvpe": file}, parity.TOLERANCE)
 
 
 def test_the_published_sizes_are_the_default() -> None:
@@ -105,10 +167,10 @@ class Command:
 BAD_FILES: dict[str, tuple[Callable[[Path, Files], object], str]] = {
     "missing": (lambda path, files: None, "does not exist"),
     "a voice": (lambda path, files: shutil.copy(files.sung, path), "is no complete RMVPE model: "),
-    "text": (lambda path, files: path.write_text("not a tracker"), "is no RMVPE model, or is truncated"),
+    "text": (lambda path, files: path.write_text("not a tracker"), "is no RMVPE model, it is a text file"),
     "truncated": (
         lambda path, files: path.write_bytes(files.rmvpe.read_bytes()[:-5000]),
-        "is no RMVPE model, or is truncated",
+        "is no RMVPE model, it is truncated",
     ),
     "a list": (lambda path, files: torch.save([torch.zeros(3)], path), "holds a list"),
     "no weights": (lambda path, files: torch.save({"model": 3}, path), "holds no weights: pass --rmvpe"),
