@@ -128,5 +128,6 @@ def _extracted(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, fold
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The last part of a member's name, whatever separates the parts."""
-    return PurePosixPath(info.filename.replace("\\", "/")).name
+    """The last part of a member's name, whatever separates the parts, as a file may be called."""
+    last = PurePosixPath(info.filename.replace("\\", "/")).name[-100:]
+    return "".join(letter if letter.isprintable() else "_" for letter in last)

@@ -21,6 +21,7 @@ from autovoice import (
     RvcSettings,
     VoiceConversionPipeline,
 )
+from autovoice.audio.levels import FixedGain, FollowedGain, bend
 from autovoice.engines.onnx_session import _sessions
 from autovoice.errors import AudioInputError, RepositoryError
 from autovoice.voices.rvc_stream import WindowedStream
@@ -365,3 +366,55 @@ def test_models_that_answer_at_another_rate_are_noticed(tmp_path: Path) -> None:
         for size in (1600, 9600):
             with pytest.raises(RepositoryError, match="import the voice again"):
                 pipeline.convert(murmur(size), source_sample_rate=RATE, input_gain_db=0.0)
+
+
+def square(level: float, samples: int) -> np.ndarray:
+    """A square wave at 150 Hz [samples]."""
+    return (level * np.sign(np.sin(2 * np.pi * 150 * np.arange(samples) / RATE))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rms_mix", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("level", [0.99, 30.0])
+def test_the_loudest_source_stays_within_full_scale(open_voice: Any, level: float, rms_mix: float) -> None:
+    settings = RvcSettings(speaker=2, rms_mix=rms_mix)
+    source = square(level, 24_000)
+    loudest = 0.0
+    for rate in (16_000, 44_100):
+        how: dict[str, Any] = {"output_sample_rate": rate, "voice_settings": settings}
+        for gain in ("auto", 0.0, -30.0):
+            whole = open_voice("cleo", 10.0).convert(
+                source, source_sample_rate=RATE, input_gain_db=gain, **how
+            )
+            (batched,) = open_voice("cleo", 10.0).batch_convert(
+                [source], source_sample_rates=RATE, input_gain_db=gain, **how
+            )
+            cut = open_voice("cleo", 0.5).convert(source, source_sample_rate=RATE, input_gain_db=gain, **how)
+            live = stream_through(
+                open_voice("cleo"), source, [999], sample_rate=RATE, input_gain_db=gain, **how
+            )
+            for made in (whole, batched, cut, live):
+                assert np.abs(made).max() <= 1.0
+                if made is not live or gain != "auto":
+                    np.testing.assert_allclose(made, whole, atol=1e-4)
+            loudest = max(loudest, float(np.abs(whole).max()))
+    assert loudest > 0.9 or rms_mix == 1.0
+
+
+def test_peaks_are_bent_and_levels_given_back_up_to_a_limit() -> None:
+    ramp = np.linspace(-40, 40, 8001, dtype=np.float32)
+    np.testing.assert_array_equal(bend(ramp)[np.abs(ramp) <= 0.9], ramp[np.abs(ramp) <= 0.9])
+    assert (np.diff(bend(ramp)) >= 0).all()
+    assert np.abs(bend(ramp)).max() <= 1.0
+    quiet = np.full(4, 0.01, np.float32)
+    for gain_db, back in (
+        (20.0, 0.1),
+        (-6.0, 10 ** (6 / 20)),
+        (-12.0, 10 ** (12 / 20)),
+        (-40.0, 10 ** (12 / 20)),
+    ):
+        np.testing.assert_allclose(FixedGain(gain_db, bounded=True).restore(quiet), 0.01 * back, rtol=1e-5)
+        np.testing.assert_allclose(FixedGain(gain_db).restore(quiet), 0.01 * 10 ** (-gain_db / 20), rtol=1e-5)
+    followed = FollowedGain(RATE, RATE, bounded=True)
+    followed.apply(square(30.0, RATE))
+    assert np.abs(followed.restore(0.99 * np.sign(ramp))).max() <= 1.0
+    np.testing.assert_allclose(followed.restore(quiet), 0.01 * 10 ** (12 / 20), rtol=1e-3)
