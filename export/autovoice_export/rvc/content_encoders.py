@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autovoice_export.build_errors import ImportFailure
+from autovoice_export.rvc.wiring import CONTENT_MODELS
 
 CONTENTVEC = "contentvec"
 
@@ -44,9 +45,11 @@ def encoder_of(checkpoint: Mapping[str, Any], version: str, path: Path) -> str:
     return CONTENTVEC
 
 
-def model_suffix(encoder: str) -> str:
-    """What the shared model of an encoder other than ContentVec has in its name."""
-    return "" if encoder == CONTENTVEC else "_" + re.sub(r"[^a-z0-9]+", "_", encoder).strip("_")
+def content_model(encoder: str, version: str) -> str:
+    """Name of the shared model of an encoder, for checkpoints of a version."""
+    if encoder == CONTENTVEC:
+        return CONTENT_MODELS[version]
+    return f"hubert_{version}_{re.sub(r'[^a-z0-9]+', '_', encoder).strip('_') or 'other'}"
 
 
 def where(encoder: str) -> str:

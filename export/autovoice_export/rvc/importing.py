@@ -29,7 +29,7 @@ from autovoice_export.repository_writer import (
 )
 from autovoice_export.rvc import parity, plans, wiring
 from autovoice_export.rvc.archive import unpacked
-from autovoice_export.rvc.content_encoders import CONTENTVEC, check_encoder, model_suffix, where
+from autovoice_export.rvc.content_encoders import CONTENTVEC, check_encoder, content_model, where
 from autovoice_export.rvc.faiss_index import FeatureIndex, load_index
 from autovoice_export.rvc.geometry import GRID, SOURCE_RATE
 from autovoice_export.rvc.hubert import Hubert
@@ -40,7 +40,7 @@ from autovoice_export.rvc.rmvpe import WHERE as WHERE_RMVPE
 from autovoice_export.rvc.rmvpe import Rmvpe, load_rmvpe
 from autovoice_export.rvc.voice import IndexedVoice, PitchedVoice, PlainVoice
 from autovoice_export.rvc.voice_checkpoint import CONTENT_SIZES, VoiceCheckpoint, load_voice
-from autovoice_export.rvc.wiring import CONTENT_MODELS, PITCH_MODELS, VoiceModels
+from autovoice_export.rvc.wiring import PITCH_MODELS, VoiceModels
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt.plan_config import to_message
 
@@ -51,7 +51,7 @@ REVISION = {"rvc_revision": "2"}
 """Parameter of the configs of shared models. Those without it hear content 2.5 ms late and bound nothing."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_SHARED_NAME = re.compile(r"rvc_|contentvec(_|$)|rmvpe$")
+_SHARED_NAME = re.compile(r"rvc_|hubert_v[12]_|(contentvec(_v1)?(_fp16)?|rmvpe)$")
 _HALF_SUFFIX = "_fp16"
 _EXAMPLE_SIZES = {"G": SOURCE_RATE // GRID}
 """One second of the inputs on which the ranges of float16 are measured."""
@@ -147,7 +147,7 @@ def import_voice(
         )
     models = VoiceModels(
         request.name,
-        CONTENT_MODELS[voice.version] + model_suffix(voice.encoder) + (_HALF_SUFFIX if request.half else ""),
+        content_model(voice.encoder, voice.version) + (_HALF_SUFFIX if request.half else ""),
         PITCH_MODELS[request.pitch] if config.has_f0 else None,
         index is not None,
         config.sample_rate,

@@ -110,7 +110,7 @@ def _load(path: Path) -> VoiceCheckpoint:
     if not any(_published_name(name).startswith("enc_p.emb_phone.") for name in weight):
         raise ImportFailure(f"{path} {_other_content(content)}")
     version = content.get("version", "v1")
-    if version not in CONTENT_SIZES:
+    if not isinstance(version, str) or version not in CONTENT_SIZES:
         raise ImportFailure(
             f"{path} is of version {version!r}: {' and '.join(CONTENT_SIZES)} can be imported"
         )
@@ -168,8 +168,8 @@ def _refuse_other_vocoders(path: Path, content: Mapping[str, Any], weight: Mappi
     )
     if other is not None:
         raise ImportFailure(
-            f"{path} has the vocoder {other}: only HiFi-GAN, the vocoder of RVC itself, can be imported, not "
-            "MRF HiFi-GAN or RefineGAN; get the voice with HiFi-GAN, or train it again with that vocoder"
+            f"{path} has the vocoder {other!r}: only HiFi-GAN, the vocoder of RVC itself, can be imported, "
+            "not MRF HiFi-GAN or RefineGAN; get the voice with HiFi-GAN, or train it again with that vocoder"
         )
 
 

@@ -97,13 +97,13 @@ ONLY_HIFIGAN = "only HiFi-GAN, the vocoder of RVC itself, can be imported, not M
 NETWORK = "holds the network of an RVC voice without the voice's settings, as training checkpoints (G_*.pth)"
 SMALL = "give the voice, which RVC writes to assets/weights/NAME.pth"
 REFUSED: dict[str, tuple[Make, str]] = {
-    "MRF": (saved(voice(vocoder="MRF HiFi-GAN")), f"vocoder MRF HiFi-GAN: {ONLY_HIFIGAN}"),
-    "RefineGAN": (saved(voice(vocoder="RefineGAN")), f"vocoder RefineGAN: {ONLY_HIFIGAN}"),
-    "another vocoder": (saved(voice(vocoder="RingFormer_v2")), f"vocoder RingFormer_v2: {ONLY_HIFIGAN}"),
-    "layers of MRF": (decoder_of("dec.mrfs.0.0.layers.0.conv1.weight_v"), f"MRF HiFi-GAN: {ONLY_HIFIGAN}"),
+    "MRF": (saved(voice(vocoder="MRF HiFi-GAN")), f"vocoder 'MRF HiFi-GAN': {ONLY_HIFIGAN}"),
+    "RefineGAN": (saved(voice(vocoder="RefineGAN")), f"vocoder 'RefineGAN': {ONLY_HIFIGAN}"),
+    "another vocoder": (saved(voice(vocoder="RingFormer_v2")), f"vocoder 'RingFormer_v2': {ONLY_HIFIGAN}"),
+    "layers of MRF": (decoder_of("dec.mrfs.0.0.layers.0.conv1.weight_v"), f"'MRF HiFi-GAN': {ONLY_HIFIGAN}"),
     "layers of RefineGAN": (
         decoder_of("dec.upsample_conv_blocks.0.input_conv.weight"),
-        f"RefineGAN: {ONLY_HIFIGAN}",
+        f"'RefineGAN': {ONLY_HIFIGAN}",
     ),
     "layer of the encoder": (
         saved(voice(embedder_name="contentvec", embedder_output_layer=9)),
@@ -454,7 +454,7 @@ def test_a_voice_on_another_encoder_is_never_given_contentvec(
     before = contents(files.repository)
     given = ["--contentvec", str(files.contentvec)]
     for options, message in (
-        ([], "holds no contentvec_"),
+        ([], "holds no hubert_v2_"),
         (given, f"was trained on the content encoder {encoder!r}"),
     ):
         command = ["import", "rvc", str(path), "--name", "other", "--repository", str(files.repository)]
@@ -474,7 +474,7 @@ def test_a_voice_is_imported_on_its_own_encoder(
     command = ["import", "rvc", str(tmp_path / "spun.pth"), "--repository", str(tmp_path / "models")]
     assert run([*command, "--name", "one", "--contentvec", str(spin)]) == 0
     assert "on spin" in capsys.readouterr().out
-    assert (tmp_path / "models" / "contentvec_spin").is_dir()
+    assert (tmp_path / "models" / "hubert_v2_spin").is_dir()
     assert not (tmp_path / "models" / "contentvec").exists()
     # The next needs no file, and a voice on ContentVec does not get it.
     assert run([*command, "--name", "two"]) == 0
