@@ -204,6 +204,20 @@ def test_a_new_version_replaces_the_voice(
     check_repository(repository)
 
 
+@pytest.mark.parametrize("model", ["contentvec", "rvc_loudness_40000", "rvc_pitch_yin"])
+def test_models_of_an_earlier_revision_are_not_shared(model: str, files: Files, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(files.repository, repository)
+    config = repository / model / "config.pbtxt"
+    config.write_text(config.read_text().replace("rvc_revision", "something"))
+    before = contents(repository)
+    with pytest.raises(
+        ImportFailure, match=rf"{model} was written by an earlier AutoVoice, .* another repository"
+    ):
+        import_voice(ImportRequest(files.sung, "third", repository, index=files.index))
+    assert contents(repository) == before
+
+
 def test_the_repository_is_what_configs_say(files: Files) -> None:
     check_repository(files.repository)
     for name, has_f0, has_index in (("sung", "1", "1"), ("plain", "0", "0"), ("tracked", "1", "0")):
