@@ -6,6 +6,7 @@ import argparse
 import datetime
 import io
 import pathlib
+import pickle
 import struct
 import tarfile
 import zipfile
@@ -147,6 +148,10 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "tar": (tar, "is a tar archive: unpack it"),
     "recording": (written(b"RIFF\0\0\0\0WAVE"), "is a recording"),
     "TorchScript": (torchscript, "is a TorchScript program"),
+    "pickle of Python": (
+        lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=5)),
+        "is no RVC voice, or is truncated",
+    ),
     "garbage": (written(bytes(range(255, 100, -1))), "is no RVC voice, or is truncated"),
     "folder": (Path.mkdir, "is a folder: name the file inside"),
     "zip without a voice": (
