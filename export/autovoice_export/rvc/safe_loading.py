@@ -40,7 +40,7 @@ class Inert:
 
 
 class _Type:
-    """Stands for `numpy.dtype`, whose own unpickling can change the types that everything else uses."""
+    """Stands for `numpy.dtype`: its name and byte order are all that a number needs."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.name, self.order = str(name), "="

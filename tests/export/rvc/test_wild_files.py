@@ -243,13 +243,6 @@ class Call:
         return self.made
 
 
-class Changed:
-    """Pickles as the type of float64, itself and no copy, with another state."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return np.dtype, ("f8", False, False), (3, ">", None, None, None, -1, -1, 0)
-
-
 @pytest.mark.parametrize(
     "evil",
     [
@@ -269,13 +262,6 @@ def test_numbers_open_no_way_for_code(evil: Call, tmp_path: Path, capsys: pytest
     with pytest.raises(ImportFailure, match=r"nothing in it was run|is no RVC voice, or is truncated"):
         load_voice(tmp_path / "evil.pth")
     assert "never" not in capsys.readouterr().out
-
-
-def test_types_of_numpy_are_not_touched(tmp_path: Path) -> None:
-    torch.save(voice(info=Changed()), tmp_path / "evil.pth")
-    load_voice(tmp_path / "evil.pth")
-    assert np.dtype("f8").byteorder == "="
-    assert np.frombuffer(struct.pack("<d", 1.5), np.float64)[0] == 1.5
 
 
 def test_a_number_of_many_bytes_is_no_number(tmp_path: Path) -> None:
