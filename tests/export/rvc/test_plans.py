@@ -108,7 +108,7 @@ def test_conversion_to_half_precision(files: Files, model: str) -> None:
     (job,) = plan_jobs(ModelRepository(files.repository), [model])
     run = session_run(job.onnx_path)
     half, shares = half_model(job, run)
-    assert all(share < 0.5 for share in shares.values())
+    assert all(share < 0.7 for share in shares.values())
     assert holds_half(half)
     kinds = element_types(half)
     # What is decided is decided on exact values.
