@@ -119,13 +119,19 @@ def connect(config: PipelineConfig) -> TritonEngine:
     """The bare engine over the server that `config.backend` names; nothing is sent yet.
 
     Raises:
-        ConfigurationError: TLS files that cannot be used.
+        ConfigurationError: TLS files that cannot be used; gRPC is not installed.
     """
     from autovoice.engines.triton.engine import SPEC_SECONDS, TritonEngine
 
     address = parse_address(config.backend)
     # Only the protocol in use is imported.
-    module = importlib.import_module(f"autovoice.engines.triton.{address.protocol}")
+    try:
+        module = importlib.import_module(f"autovoice.engines.triton.{address.protocol}")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{config.backend} needs the package grpcio; run `pip install 'autovoice[grpc]'`, or give the "
+            "server's http:// address"
+        ) from error
     try:
         transport: Transport = module.TRANSPORT(
             address,

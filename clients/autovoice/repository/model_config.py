@@ -133,7 +133,7 @@ def protobuf_module() -> Any:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-    raise RepositoryError("the package tritonclient is not installed; run `pip install 'tritonclient[grpc]'`")
+    raise RepositoryError("the package tritonclient is not installed; run `pip install tritonclient`")
 
 
 def parse_config(text: str, origin: str) -> Any:

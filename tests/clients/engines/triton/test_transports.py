@@ -32,6 +32,7 @@ from autovoice.engines.resilient import CircuitBreaker, ResilientEngine
 from autovoice.engines.triton.engine import TritonEngine
 from autovoice.engines.triton.wire import WireRequest, WireResponse, decode, encode
 from autovoice.errors import (
+    ConfigurationError,
     InferenceTimeoutError,
     RequestError,
     SequenceError,
@@ -416,6 +417,14 @@ def test_a_breaker_lets_one_caller_try_after_each_rest(monkeypatch: pytest.Monke
     assert breaker.admit()
     breaker.succeeded()
     assert [breaker.admit() for _ in range(3)] == [True, True, True]
+
+
+def test_without_grpc_the_other_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "autovoice.engines.triton.grpc", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ConfigurationError, match=r"grpc://localhost:8001 needs .*autovoice\[grpc\].*http://"):
+        connect(PipelineConfig(backend="grpc://localhost:8001"))
+    assert connect(PipelineConfig(backend="http://localhost:8000")).device
 
 
 def test_the_embedded_runtime_does_not_load_a_client() -> None:
