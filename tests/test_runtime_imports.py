@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 NOT_AT_RUN_TIME = ("torch", "onnx", "onnxscript", "scipy", "matplotlib", "librosa", "resemblyzer")
 
@@ -41,3 +42,21 @@ def test_help_does_not_wait_for_the_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_conversion_loads_only_what_it_uses(tmp_path: Path) -> None:
+    """The progress bar is for terminals, and each other command has modules of its own."""
+    demo = Path(__file__).resolve().parents[1] / "demo"
+    source, target = str(demo / "source_rms.flac"), str(demo / "target_slt.flac")
+    script = f"""
+import sys
+from autovoice.cli.main import run
+code = run(["convert", {source!r}, "--target", {target!r}, "-o", "out.wav"])
+unused = ["rich.console", "rich.progress", "tritonclient", "urllib3", "grpc"]
+unused += ["autovoice.server", "autovoice.cli.serve", "autovoice.cli.stream", "autovoice.cli.build"]
+print(code, [name for name in unused if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"

@@ -21,7 +21,7 @@ from pathlib import Path
 import typer
 from markdown_it import MarkdownIt
 
-from autovoice.cli.main import app
+from autovoice.cli.main import make_app
 from autovoice.server.options import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,7 @@ def run_all(blocks: list[Block], runner: Runner) -> dict[str, str]:
 
 def check_commands(block: Block) -> int:
     """Check the options of the `autovoice` commands of a block that is not run; how many there were."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(make_app())
     assert isinstance(group, typer.core.TyperGroup)
     lines = block.code.replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("autovoice ")]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -279,25 +280,11 @@ class Batch:
         quiet: bool,
     ) -> None:
         """Convert every file, at most `jobs` at once, with one progress bar for all."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[stage]}", style="dim", markup=False),
-        )
         stop = threading.Event()
         shares = [0.0] * len(self.outcomes)
         total = len(self.outcomes)
-        with Progress(
-            *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-        ) as bars:
-            name = self.outcomes[0].files.source.name if total == 1 else f"{total} files"
-            bar = bars.add_task(shown(name), total=total, stage="")
+        name = self.outcomes[0].files.source.name if total == 1 else f"{total} files"
+        with _progress(shown(name), total, quiet=quiet) as show:
 
             def work(number: int) -> None:
                 outcome = self.outcomes[number]
@@ -306,12 +293,12 @@ class Batch:
                     if stop.is_set():
                         raise _StoppedError
                     shares[number] = step.fraction
-                    bars.update(bar, completed=sum(shares), stage=step.stage)
+                    show(sum(shares), step.stage)
 
                 if not stop.is_set():
                     outcome.convert(convert_one, advance)
                 shares[number] = 1.0
-                bars.update(bar, completed=sum(shares))
+                show(sum(shares), "")
 
             # Interrupts reach the main thread alone, which waits.
             pool = ThreadPoolExecutor(min(jobs, total))
@@ -323,6 +310,27 @@ class Batch:
             finally:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _progress(name: str, total: int, *, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """Show a progress bar on a terminal; yields what takes how many files are done, and the stage."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda completed, stage: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[stage]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(name, total=total, stage="")
+        yield lambda completed, stage: bars.update(bar, completed=completed, stage=stage)
 
 
 class _StoppedError(Exception):

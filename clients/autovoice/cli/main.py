@@ -7,6 +7,7 @@ engine when it runs, so that `--help` does not wait for ONNX Runtime.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
@@ -17,35 +18,37 @@ from typing import Annotated, Any
 
 import typer
 
-from autovoice.cli.build import BuildCommand, build, import_app
 from autovoice.cli.console import INTERRUPTED, report_error, report_warning
-from autovoice.cli.convert import convert
-from autovoice.cli.embed import embed
-from autovoice.cli.info import info
-from autovoice.cli.serve import serve
-from autovoice.cli.stream import stream
-from autovoice.cli.voices import voices
 
 # Typer brings its own copy of click in newer versions and the package in older ones; BadParameter is the name
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="autovoice",
-    help="Voice conversion: the words, melody and timing of one recording in the voice of another.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-for _command in (convert, embed, stream, voices, info, serve):
-    app.command()(_command)
-app.command(cls=BuildCommand)(build)
-app.add_typer(import_app, name="import")
+COMMANDS = ("convert", "embed", "stream", "voices", "info", "serve", "build", "import")
 
 
-@app.callback(invoke_without_command=True)
+def make_app(command: str | None = None) -> typer.Typer:
+    """The command line: all of it, or, which takes less time, one of `COMMANDS` alone."""
+    app = typer.Typer(
+        name="autovoice",
+        help="Voice conversion: the words, melody and timing of one recording in the voice of another.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for name in (command,) if command in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"autovoice.cli.{'build' if name == 'import' else name}")
+        if name == "import":
+            app.add_typer(module.import_app, name="import")
+        elif name == "build":
+            app.command(cls=module.BuildCommand)(module.build)
+        else:
+            app.command()(getattr(module, name))
+    return app
+
+
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
@@ -85,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
         report_error(f"{empty} is empty; give it a value, or leave it out")
         return 2
     try:
+        app = make_app(arguments[0] if arguments else None)
         code = app(list(arguments), prog_name="autovoice", standalone_mode=False)
         sys.stdout.flush()
     except _UsageError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,10 +195,7 @@ class LocalEngine:
             RepositoryError: when it does not fit its config.
             DeviceError: when the device cannot run it.
         """
-        spec = self.spec(model)
-        self._sessions[spec.name, spec.version] = load_session(
-            spec, device=self._device, threads=self._threads
-        )
+        self._session(self.spec(model))
 
     def close(self) -> None:
         """Free the sessions that no other engine uses, and drop all sequences; see `Engine.close`."""
@@ -207,6 +205,7 @@ class LocalEngine:
 
     def _run_ensemble(self, spec: ModelSpec, tensors: _Arrays, request: _Request) -> _Arrays:
         steps = self._ordered_steps(spec)
+        self._load_steps(steps)
         wanted = {tensor.name for tensor in spec.outputs}
         for position, step in enumerate(steps):
             model = self._repository.spec(step.model, step.version)
@@ -219,10 +218,7 @@ class LocalEngine:
         return {name: tensors[name] for name in wanted}
 
     def _run_model(self, spec: ModelSpec, feeds: _Arrays, request: _Request) -> _Arrays:
-        session = self._sessions.get((spec.name, spec.version))
-        if session is None:
-            session = load_session(spec, device=self._device, threads=self._threads)
-            self._sessions[spec.name, spec.version] = session
+        session = self._session(spec)
         if spec.states:
             feeds.update(_states_before(spec, feeds, request))
         names = [tensor.name for tensor in spec.outputs] + [state.output_name for state in spec.states]
@@ -241,6 +237,25 @@ class LocalEngine:
             }
         report_step(StepTiming(spec.name, elapsed, self._device))
         return outputs
+
+    def _load_steps(self, steps: list[StepSpec]) -> None:
+        """Load the models of an ensemble that are not loaded yet, at once: each takes one core."""
+        models = [self._repository.spec(step.model, step.version) for step in steps]
+        missing = [
+            model
+            for model in models
+            if model.kind != ENSEMBLE and (model.name, model.version) not in self._sessions
+        ]
+        if missing:
+            with ThreadPoolExecutor(len(missing)) as pool:
+                list(pool.map(self._session, missing))
+
+    def _session(self, spec: ModelSpec) -> OnnxSession:
+        session = self._sessions.get((spec.name, spec.version))
+        if session is None:
+            session = load_session(spec, device=self._device, threads=self._threads)
+            self._sessions[spec.name, spec.version] = session
+        return session
 
     def _ordered_steps(self, ensemble: ModelSpec) -> list[StepSpec]:
         steps = self._steps.get(ensemble.name)

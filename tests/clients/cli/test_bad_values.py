@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import typer
 
-from autovoice.cli.main import app, run
+from autovoice.cli.main import make_app, run
 
 pytestmark = pytest.mark.heavy
 
@@ -56,7 +56,7 @@ COMMANDS: dict[str, list[str]] = {
 
 def parameters() -> list[Any]:
     """Every command with each of its options and arguments that take a value."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(make_app())
     found = []
     for name, basis in COMMANDS.items():
         group, _, rest = name.partition(" ")

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from toy_repository import expected_conversion
 from autovoice.engines import onnx_session as session_module
 from autovoice.engines.engine import Sequence, StepTiming, observe_steps, time_limit
 from autovoice.engines.local import LocalEngine, SequenceStore
+from autovoice.engines.onnx_session import OnnxSession, load_session
 from autovoice.errors import (
     CapacityError,
     ConfigurationError,
@@ -56,6 +58,24 @@ def test_offline_ensemble(engine: LocalEngine, batch: int, size: int) -> None:
     assert set(outputs) == {"CONVERTED_AUDIO"}
     for row, made in zip(source, outputs["CONVERTED_AUDIO"], strict=True):
         np.testing.assert_allclose(made, expected_conversion(row, 0.25, 3.0), atol=1e-5)
+
+
+def test_the_models_of_an_ensemble_are_loaded_at_once(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a core: a first conversion waits for the slowest, not for all of them."""
+    together = threading.Barrier(len(engine.repository.steps_in_order(engine.spec("voice_conversion"))))
+    loaded = []
+
+    def load(spec: ModelSpec, **options: Any) -> OnnxSession:
+        together.wait(60)
+        loaded.append(spec.name)
+        return load_session(spec, **options)
+
+    monkeypatch.setattr("autovoice.engines.local.load_session", load)
+    for _ in range(2):
+        engine.infer("voice_conversion", request(audio(1, 480)))
+    assert len(set(loaded)) == len(loaded) == together.parties > 2
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from autovoice.cli.main import app
+from autovoice.cli.main import make_app
 from autovoice.repository.plans import LIBRARY_PATTERN, PLUGINS_VARIABLE
 from autovoice_export.tensorrt.plan_config import CONFIG_NAME
 
@@ -122,7 +122,7 @@ def test_what_the_context_leaves_out() -> None:
 def test_image_runs_commands_that_exist_as_nobody_special(stage: Stage) -> None:
     (command,) = (json.loads(text) for text in stage.all("CMD"))
     (check,) = (json.loads(text.partition("CMD ")[2]) for text in stage.all("HEALTHCHECK"))
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(make_app())
     for program, name, *arguments in (command, check):
         assert program == "autovoice"
         assert any("autovoice-*.whl" in step for step in stage.all("RUN"))  # which installs the program
@@ -156,7 +156,7 @@ def test_plans_are_built_by_the_tensorrt_that_serves_them() -> None:
     assert STAGES["plugins"].base == stage.base
     (command,) = (json.loads(text) for text in stage.all("CMD"))
     assert command[:2] == ["autovoice", "build"]
-    context = typer.main.get_command(app).commands["build"].make_context("build", command[2:])  # type: ignore[attr-defined]
+    context = typer.main.get_command(make_app()).commands["build"].make_context("build", command[2:])  # type: ignore[attr-defined]
     assert context.params["engine"] == "tensorrt"
     (install,) = (step for step in stage.all("RUN") if "pip install" in step)
     extra = re.search(r"\[(\w+)\]", install)
@@ -174,7 +174,7 @@ def test_commands_in_the_head_of_the_file_parse() -> None:
     ).replace("\\\n", " ")
     assert set(re.findall(r"--target (\w+)", head)) == {"cpu", "gpu", "plans"}
     (serve,) = re.findall(r"^docker run .* autovoice:gpu +autovoice serve (.+)$", head, re.MULTILINE)
-    context = typer.main.get_command(app).commands["serve"].make_context("serve", serve.split())  # type: ignore[attr-defined]
+    context = typer.main.get_command(make_app()).commands["serve"].make_context("serve", serve.split())  # type: ignore[attr-defined]
     assert context.params["config_name"] == CONFIG_NAME
 
 
