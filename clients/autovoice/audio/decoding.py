@@ -23,6 +23,10 @@ _GUESSES_LENGTH = frozenset({"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3
 _BATCH_SAMPLES = 1 << 16
 _MAX_FAILURES = 200  # in a row, without a sample between them
 _MISSING_SECONDS = 0.05
+_MISSING_SECONDS_AT_FAILURE = 0.005
+_PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet every 0.4 s
+_LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so much is lost
+_LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
 _UNKNOWN_LENGTH = 0x7FFF0000
 _GUESSED_LAYOUTS = {6: "5.1", 8: "7.1"}  # where a file does not name its channels
 
@@ -73,6 +77,7 @@ class Findings:
     Attributes:
         failures: how many parts could not be decoded.
         cut: whether the file ends where more is to follow by its header.
+        silent_seconds: how much is lost in the middle by the container's clock, where silence takes its place.
         missing_seconds: how much less there is than the file states.
         sample_rate: what the file says, Hz.
         tags: metadata by FFmpeg's names, in lower case.
@@ -80,6 +85,7 @@ class Findings:
 
     failures: int = 0
     cut: bool = False
+    silent_seconds: float = 0.0
     missing_seconds: float = 0.0
     sample_rate: int = 0
     tags: dict[str, str] = field(default_factory=dict)
@@ -89,6 +95,8 @@ class Findings:
         found = []
         if self.failures:
             found.append(f"{self.failures} part{'s' * (self.failures > 1)} of it cannot be decoded")
+        if self.silent_seconds:
+            found.append(f"{self.silent_seconds:.2f} s in the middle are lost and left silent")
         if self.missing_seconds:
             found.append(f"{self.missing_seconds:.2f} s that it should have are missing")
         elif self.cut:
@@ -154,11 +162,14 @@ def decode(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterat
     held: list[Any] = []
     kind: tuple[Any, ...] = ()
     samples = 0
-    for frame in _all_frames(descriptor, pcm, findings):
+    for silence, frame in _all_frames(descriptor, pcm, findings):
         new = (frame.format.name, frame.sample_rate, frame.layout.name)
-        if held and (new != kind or samples >= _BATCH_SAMPLES):
+        if held and (silence or new != kind or samples >= _BATCH_SAMPLES):
             yield _joined(held)
             held, samples = [], 0
+        for position in range(0, silence, _BATCH_SAMPLES):
+            shape = len(frame.layout.channels), min(silence - position, _BATCH_SAMPLES)
+            yield Decoded(np.zeros(shape, np.float32), frame.sample_rate, _channel_names(frame.layout))
         held.append(frame)
         kind = new
         samples += frame.samples
@@ -176,7 +187,10 @@ def _joined(frames: list[Any]) -> Decoded:
     return Decoded(_as_float(array), first.sample_rate, names)
 
 
-def _all_frames(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Any]:
+def _all_frames(
+    descriptor: int, pcm: PcmFormat | None, findings: Findings
+) -> Iterator[tuple[int, Any]]:
+    """Yield every frame, each with the number of samples that are lost before it."""
     offset = 0
     while True:
         rest = yield from _decode_one(FileView(descriptor, offset), pcm, findings)
@@ -194,7 +208,7 @@ class _Rest(NamedTuple):
 
 def _decode_one(
     view: FileView, pcm: PcmFormat | None, findings: Findings
-) -> Generator[Any, None, _Rest | None]:
+) -> Generator[tuple[int, Any], None, _Rest | None]:
     import av
 
     options = dict(_OPTIONS)
@@ -208,6 +222,7 @@ def _decode_one(
             key.lower(): value for key, value in {**stream.metadata, **container.metadata}.items()
         }
         findings.sample_rate = findings.sample_rate or stream.codec_context.sample_rate
+        clock = _Clock(container.format)
         samples, rate = 0, 0
         first: Any = None
         last: Any = None
@@ -217,8 +232,9 @@ def _decode_one(
                 last = packet
             for frame in frames:
                 rate = rate or frame.sample_rate
-                samples += frame.samples
-                yield frame
+                silence = clock.lost_before(frame, findings)
+                samples += silence + frame.samples
+                yield silence, frame
         if rate:
             _compare(container, stream, samples / rate, view.size, findings)
         is_wav = container.format.name == "wav"
@@ -229,6 +245,39 @@ def _decode_one(
         if pcm is not None or not is_wav:
             return None
         return _rest_of_wav(view, last.pos + last.size, stream)
+
+
+class _Clock:
+    """Finds what is lost between two frames by the times that the container gives them.
+
+    Args:
+        container_format: of the file, as PyAV describes it.
+    """
+
+    def __init__(self, container_format: Any) -> None:
+        from av.format import Flags
+
+        starts_anew = Flags.ts_discont in Flags(container_format.flags)
+        self._longest = _LONGEST_JUMP_SECONDS if starts_anew else _LONGEST_SILENCE_SECONDS
+        self._leaves_pauses_out = "matroska" in container_format.name
+        self._next: float | None = None
+        self._failures = 0
+
+    def lost_before(self, frame: Any, findings: Findings) -> int:
+        """Take the next frame; returns how many samples are lost before it, and notes them."""
+        start = self._next if frame.pts is None else float(frame.pts * frame.time_base)
+        lost = 0.0
+        if start is not None:
+            lost = 0.0 if self._next is None else start - self._next
+            self._next = start + frame.samples / frame.sample_rate
+        failed = findings.failures > self._failures
+        self._failures = findings.failures
+        least = _MISSING_SECONDS_AT_FAILURE if failed else _MISSING_SECONDS
+        if not least < lost <= self._longest - findings.silent_seconds:
+            return 0
+        if failed or lost > _PAUSE_SECONDS or not self._leaves_pauses_out:
+            findings.silent_seconds += lost
+        return round(lost * frame.sample_rate)
 
 
 def best_stream(container: Any) -> Any:
