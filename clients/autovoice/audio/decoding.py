@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ _MISSING_SECONDS_AT_FAILURE = 0.005
 _PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet every 0.4 s
 _LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so much is lost
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
-_UNKNOWN_LENGTH = 0x7FFF0000
+_OGG_PAGE_BYTES = 65_307  # at most
 _GUESSED_LAYOUTS = {6: "5.1", 8: "7.1"}  # where a file does not name its channels
 
 
@@ -77,6 +77,8 @@ class Findings:
     Attributes:
         failures: how many parts could not be decoded.
         cut: whether the file ends where more is to follow by its header.
+        longer: whether samples follow those that the header knows of.
+        late_seconds: how much is missing before the first sample.
         silent_seconds: how much is lost in the middle by the container's clock, where silence takes its place.
         missing_seconds: how much less there is than the file states.
         sample_rate: what the file says, Hz.
@@ -85,6 +87,8 @@ class Findings:
 
     failures: int = 0
     cut: bool = False
+    longer: bool = False
+    late_seconds: float = 0.0
     silent_seconds: float = 0.0
     missing_seconds: float = 0.0
     sample_rate: int = 0
@@ -95,12 +99,16 @@ class Findings:
         found = []
         if self.failures:
             found.append(f"{self.failures} part{'s' * (self.failures > 1)} of it cannot be decoded")
+        if self.late_seconds:
+            found.append(f"its first {self.late_seconds:.2f} s are missing")
         if self.silent_seconds:
             found.append(f"{self.silent_seconds:.2f} s in the middle are lost and left silent")
         if self.missing_seconds:
             found.append(f"{self.missing_seconds:.2f} s that it should have are missing")
         elif self.cut:
             found.append("it ends before its header says")
+        if self.longer:
+            found.append("it goes on behind what its header says")
         return " and ".join(found)
 
 
@@ -146,8 +154,8 @@ class FileView:
 def decode(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Decoded]:
     """Yield everything that can be decoded of the best audio stream of a file, in batches.
 
-    WAV files that were put one behind the other are decoded one after the other, and where the header of one
-    says less than there is, what follows is taken for samples as well.
+    WAV files that were put one behind the other are decoded one after the other, and where the header of a
+    WAV, AIFF or CAF says less than there is, what follows is taken for samples as well.
 
     Args:
         descriptor: of the file, which can be sought in.
@@ -200,7 +208,7 @@ def _all_frames(
 
 
 class _Rest(NamedTuple):
-    """What follows the samples of a WAV that are in its header: another file, or samples."""
+    """What follows the samples that a header knows of: another file, or samples."""
 
     position: int
     pcm: PcmFormat | None
@@ -235,16 +243,20 @@ def _decode_one(
                 silence = clock.lost_before(frame, findings)
                 samples += silence + frame.samples
                 yield silence, frame
-        if rate:
-            _compare(container, stream, samples / rate, view.size, findings)
-        is_wav = container.format.name == "wav"
-        if last is None or last.pos is None:
-            return None
-        if last.is_corrupt and not (is_wav and _of_unknown_length(view, first.pos)):
+        rest = None
+        layout = _CHUNKS.get(container.format.name)
+        if last is not None and last.pos is not None:
+            if last.is_corrupt and not (layout and layout.says_no_length(view, first.pos)):
+                findings.cut = True
+            if pcm is None and layout is not None:
+                rest = _rest(view, last.pos + last.size, stream, layout)
+        if container.format.name == "ogg" and _ends_inside_page(view):
             findings.cut = True
-        if pcm is not None or not is_wav:
-            return None
-        return _rest_of_wav(view, last.pos + last.size, stream)
+        if rest is not None and rest.pcm is not None:
+            findings.longer = True
+        elif rate:
+            _compare(container, stream, samples / rate, view.size, findings)
+        return rest
 
 
 class _Clock:
@@ -259,6 +271,7 @@ class _Clock:
 
         starts_anew = Flags.ts_discont in Flags(container_format.flags)
         self._longest = _LONGEST_JUMP_SECONDS if starts_anew else _LONGEST_SILENCE_SECONDS
+        self._starts_at_zero = container_format.name == "ogg"
         self._leaves_pauses_out = "matroska" in container_format.name
         self._next: float | None = None
         self._failures = 0
@@ -268,7 +281,10 @@ class _Clock:
         start = self._next if frame.pts is None else float(frame.pts * frame.time_base)
         lost = 0.0
         if start is not None:
-            lost = 0.0 if self._next is None else start - self._next
+            if self._next is not None:
+                lost = start - self._next
+            elif self._starts_at_zero and _MISSING_SECONDS < start <= self._longest:
+                findings.late_seconds = start
             self._next = start + frame.samples / frame.sample_rate
         failed = findings.failures > self._failures
         self._failures = findings.failures
@@ -330,7 +346,7 @@ def _compare(container: Any, stream: Any, seconds: float, size: int, findings: F
     else:
         return
     formats = set(container.format.name.split(","))
-    if formats & _GUESSES_LENGTH:
+    if formats & _GUESSES_LENGTH or findings.late_seconds:
         return
     bit_rate = stream.codec_context.bit_rate
     if "mp3" in formats and bit_rate and stated <= 1.01 * size * 8 / bit_rate:
@@ -339,23 +355,63 @@ def _compare(container: Any, stream: Any, seconds: float, size: int, findings: F
         findings.missing_seconds += stated - seconds
 
 
-def _of_unknown_length(view: FileView, position: int) -> bool:
-    """Whether a WAV was written into a pipe, with no length; its samples begin at `position`."""
-    view.seek(position - 4)
-    length = int.from_bytes(view.read(4), "little")
-    return length == 0 or length >= _UNKNOWN_LENGTH
+class _Chunks(NamedTuple):
+    """How the parts of a file of PCM are put together: a name of four letters, a size, and so many bytes.
+
+    Attributes:
+        size_bytes: of the size.
+        order: of the bytes in the size.
+        skipped: bytes between the size of the samples and the samples.
+        unknown: sizes of recordings whose end was not known when their header was written.
+    """
+
+    size_bytes: int
+    order: Literal["big", "little"]
+    skipped: int
+    unknown: Callable[[int], bool]
+
+    def says_no_length(self, view: FileView, position: int) -> bool:
+        """Whether the header says nothing of where the samples end, which begin at `position`."""
+        view.seek(position - self.skipped - self.size_bytes)
+        return self.unknown(int.from_bytes(view.read(self.size_bytes), self.order, signed=True))
+
+    def is_at(self, view: FileView, position: int) -> bool:
+        """Whether there is another part at `position`, or what tagging programs append."""
+        view.seek(position)
+        head = view.read(4 + self.size_bytes)
+        if head.startswith((b"TAG", b"ID3", b"APETAG")):
+            return True
+        named = len(head) == 4 + self.size_bytes and all(32 <= byte < 127 for byte in head[:4])
+        return named and int.from_bytes(head[4:], self.order) <= view.size - position
 
 
-def _rest_of_wav(view: FileView, position: int, stream: Any) -> _Rest | None:
-    left = view.size - position
-    view.seek(position + position % 2)
-    head = view.read(8)
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        return _Rest(position + position % 2, None)
+_CHUNKS = {
+    "wav": _Chunks(4, "little", 0, lambda size: size <= 0 or size >= 0x7FFF0000),
+    "aiff": _Chunks(4, "big", 8, lambda size: size <= 0),
+    "caf": _Chunks(8, "big", 4, lambda size: size <= 0),
+}
+
+
+def _ends_inside_page(view: FileView) -> bool:
+    """Whether an Ogg file was cut off in the middle of a page."""
+    view.seek(max(view.size - 2 * _OGG_PAGE_BYTES, 0))
+    data = view.read(2 * _OGG_PAGE_BYTES)
+    start = data.rfind(b"OggS\0")
+    sizes = data[start + 27 :][: data[start + 26]] if start >= 0 and start + 26 < len(data) else b""
+    return start >= 0 and start + 27 + len(sizes) + sum(sizes) > len(data)
+
+
+def _rest(view: FileView, position: int, stream: Any, layout: _Chunks) -> _Rest | None:
+    """What follows the samples that the header knows of, which end at `position`."""
+    padded = position + position % 2
+    view.seek(padded)
+    if view.read(4) in (b"RIFF", b"RIFX", b"RF64"):
+        return _Rest(padded, None)
     codec = stream.codec_context
     name = codec.name.removeprefix("pcm_")
-    is_chunk = len(head) == 8 and all(32 <= byte < 127 for byte in head[:4])
-    if left <= 1 or name not in PCM_FORMATS or (is_chunk and int.from_bytes(head[4:], "little") <= left):
+    if view.size - position <= 1 or name not in PCM_FORMATS:
+        return None
+    if layout.is_at(view, padded) or layout.is_at(view, position):
         return None
     return _Rest(position, PcmFormat(name, codec.sample_rate, codec.channels))
 

@@ -170,8 +170,40 @@ def test_wav_headers_do_not_decide_the_length(name: str, tmp_path: Path) -> None
     (tmp_path / "b.wav").write_bytes(HEADERS[name](bytearray((tmp_path / "a.wav").read_bytes())))
     source = AudioSource(tmp_path / "b.wav")
     np.testing.assert_array_equal(np.concatenate(list(source.blocks(5000))), expected)
-    if name in UNKNOWN:  # programs that write to a pipe do so, and nothing is missing
-        assert source.warnings == ()
+    # Programs that write to a pipe leave the length open, and nothing is missing.
+    assert len(source.warnings) == (name not in UNKNOWN)
+
+
+@pytest.mark.parametrize(("kind", "says"), [("half", 1), ("more", 1), ("unknown", 0)])
+@pytest.mark.parametrize(
+    ("suffix", "place", "size_bytes", "extra"), [("aiff", 4, 4, 8), ("caf", 4, 8, 4)], ids=["aiff", "caf"]
+)
+def test_headers_of_other_pcm_do_not_decide_either(
+    suffix: str, place: int, size_bytes: int, extra: int, kind: str, says: int, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / f"a.{suffix}", SPEECH, RATE, subtype="PCM_16")
+    data = bytearray((tmp_path / f"a.{suffix}").read_bytes())
+    place += data.index(b"SSND" if suffix == "aiff" else b"data")
+    size = {"half": extra + SIZE // 2, "more": extra + SIZE + 4096, "unknown": -1}[kind]
+    assert int.from_bytes(data[place : place + size_bytes], "big") == extra + SIZE
+    data[place : place + size_bytes] = size.to_bytes(size_bytes, "big", signed=True)
+    (tmp_path / f"b.{suffix}").write_bytes(data)
+    source = AudioSource(tmp_path / f"b.{suffix}")
+    np.testing.assert_array_equal(
+        np.concatenate(list(source.blocks(5000))), read_audio(tmp_path / f"a.{suffix}")[0]
+    )
+    if (suffix, kind) != ("aiff", "more"):  # its other header says how many there are, which is right
+        assert len(source.warnings) == says
+
+
+@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), b"ID3\x04" + bytes(200), b"APETAGEX" + bytes(90)])
+@pytest.mark.parametrize("samples", [SPEECH.size, SPEECH.size - 1])
+def test_tags_behind_the_samples_of_a_wav_are_no_audio(tag: bytes, samples: int, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", SPEECH[:samples], RATE, subtype="PCM_U8")
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[: 44 + samples] + tag)
+    source = AudioSource(tmp_path / "a.wav")
+    assert source.frames == samples
+    assert source.warnings == ()
 
 
 def test_what_follows_the_samples_of_a_wav_is_no_audio(tmp_path: Path) -> None:
@@ -294,6 +326,27 @@ def test_damage_in_the_middle_is_told_and_the_rest_is_there(
         AudioSource(tmp_path / f"b.{suffix}", strict=True)
     with pytest.warns(AudioFileWarning, match="is damaged"):
         read_audio(tmp_path / f"b.{suffix}")
+
+
+@pytest.mark.parametrize(("suffix", "codec", "rate"), [("ogg", "vorbis", RATE), ("opus", "libopus", 48_000)])
+def test_ogg_that_lost_its_end_or_its_first_page(suffix: str, codec: str, rate: int, tmp_path: Path) -> None:
+    audio = murmur(10.0, rate, 5)
+    ogg = write(tmp_path / f"a.{suffix}", audio, rate, codec, container="ogg").read_bytes()
+    pages = [place for place in range(len(ogg)) if ogg.startswith(b"OggS\0", place)]
+    damaged = {
+        "it ends before its header says": [ogg[:-1], ogg[: pages[-2] + 20], ogg[: len(ogg) * 6 // 10]],
+        "s are missing": [ogg[: pages[2]] + ogg[pages[3] :]],
+    }
+    for says, files in damaged.items():
+        for data in files:
+            (tmp_path / "b").write_bytes(data)
+            source = AudioSource(tmp_path / "b")
+            assert says in "".join(source.warnings)
+            assert 0.2 < source.frames / source.sample_rate < 10.0
+            with pytest.raises(AudioFileError, match="is damaged"):
+                AudioSource(tmp_path / "b", strict=True)
+    (tmp_path / "b").write_bytes(ogg + bytes(500))  # as some disks and download programs leave it
+    assert AudioSource(tmp_path / "b").warnings == ()
 
 
 def test_pauses_that_a_recorder_leaves_out_are_no_damage(tmp_path: Path) -> None:
