@@ -101,4 +101,4 @@ class PassthroughWarning(UserWarning):
 
 
 class AudioFileWarning(UserWarning):
-    """A file is damaged, or not all of its channels were taken; what could be read is used."""
+    """A recording is damaged, or not all of its channels were taken; what could be read is used."""

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +22,10 @@ import numpy.typing as npt
 from cachetools import LRUCache, cached
 from typing_extensions import Unpack
 
-from autovoice.audio.channels import MIX
+from autovoice.audio.channels import MIX, mix_down
 from autovoice.audio.files import AudioSink, AudioSource, open_sink, warn_about
 from autovoice.audio.levels import FixedGain, FollowedGain, check_gain
-from autovoice.audio.samples import as_mono, check_duration, check_sample_rate
+from autovoice.audio.samples import as_channels, check_duration, check_sample_rate
 from autovoice.audio.source import ArraySource, Source, at_usual_level
 from autovoice.audio.speech import SpeechSource
 from autovoice.config import PipelineConfig, as_config
@@ -33,6 +34,7 @@ from autovoice.engines.engine import Engine
 from autovoice.engines.opening import open_engine
 from autovoice.engines.resilient import ResilientEngine
 from autovoice.errors import (
+    AudioFileWarning,
     AudioInputError,
     ConfigurationError,
     InferenceError,
@@ -164,7 +166,7 @@ class VoiceConversionPipeline:
 
         Args:
             source_audio: samples [T], [T, channels] or [channels, T], float in [-1, 1] or int16; channels
-                are averaged.
+                are mixed as those of files are.
             target_embedding: speaker to convert to [E], from `embed`; only its direction counts. Needed by
                 the base voice, refused by an imported one.
             source_f0: pitch to use instead of the source's own: Hz per 10 ms frame [ceil(100 T / rate)], 0
@@ -183,6 +185,8 @@ class VoiceConversionPipeline:
             InferenceError: when the engine failed and no fallback helped.
 
         Warns:
+            AudioFileWarning: one channel was taken alone, because the mix would cancel or the others are
+                silent.
             PassthroughWarning: when the engine failed and `fallback="passthrough"` returned the input,
                 level-normalised.
         """
@@ -599,7 +603,9 @@ class VoiceConversionPipeline:
 
     def _array_source(self, audio: npt.ArrayLike, sample_rate: Any, name: str) -> ArraySource:
         rate = check_sample_rate(sample_rate, f"the sample rate of {name}")
-        samples = as_mono(audio, name)
+        samples, reason = mix_down(as_channels(audio, name), rate)
+        if reason is not None:
+            warnings.warn(AudioFileWarning(f"{name}: {reason}"), stacklevel=3)
         check_duration(samples.size, rate, self._voice.frames_per_second, name)
         return ArraySource(samples, rate)
 

@@ -21,6 +21,7 @@ from autovoice.audio.levels import level_of, usual_gain_db
 from autovoice.conversion import make_buckets
 from autovoice.errors import (
     AudioFileError,
+    AudioFileWarning,
     AudioInputError,
     EmbeddingError,
     OutputError,
@@ -147,6 +148,22 @@ def test_stereo_and_int16_equal_their_mono_float(
     np.testing.assert_array_equal(pipeline.convert(samples, voice, None, RATE), mono)
     stereo = np.stack([samples, samples], axis=1)
     np.testing.assert_array_equal(pipeline.convert(stereo, voice, None, RATE), mono)
+
+
+def test_channels_that_cancel_or_are_silent_leave_the_loudest(
+    pipeline: VoiceConversionPipeline, voice: np.ndarray
+) -> None:
+    audio = speech_like(1.0)
+    expected = pipeline.convert(audio, voice, None, RATE)
+    for other, says in ((-0.9 * audio, "cancel each other"), (np.zeros_like(audio), "only channel 1 of 2")):
+        stereo = np.stack([audio, other], axis=1)
+        with pytest.warns(AudioFileWarning, match=f"source audio: .*{says}"):
+            np.testing.assert_array_equal(pipeline.convert(stereo, voice, None, RATE), expected)
+        with pytest.warns(AudioFileWarning, match=f"source audio 0: .*{says}"):
+            (batched,) = pipeline.batch_convert([stereo], voice, None, RATE)
+        np.testing.assert_allclose(batched, expected, atol=1e-4)
+        with pytest.warns(AudioFileWarning, match=says):
+            np.testing.assert_array_equal(pipeline.extract_f0(stereo, RATE), pipeline.extract_f0(audio, RATE))
 
 
 def test_silence_converts_to_silence(pipeline: VoiceConversionPipeline, voice: np.ndarray) -> None:

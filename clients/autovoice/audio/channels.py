@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.audio.levels import Powers, loud_level
+from autovoice.audio.levels import LevelMeter, Powers, loud_level
 from autovoice.errors import AudioInputError, ConfigurationError
 from autovoice.results import FloatArray
 
@@ -18,6 +18,7 @@ _HALF = 0.5**0.5
 # ITU-R BS.775 folds all channels into two, with no low-frequency channel; mono is the mean of these.
 _WEIGHTS = {"FC": _HALF, "BC": 0.5, "LFE": 0.0, "LFE2": 0.0}
 _FRONT = frozenset({"FL", "FR", "FLC", "FRC", "DL", "DR"})
+_SURROUND = ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR")
 _DEAD = 0.05  # of the loudest channel's level: 26 dB below it
 _CANCELS = 0.6  # of the power that the mix of unrelated channels would have
 
@@ -38,6 +39,11 @@ def check_channel(channel: Any) -> str | int:
     raise ConfigurationError(
         f"channel is {channel!r}; give mix, left, right, loudest, or the number of a channel from 1 on"
     )
+
+
+def usual_names(channels: int) -> tuple[str, ...]:
+    """The places of so many channels where nothing names them, as 5.1 and 7.1 have them; else empty."""
+    return _SURROUND[:channels] if channels in (6, 8) else ()
 
 
 def mix_weights(names: Sequence[str], channels: int) -> FloatArray:
@@ -85,6 +91,22 @@ def choose_channel(channel: str | int, powers: Powers, weights: FloatArray) -> t
     if mean[count] < _CANCELS * float(np.square(weights) @ mean[:count]):
         return loudest, f"its channels cancel each other; channel {loudest + 1} of {count} is taken alone"
     return None, None
+
+
+def mix_down(channels: FloatArray, sample_rate: int) -> tuple[FloatArray, str | None]:
+    """Mix a recording [channels, T] down to mono [T], or take its loudest channel.
+
+    Returns:
+        The audio, and why it is one channel alone; None for the mix.
+    """
+    names = usual_names(len(channels))
+    mixed = mix(channels, names)
+    if len(channels) == 1:
+        return mixed, None
+    meter = LevelMeter(sample_rate)
+    meter.push(np.concatenate((channels, mixed[np.newaxis])))
+    taken, reason = choose_channel(MIX, meter.powers(), mix_weights(names, len(channels)))
+    return (mixed if taken is None else channels[taken]), reason
 
 
 def mix(audio: FloatArray, names: Sequence[str]) -> FloatArray:

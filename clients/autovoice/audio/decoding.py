@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autovoice.audio.channels import MAX_CHANNELS
+from autovoice.audio.channels import MAX_CHANNELS, usual_names
 from autovoice.audio.samples import check_sample_rate
 from autovoice.errors import AudioFileError, ConfigurationError
 from autovoice.results import FloatArray
@@ -28,7 +28,6 @@ _PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet ev
 _LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so much is lost
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
 _OGG_PAGE_BYTES = 65_307  # at most
-_GUESSED_LAYOUTS = {6: "5.1", 8: "7.1"}  # where a file does not name its channels
 
 
 class PcmFormat(NamedTuple):
@@ -418,13 +417,8 @@ def _rest(view: FileView, position: int, stream: Any, layout: _Chunks) -> _Rest 
 
 def _channel_names(layout: Any) -> tuple[str, ...]:
     """Names of the channels; empty where the file names none and their number does not tell."""
-    from av import AudioLayout
-
-    names = [channel.name for channel in layout.channels]
-    if layout.name.endswith(" channels"):
-        guess = _GUESSED_LAYOUTS.get(len(names))
-        return () if guess is None else tuple(channel.name for channel in AudioLayout(guess).channels)
-    return tuple(names)
+    names = tuple(channel.name for channel in layout.channels)
+    return usual_names(len(names)) if layout.name.endswith(" channels") else names
 
 
 def _as_float(array: npt.NDArray[Any]) -> FloatArray:

@@ -47,12 +47,26 @@ def check_sample_rate(sample_rate: Any, name: str = "sample rate") -> int:
 
 
 def as_mono(audio: npt.ArrayLike, name: str = "source audio", *, channels: int | None = None) -> FloatArray:
-    """Return checked mono float32 samples [T], full scale 1.
+    """Return checked mono float32 samples [T], full scale 1; several channels are averaged.
+
+    Args:
+        audio, name, channels: see `as_channels`.
+
+    Raises:
+        AudioInputError: see `as_channels`.
+    """
+    rows = as_channels(audio, name, channels=channels)
+    return rows[0] if len(rows) == 1 else rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def as_channels(
+    audio: npt.ArrayLike, name: str = "source audio", *, channels: int | None = None
+) -> FloatArray:
+    """Return checked float32 samples [channels, T], full scale 1.
 
     Args:
         audio: samples [T], [T, channels] or [channels, T] (the shorter axis is the channels). Floats are
-            taken as they are;
-            int16, and wider signed integers within the 16-bit range, are divided by 32768.
+            taken as they are; int16, and wider signed integers within the 16-bit range, are divided by 32768.
         name: what to call it in errors.
         channels: the axis of the channels, where it is known; None to see by the shape.
 
@@ -67,10 +81,10 @@ def as_mono(audio: npt.ArrayLike, name: str = "source audio", *, channels: int |
         )
     if samples.size == 0:
         raise AudioInputError(f"{name} is empty, shape {array.shape}; give at least one frame of 10 ms")
-    if samples.ndim == 2:
-        samples = _mix_down(samples, name, channels)
-    check_block(samples, name)
-    return np.ascontiguousarray(samples)
+    rows = samples[np.newaxis] if samples.ndim == 1 else _channels_first(samples, name, channels)
+    for row in rows:
+        check_block(row, name)
+    return np.ascontiguousarray(rows)
 
 
 def as_array(audio: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
@@ -140,7 +154,7 @@ def channel_axis(shape: tuple[int, ...]) -> int | None:
     return 0 if shape[0] < shape[1] else 1
 
 
-def _mix_down(samples: FloatArray, name: str, axis: int | None) -> FloatArray:
+def _channels_first(samples: FloatArray, name: str, axis: int | None) -> FloatArray:
     if axis is None:
         axis = channel_axis(samples.shape)
     if axis is None:  # a few samples: [T, C], as sound libraries give them, where C is a usual number
@@ -151,8 +165,7 @@ def _mix_down(samples: FloatArray, name: str, axis: int | None) -> FloatArray:
             f"{name} has shape {samples.shape}, which would be {channels} channels; give [T], or [T, C] "
             f"with at most {MAX_CHANNELS}"
         )
-    mixed: FloatArray = samples.mean(axis=axis, dtype=np.float64).astype(np.float32)
-    return mixed
+    return samples if axis == 0 else samples.T
 
 
 class Resampler:

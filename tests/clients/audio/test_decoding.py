@@ -20,7 +20,9 @@ import soundfile
 import soxr
 from recordings import encode, murmur
 
+from autovoice.audio.channels import mix_down
 from autovoice.audio.files import AudioSource, read_audio, why_not_audio
+from autovoice.audio.samples import as_channels
 from autovoice.errors import AudioFileError, AudioFileWarning, AudioInputError, ConfigurationError
 
 RATE = 16_000
@@ -196,7 +198,9 @@ def test_headers_of_other_pcm_do_not_decide_either(
         assert len(source.warnings) == says
 
 
-@pytest.mark.parametrize("tag", [b"TAG" + bytes(125), b"ID3\x04" + bytes(200), b"APETAGEX" + bytes(90)])
+@pytest.mark.parametrize(
+    "tag", [b"TAG" + bytes(125), b"ID3\x04" + bytes(200), b"APETAGEX" + bytes(90)], ids=["ID3v1", "ID3v2", "APE"]
+)
 @pytest.mark.parametrize("samples", [SPEECH.size, SPEECH.size - 1])
 def test_tags_behind_the_samples_of_a_wav_are_no_audio(tag: bytes, samples: int, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", SPEECH[:samples], RATE, subtype="PCM_U8")
@@ -493,6 +497,12 @@ def test_channels_are_mixed_by_their_places(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.concatenate(list(source.blocks(RATE))), expected, atol=1e-4)
     assert len(source.warnings) == bool(says)
     assert says in "".join(source.warnings)
+    audio = np.stack(channels).astype(np.float32)
+    mixed, reason = mix_down(as_channels(audio.T), RATE)  # what a program hands over
+    # Files of eight channels name them, arrays do not, and the last two are taken to be at the sides.
+    np.testing.assert_allclose(mixed, expected, atol=0.02 if name == "7.1" else 1e-4)
+    assert says in (reason or "")
+    assert bool(says) == bool(reason)
 
 
 def test_a_channel_may_be_named(tmp_path: Path) -> None:
