@@ -23,7 +23,7 @@ from cachetools import LRUCache, cached
 from typing_extensions import Unpack
 
 from autovoice.audio.channels import MIX, mix_down
-from autovoice.audio.files import AudioSink, AudioSource, open_sink, warn_about
+from autovoice.audio.files import AudioSink, AudioSource, open_sink, rate_for, warn_about
 from autovoice.audio.levels import FixedGain, FollowedGain, check_gain
 from autovoice.audio.samples import as_channels, check_duration, check_sample_rate
 from autovoice.audio.source import ArraySource, Source, at_usual_level
@@ -251,6 +251,9 @@ class VoiceConversionPipeline:
     ) -> FileResult:
         """Convert one audio file into another in bounded memory; the output appears whole or not at all.
 
+        Where the output's format does not take the rate, as Opus takes no 44.1 kHz, it has the next higher
+        one that the format takes, or its highest.
+
         Args:
             source: an audio file of any kind, or a video with sound; or a binary file object.
             output: a path, whose suffix is the format unless `output_format` is given; or a binary file
@@ -274,6 +277,11 @@ class VoiceConversionPipeline:
         """
         with self._counting_failures():
             opened = AudioSource(source, channel=channel, input_format=input_format, strict=strict)
+            wanted = options.get("output_sample_rate")
+            rate = opened.sample_rate if wanted is None else check_sample_rate(wanted, "output sample rate")
+            fitting = rate_for(output, rate, output_format)
+            if fitting != rate:
+                options["output_sample_rate"] = fitting
             conversion = Conversion(
                 self._engine,
                 self._voice,

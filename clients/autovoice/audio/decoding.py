@@ -78,7 +78,7 @@ class Findings:
         cut: whether the file ends where more is to follow by its header.
         longer: whether samples follow those that the header knows of.
         late_seconds: how much is missing before the first sample.
-        silent_seconds: how much is lost in the middle by the container's clock, where silence takes its place.
+        silent_seconds: how much is lost in the middle by the container's clock; silence takes its place.
         missing_seconds: how much less there is than the file states.
         sample_rate: what the file says, Hz.
         tags: metadata by FFmpeg's names, in lower case.
@@ -194,9 +194,7 @@ def _joined(frames: list[Any]) -> Decoded:
     return Decoded(_as_float(array), first.sample_rate, names)
 
 
-def _all_frames(
-    descriptor: int, pcm: PcmFormat | None, findings: Findings
-) -> Iterator[tuple[int, Any]]:
+def _all_frames(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[tuple[int, Any]]:
     """Yield every frame, each with the number of samples that are lost before it."""
     offset = 0
     while True:

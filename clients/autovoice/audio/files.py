@@ -10,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,30 +19,30 @@ import numpy.typing as npt
 from autovoice.atomic import as_path, atomic_path, full_disk, reason_of
 from autovoice.audio.channels import MIX, check_channel, choose_channel, mix, mix_weights
 from autovoice.audio.decoding import Decoded, Findings, decode, parse_pcm_format
+from autovoice.audio.encoding import (
+    Disk,
+    checked_subtype,
+    file_format,
+    fitting_rate,
+    is_device,
+    make_encoder,
+)
 from autovoice.audio.levels import LevelMeter, loud_level
-from autovoice.audio.samples import Resampler, as_mono, check_block, check_sample_rate, reblock, slices
+from autovoice.audio.samples import (
+    Resampler,
+    as_mono,
+    check_block,
+    check_sample_rate,
+    reblock,
+    resample,
+    slices,
+)
 from autovoice.errors import AudioFileError, AudioFileWarning, AudioInputError, OutputError
 from autovoice.results import FloatArray
 
 _WRITE_FRAMES = 1 << 15  # libsndfile's Vorbis encoder overflows its stack on very long writes
 _WAV_LIMIT_BYTES = 4_000_000_000
-_SUFFIX_FORMATS = {
-    ".wav": "WAV",
-    ".flac": "FLAC",
-    ".ogg": "OGG",
-    ".opus": "OGG",
-    ".mp3": "MP3",
-    ".m4a": "M4A",
-    ".aiff": "AIFF",
-    ".aif": "AIFF",
-}
-FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "m4a")
 FULL_SCALE = 0.99
-_AAC_RATES = frozenset(
-    (7350, 8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
-)
-_AAC_BIT_RATE = 96_000
-_AAC_FRAME = 1024
 
 
 class AudioSource:
@@ -277,88 +276,6 @@ def warn_about(source: AudioSource) -> None:
         warnings.warn(AudioFileWarning(text), stacklevel=1)
 
 
-class _Disk:
-    """File object for an encoder that remembers the first failure of the system.
-
-    libsndfile tells only of some failed writes: the last ones, made when an encoder is closed, it loses.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            return 0
-
-    def read(self, size: int) -> bytes:
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        try:
-            return self._file.seek(offset, whence)  # writes what is buffered
-        except OSError as error:
-            self.error = self.error or error
-            return 0
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        try:
-            self._file.flush()
-        except OSError as error:
-            self.error = self.error or error
-
-
-class _AacEncoder:
-    """Writes mono audio as AAC in an MPEG-4 file, with the interface of `soundfile.SoundFile`.
-
-    Raises:
-        ValueError: AAC has no such sample rate.
-    """
-
-    def __init__(self, disk: _Disk, sample_rate: int, tags: Mapping[str, str]) -> None:
-        import av
-
-        if sample_rate not in _AAC_RATES:
-            raise ValueError("AAC has no such rate")
-        self._container = av.open(disk, "w", format="ipod")
-        self._container.metadata.update(
-            {"encoder" if name == "software" else name: text for name, text in tags.items()}
-        )
-        self._stream = self._container.add_stream("aac", rate=sample_rate, layout="mono")
-        self._stream.bit_rate = _AAC_BIT_RATE
-        self._queue = av.AudioFifo()
-        self._frame = av.AudioFrame
-        self._position = 0
-
-    def write(self, samples: FloatArray) -> None:
-        """Append mono samples [n]."""
-        frame = self._frame.from_ndarray(np.ascontiguousarray(samples[np.newaxis]), "fltp", "mono")
-        frame.sample_rate = self._stream.rate
-        self._queue.write(frame)
-        self._encode(partial=False)
-
-    def close(self) -> None:
-        """Write the rest."""
-        self._encode(partial=True)
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def _encode(self, *, partial: bool) -> None:
-        while (frame := self._queue.read(_AAC_FRAME, partial=False)) is not None or (
-            partial and (frame := self._queue.read(_AAC_FRAME, partial=True)) is not None
-        ):
-            frame.pts = self._position
-            frame.time_base = Fraction(1, self._stream.rate)
-            self._position += frame.samples
-            self._container.mux(self._stream.encode(frame))
-
-
 class _Samples:
     """Converted audio in a temporary file, until its peak is known.
 
@@ -396,7 +313,7 @@ class AudioSink:
         gain_db: by how much the audio was lowered so as not to clip, 0 or less; known at the end.
     """
 
-    def __init__(self, encoder: Any, disk: _Disk, held: _Samples | None, name: str) -> None:
+    def __init__(self, encoder: Any, disk: Disk, held: _Samples | None, name: str) -> None:
         self._encoder = encoder
         self._disk = disk
         self._held = held
@@ -457,6 +374,22 @@ class AudioSink:
             raise OutputError(full_disk(self.name, failure))
 
 
+def rate_for(
+    output: str | os.PathLike[str] | BinaryIO, sample_rate: int, audio_format: str | None = None
+) -> int:
+    """The rate at which an output takes a recording: its own, else the next higher one, else the highest.
+
+    Args:
+        output, audio_format: see `open_sink`.
+        sample_rate: of the recording, Hz.
+
+    Raises:
+        OutputError: unknown format.
+    """
+    path = as_path(output, "output", OutputError) if _is_path(output, "write") else None
+    return fitting_rate(file_format(path, audio_format), sample_rate)
+
+
 @contextmanager
 def open_sink(
     output: str | os.PathLike[str] | BinaryIO,
@@ -475,7 +408,7 @@ def open_sink(
         output: a path, whose suffix is the format unless `audio_format` is given; or a binary file object or
             a device, to which everything is written at the end.
         sample_rate: Hz.
-        audio_format: one of `FORMATS`.
+        audio_format: one of `autovoice.audio.encoding.FORMATS`.
         subtype: a soundfile subtype such as `"PCM_24"` or `"FLOAT"`; None for the format's usual one.
         expected_samples: a WAV that would pass 4 GB is written as RF64.
         tags: metadata by libsndfile's names; a format without a field goes without.
@@ -490,14 +423,14 @@ def open_sink(
         name = str(path)
     else:
         path, name = None, str(getattr(output, "name", "<stream>"))
-    file_format = _file_format(path, audio_format)
-    subtype = _checked_subtype(subtype, file_format, name)
-    if file_format == "WAV" and expected_samples * 4 > _WAV_LIMIT_BYTES:
-        file_format = "RF64"
+    kind = file_format(path, audio_format)
+    subtype = checked_subtype(subtype, kind, name)
+    if kind == "WAV" and expected_samples * 4 > _WAV_LIMIT_BYTES:
+        kind = "RF64"
     folder = path.parent if path is not None and not is_device(path) else None
     with _opened_output(output, path, overwrite) as file:
-        disk = _Disk(file)
-        encoder = _encoder(disk, file_format, subtype, sample_rate, tags or {}, name)
+        disk = Disk(file)
+        encoder = make_encoder(disk, kind, subtype, sample_rate, tags or {}, name)
         held = None
         try:
             if lower_peaks and subtype not in ("FLOAT", "DOUBLE"):
@@ -511,70 +444,6 @@ def open_sink(
         finally:
             if held is not None:
                 held.close()
-
-
-def is_device(path: Path) -> bool:
-    """Whether a path names a pipe, a terminal or another device, which is written to and not replaced."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _file_format(path: Path | None, audio_format: str | None) -> str:
-    """libsndfile's name of the format to write, or `"M4A"`."""
-    if audio_format is not None:
-        found = _SUFFIX_FORMATS.get(f".{audio_format}") if isinstance(audio_format, str) else None
-        if found is None:
-            raise OutputError(
-                f"the output format {audio_format!r} is unknown; use one of {', '.join(FORMATS)}"
-            )
-        return "OPUS" if audio_format == "opus" else found
-    suffix = "" if path is None else path.suffix.lower()
-    if path is None or (not suffix and is_device(path)):
-        return "WAV"
-    if suffix not in _SUFFIX_FORMATS:
-        raise OutputError(
-            f"output {path} has the unknown suffix {suffix!r}; use one of {', '.join(_SUFFIX_FORMATS)}"
-        )
-    return "OPUS" if suffix == ".opus" else _SUFFIX_FORMATS[suffix]
-
-
-def _checked_subtype(subtype: Any, file_format: str, name: str) -> str | None:
-    import soundfile
-
-    if file_format == "OPUS":
-        known = {"OPUS": ""}
-    else:
-        known = {"AAC": ""} if file_format == "M4A" else soundfile.available_subtypes(file_format)
-    if subtype is not None and not (isinstance(subtype, str) and subtype.upper() in known):
-        raise OutputError(
-            f"subtype {subtype!r} is not one that {file_format} files such as {name} have; use "
-            f"{', '.join(known)}"
-        )
-    return "OPUS" if file_format == "OPUS" else subtype
-
-
-def _encoder(
-    disk: _Disk, file_format: str, subtype: str | None, rate: int, tags: Mapping[str, str], name: str
-) -> Any:
-    import soundfile
-
-    try:
-        if file_format == "M4A":
-            return _AacEncoder(disk, rate, tags)
-        kind = "OGG" if file_format == "OPUS" else file_format
-        encoder = soundfile.SoundFile(disk, "w", samplerate=rate, channels=1, subtype=subtype, format=kind)
-    except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-        raise OutputError(
-            f"output {name} cannot be written as {file_format} at {rate} Hz ({reason_of(error)}); choose "
-            "another format or output rate"
-        ) from error
-    for field, value in tags.items():
-        with suppress(soundfile.LibsndfileError):
-            setattr(encoder, field, value)
-    return encoder
 
 
 @contextmanager
@@ -620,11 +489,16 @@ def write_audio(
 ) -> None:
     """Write mono audio [T] in one go, whole or not at all.
 
+    Where the format does not take the rate, as Opus takes no 44.1 kHz, the audio is resampled to the next
+    higher one that it takes, or to its highest.
+
     Raises:
         AudioInputError: samples that are no audio.
         OutputError: see `open_sink`.
     """
     samples = as_mono(audio, "audio to write")
-    rate = check_sample_rate(sample_rate)
+    source_rate = check_sample_rate(sample_rate)
+    rate = rate_for(path, source_rate)
+    samples = resample(samples, source_rate, rate)
     with open_sink(path, rate, subtype=subtype, expected_samples=samples.size, tags=tags) as sink:
         sink.write(samples)

@@ -199,7 +199,9 @@ def test_headers_of_other_pcm_do_not_decide_either(
 
 
 @pytest.mark.parametrize(
-    "tag", [b"TAG" + bytes(125), b"ID3\x04" + bytes(200), b"APETAGEX" + bytes(90)], ids=["ID3v1", "ID3v2", "APE"]
+    "tag",
+    [b"TAG" + bytes(125), b"ID3\x04" + bytes(200), b"APETAGEX" + bytes(90)],
+    ids=["ID3v1", "ID3v2", "APE"],
 )
 @pytest.mark.parametrize("samples", [SPEECH.size, SPEECH.size - 1])
 def test_tags_behind_the_samples_of_a_wav_are_no_audio(tag: bytes, samples: int, tmp_path: Path) -> None:

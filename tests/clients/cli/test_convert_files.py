@@ -156,6 +156,17 @@ class TestWriting:
             level = float(np.sqrt(np.square(audio).mean()))
             assert level == pytest.approx(0.5 * float(np.sqrt(np.square(SPEECH).mean())), rel=0.1)
 
+    def test_a_rate_that_the_format_does_not_take(self, folder: Path, convert: Any) -> None:
+        soundfile.write(folder / "cd.wav", murmur(1.0, 44_100), 44_100)
+        for options, seconds in (([], 1.0), (["--sample-rate", "11025"], 1.0)):
+            done = convert("cd.wav", "-o", "out.opus", "--overwrite", "--json", *options)
+            assert (done.returncode, done.stderr) == (0, b"")
+            (result,) = json.loads(done.stdout)["results"]
+            assert result["sample_rate"] == (12_000 if options else 48_000)
+            assert result["samples"] == pytest.approx(seconds * result["sample_rate"], abs=1)
+            audio, rate = read_audio(folder / "out.opus")
+            assert audio.size / rate == pytest.approx(seconds, abs=0.01)
+
     def test_other_formats_are_one_line(self, folder: Path, convert: Any) -> None:
         one_line(convert("in.wav", "-o", "out.raw"), ".raw", ".flac")
         one_line(convert("in.wav", "-o", "out.wma"), ".wma", ".m4a")
