@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ PCM_FORMATS = frozenset((*_SIGNED, "s8", "u8", "alaw", "mulaw", "f32be", "f32le"
 # A playlist must not make FFmpeg open other files or addresses: only what we opened is read.
 _OPTIONS = {"protocol_whitelist": "none", "max_size": "65536"}  # the latter is the size of a WAV's packets
 _GUESSES_LENGTH = frozenset({"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "loas", "truehd"})
+_BLOCKS_FOR_SAMPLES = frozenset({"aiff", "w64"})  # of compressed samples, FFmpeg misreads their number
 _BATCH_SAMPLES = 1 << 16
 _MAX_FAILURES = 200  # in a row, without a sample between them
 _MISSING_SECONDS = 0.05
@@ -27,6 +29,8 @@ _MISSING_SECONDS_AT_FAILURE = 0.005
 _PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet every 0.4 s
 _LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so much is lost
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
+_HEAD_BYTES = 1 << 16
+_INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
 _OGG_PAGE_BYTES = 65_307  # at most
 
 
@@ -132,6 +136,10 @@ class FileView:
         self._position += len(data)
         return data
 
+    def at(self, position: int, size: int) -> bytes:
+        """The bytes at a place, at most `size`; the position stays, which a decoder relies on."""
+        return os.pread(self._descriptor, size, self._offset + position)
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to a byte of the view."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
@@ -231,7 +239,9 @@ def _decode_one(
         samples, rate = 0, 0
         first: Any = None
         last: Any = None
-        for packet, frames in _frames(container, stream, findings):
+        is_wav = pcm is None and container.format.name == "wav"
+        codec = (_misread_pcm(view) if is_wav else None) or stream.codec_context.name
+        for packet, frames in _frames(container, stream, codec, findings):
             if packet.size:
                 first = first or packet
                 last = packet
@@ -242,16 +252,18 @@ def _decode_one(
                 yield silence, frame
         rest = None
         layout = _CHUNKS.get(container.format.name)
-        if last is not None and last.pos is not None:
-            if last.is_corrupt and not (layout and layout.says_no_length(view, first.pos)):
-                findings.cut = True
-            if pcm is None and layout is not None:
-                rest = _rest(view, last.pos + last.size, stream, layout)
+        end = None if last is None or last.pos is None else last.pos + last.size
+        if end is not None and last.is_corrupt:
+            findings.cut |= not (layout and layout.says_no_length(view, first.pos))
+        if end is None and is_wav:  # a recorder died before it wrote how long the file is
+            end = _data_position(view)
+        if pcm is None and layout is not None and end is not None:
+            rest = _rest(view, end, codec, stream, layout)
         if container.format.name == "ogg" and _ends_inside_page(view):
             findings.cut = True
         if rest is not None and rest.pcm is not None:
             findings.longer = True
-        elif rate:
+        elif rate and codec == stream.codec_context.name:
             _compare(container, stream, samples / rate, view.size, findings)
         return rest
 
@@ -307,16 +319,20 @@ def best_stream(container: Any) -> Any:
     return stream
 
 
-def _frames(container: Any, stream: Any, findings: Findings) -> Iterator[tuple[Any, list[Any]]]:
+def _frames(container: Any, stream: Any, codec: str, findings: Findings) -> Iterator[tuple[Any, list[Any]]]:
     """Yield every packet with what it decodes to, going on behind what cannot be read or decoded."""
     import av
 
+    own = stream.codec_context
+    if codec != own.name:
+        own = av.CodecContext.create(codec, "r")
+        own.sample_rate, own.layout = stream.codec_context.sample_rate, stream.codec_context.layout
     failures = 0
     while failures < _MAX_FAILURES:
         try:
             for packet in container.demux(stream):
                 try:
-                    frames = packet.decode()
+                    frames = packet.decode() if own is stream.codec_context else _samples_of(packet, own)
                 except av.EOFError:
                     frames = []
                 except av.FFmpegError:
@@ -334,6 +350,42 @@ def _frames(container: Any, stream: Any, findings: Findings) -> Iterator[tuple[A
             failures += 1
 
 
+def _samples_of(packet: Any, codec: Any) -> list[Any]:
+    """What a packet of PCM decodes to with another codec than its stream's; without times."""
+    frames: list[Any] = codec.decode(packet) if packet.size else []
+    for frame in frames:
+        frame.pts = None
+    return frames
+
+
+def _misread_pcm(view: FileView) -> str | None:
+    """The codec of a WAV whose samples FFmpeg takes for others; None for all that it reads rightly.
+
+    These are WAVs of big-endian numbers, and extensible ones whose samples use fewer bits than they have.
+    """
+    head = view.at(0, _HEAD_BYTES)
+    place = head.find(b"fmt ") + 8
+    order, suffix = (">", "be") if head[:4] == b"RIFX" else ("<", "le")
+    if place < 8 or len(head) < place + 40:
+        return None
+    tag, channels, _, _, size = struct.unpack_from(f"{order}HHIIH", head, place)
+    extensible = tag == _EXTENSIBLE
+    if extensible:
+        (tag,) = struct.unpack_from(f"{order}H", head, place + 24)
+    if not channels or not (order == ">" or extensible):
+        return None
+    bits = 8 * (size // channels)
+    if tag == _INTEGERS and bits in (8, 16, 24, 32):
+        return "pcm_u8" if bits == 8 else f"pcm_s{bits}{suffix}"
+    return f"pcm_f{bits}{suffix}" if tag == _FLOATS and bits in (32, 64) else None
+
+
+def _data_position(view: FileView) -> int | None:
+    """Where the samples of a WAV begin, as far as its first bytes tell."""
+    place = view.at(0, _HEAD_BYTES).find(b"data")
+    return None if place < 0 else place + 8
+
+
 def _compare(container: Any, stream: Any, seconds: float, size: int, findings: Findings) -> None:
     """Note the length that the file states, where it is no guess from its size."""
     if stream.duration is not None:
@@ -344,6 +396,8 @@ def _compare(container: Any, stream: Any, seconds: float, size: int, findings: F
         return
     formats = set(container.format.name.split(","))
     if formats & _GUESSES_LENGTH or findings.late_seconds:
+        return
+    if formats & _BLOCKS_FOR_SAMPLES and not stream.codec_context.name.startswith("pcm_"):
         return
     bit_rate = stream.codec_context.bit_rate
     if "mp3" in formats and bit_rate and stated <= 1.01 * size * 8 / bit_rate:
@@ -369,13 +423,12 @@ class _Chunks(NamedTuple):
 
     def says_no_length(self, view: FileView, position: int) -> bool:
         """Whether the header says nothing of where the samples end, which begin at `position`."""
-        view.seek(position - self.skipped - self.size_bytes)
-        return self.unknown(int.from_bytes(view.read(self.size_bytes), self.order, signed=True))
+        size = view.at(position - self.skipped - self.size_bytes, self.size_bytes)
+        return self.unknown(int.from_bytes(size, self.order, signed=True))
 
     def is_at(self, view: FileView, position: int) -> bool:
         """Whether there is another part at `position`, or what tagging programs append."""
-        view.seek(position)
-        head = view.read(4 + self.size_bytes)
+        head = view.at(position, 4 + self.size_bytes)
         if head.startswith((b"TAG", b"ID3", b"APETAG")):
             return True
         named = len(head) == 4 + self.size_bytes and all(32 <= byte < 127 for byte in head[:4])
@@ -391,26 +444,23 @@ _CHUNKS = {
 
 def _ends_inside_page(view: FileView) -> bool:
     """Whether an Ogg file was cut off in the middle of a page."""
-    view.seek(max(view.size - 2 * _OGG_PAGE_BYTES, 0))
-    data = view.read(2 * _OGG_PAGE_BYTES)
+    data = view.at(max(view.size - 2 * _OGG_PAGE_BYTES, 0), 2 * _OGG_PAGE_BYTES)
     start = data.rfind(b"OggS\0")
     sizes = data[start + 27 :][: data[start + 26]] if start >= 0 and start + 26 < len(data) else b""
     return start >= 0 and start + 27 + len(sizes) + sum(sizes) > len(data)
 
 
-def _rest(view: FileView, position: int, stream: Any, layout: _Chunks) -> _Rest | None:
+def _rest(view: FileView, position: int, codec: str, stream: Any, layout: _Chunks) -> _Rest | None:
     """What follows the samples that the header knows of, which end at `position`."""
     padded = position + position % 2
-    view.seek(padded)
-    if view.read(4) in (b"RIFF", b"RIFX", b"RF64"):
+    if view.at(padded, 4) in (b"RIFF", b"RIFX", b"RF64"):
         return _Rest(padded, None)
-    codec = stream.codec_context
-    name = codec.name.removeprefix("pcm_")
+    name = codec.removeprefix("pcm_")
     if view.size - position <= 1 or name not in PCM_FORMATS:
         return None
     if layout.is_at(view, padded) or layout.is_at(view, position):
         return None
-    return _Rest(position, PcmFormat(name, codec.sample_rate, codec.channels))
+    return _Rest(position, PcmFormat(name, stream.codec_context.sample_rate, stream.codec_context.channels))
 
 
 def _channel_names(layout: Any) -> tuple[str, ...]:

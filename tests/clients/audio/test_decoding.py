@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -210,6 +211,67 @@ def test_tags_behind_the_samples_of_a_wav_are_no_audio(tag: bytes, samples: int,
     source = AudioSource(tmp_path / "a.wav")
     assert source.frames == samples
     assert source.warnings == ()
+
+
+def wav(
+    samples: bytes,
+    bits: int,
+    *,
+    kind: int = 1,
+    valid: int | None = None,
+    order: Literal["<", ">"] = "<",
+    head: bytes = b"",
+    behind: bytes = b"",
+) -> bytes:
+    """A WAV by hand: of integers (kind 1) or floats (3); with `valid` bits, an extensible one."""
+    tag = kind if valid is None else 0xFFFE
+    form = struct.pack(f"{order}HHIIHH", tag, 1, 48_000, 6_000 * bits, bits // 8, bits)
+    if valid is not None:
+        identity = bytes.fromhex("000000001000800000aa00389b71")
+        form += struct.pack(f"{order}HHIH", 22, valid, 4, kind) + identity
+    parts = b"fmt " + struct.pack(f"{order}I", len(form)) + form
+    if not head:
+        head = {"<": b"RIFF", ">": b"RIFX"}[order] + struct.pack(f"{order}I", 12 + len(parts) + len(samples))
+        head += b"WAVE"
+    size = struct.pack(f"{order}I", 0xFFFFFFFF if b"ds64" in head else len(samples))
+    return head + parts + b"data" + size + samples + behind
+
+
+LONG_SPEECH = murmur(5.0, 48_000)  # so long that it is read in many pieces
+INT32 = np.round(LONG_SPEECH.astype(np.float64) * 2**31).astype("<i4")
+INT24 = INT32.view("u1").reshape(-1, 4)[:, 1:].tobytes()
+INT16 = (INT32 >> 16).astype("<i2")
+RF64 = b"RF64" + b"\xff" * 4 + b"WAVEds64" + struct.pack("<IQQQI", 28, 0, 0, 0, 0)
+BW64 = b"BW64" + RF64[4:20] + struct.pack("<QQQI", 2**20, 2 * INT16.size, INT16.size, 0)
+LIST = b"LIST" + struct.pack("<I", 26) + b"INFOISFT" + struct.pack("<I", 14) + b"Lavf58.29.100\0"
+DIALECTS = {
+    "plain": wav(INT16.tobytes(), 16),
+    "24 bits": wav(INT24, 24),
+    "floats": wav(LONG_SPEECH.astype("<f8").tobytes(), 64, kind=3),
+    "a list behind": wav(INT16.tobytes(), 16, behind=LIST),
+    "extensible": wav(INT24, 24, valid=24),
+    "extensible floats": wav(LONG_SPEECH.tobytes(), 32, kind=3, valid=32),
+    "24 in 32 bits": wav(INT32.tobytes(), 32, valid=24),
+    "20 in 32 bits": wav(INT32.tobytes(), 32, valid=20, behind=LIST),
+    "16 in 32 bits": wav((INT32 & ~0xFFFF).tobytes(), 32, valid=16),
+    "20 in 24 bits": wav(INT24, 24, valid=20),
+    "12 in 16 bits": wav(INT16.tobytes(), 16, valid=12),
+    "big-endian": wav(INT16.astype(">i2").tobytes(), 16, order=">"),
+    "big-endian 32 bits": wav(INT32.astype(">i4").tobytes(), 32, order=">"),
+    "big-endian floats": wav(LONG_SPEECH.astype(">f4").tobytes(), 32, kind=3, order=">"),
+    "BW64": wav(INT16.tobytes(), 16, head=BW64),
+    "RF64 of a recorder that died": wav(INT16.tobytes(), 16, head=RF64),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_of_wav(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(DIALECTS[name])
+    source = AudioSource(tmp_path / "a.wav")
+    assert (source.sample_rate, source.frames) == (48_000, LONG_SPEECH.size)
+    made = np.concatenate(list(source.blocks(50_000)))
+    np.testing.assert_allclose(made, LONG_SPEECH, atol=1.1 / 32_768)
+    assert len(source.warnings) == ("died" in name)
 
 
 def test_what_follows_the_samples_of_a_wav_is_no_audio(tmp_path: Path) -> None:
