@@ -22,6 +22,7 @@ PCM_FORMATS = frozenset((*_SIGNED, "s8", "u8", "alaw", "mulaw", "f32be", "f32le"
 _OPTIONS = {"protocol_whitelist": "none", "max_size": "65536"}  # the latter is the size of a WAV's packets
 _GUESSES_LENGTH = frozenset({"aac", "ac3", "amr", "amrnb", "amrwb", "dts", "eac3", "loas", "truehd"})
 _BLOCKS_FOR_SAMPLES = frozenset({"aiff", "w64"})  # of compressed samples, FFmpeg misreads their number
+_PARTIAL_ENDS = frozenset({"adx"})  # of which FFmpeg asks for more than there is
 _BATCH_SAMPLES = 1 << 16
 _MAX_FAILURES = 200  # in a row, without a sample between them
 _MISSING_SECONDS = 0.05
@@ -31,6 +32,7 @@ _LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so 
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
 _HEAD_BYTES = 1 << 16
 _INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
+_SEARCH_BYTES = 1 << 20
 _OGG_PAGE_BYTES = 65_307  # at most
 
 
@@ -123,21 +125,27 @@ class FileView:
     Args:
         descriptor: of a file that can be sought in.
         offset: where the view begins.
+
+    Attributes:
+        end: where it ends, counted from its beginning; None for the file's end.
     """
 
     def __init__(self, descriptor: int, offset: int = 0) -> None:
         self._descriptor = descriptor
         self._offset = offset
         self._position = 0
+        self.end: int | None = None
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size`."""
-        data = os.pread(self._descriptor, size, self._offset + self._position)
+        data = self.at(self._position, size)
         self._position += len(data)
         return data
 
     def at(self, position: int, size: int) -> bytes:
         """The bytes at a place, at most `size`; the position stays, which a decoder relies on."""
+        if self.end is not None:
+            size = max(min(size, self.end - position), 0)
         return os.pread(self._descriptor, size, self._offset + position)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -155,14 +163,16 @@ class FileView:
     @property
     def size(self) -> int:
         """Bytes of the view."""
+        if self.end is not None:
+            return self.end
         return max(os.fstat(self._descriptor).st_size - self._offset, 0)
 
 
 def decode(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Decoded]:
     """Yield everything that can be decoded of the best audio stream of a file, in batches.
 
-    WAV files that were put one behind the other are decoded one after the other, and where the header of a
-    WAV, AIFF or CAF says less than there is, what follows is taken for samples as well.
+    WAV, AIFF, CAF, FLAC and Ogg files that were put one behind the other are decoded one after the other.
+    Where the header of a WAV, AIFF or CAF says less than there is, what follows is taken for samples as well.
 
     Args:
         descriptor: of the file, which can be sought in.
@@ -229,6 +239,8 @@ def _decode_one(
         options["sample_rate"] = str(pcm.sample_rate)
         options["ch_layout"] = "mono" if pcm.channels == 1 else f"{pcm.channels}C"
     name = None if pcm is None else pcm.name
+    if pcm is None:
+        view.end = _next_file(view)
     with av.open(view, "r", format=name, options=options, metadata_errors="replace") as container:
         stream = best_stream(container)
         findings.tags = {
@@ -253,7 +265,7 @@ def _decode_one(
         rest = None
         layout = _CHUNKS.get(container.format.name)
         end = None if last is None or last.pos is None else last.pos + last.size
-        if end is not None and last.is_corrupt:
+        if end is not None and last.is_corrupt and container.format.name not in _PARTIAL_ENDS:
             findings.cut |= not (layout and layout.says_no_length(view, first.pos))
         if end is None and is_wav:  # a recorder died before it wrote how long the file is
             end = _data_position(view)
@@ -263,9 +275,46 @@ def _decode_one(
             findings.cut = True
         if rest is not None and rest.pcm is not None:
             findings.longer = True
-        elif rate and codec == stream.codec_context.name:
-            _compare(container, stream, samples / rate, view.size, findings)
-        return rest
+        elif rest is None and rate and codec == stream.codec_context.name:
+            _compare(container, stream, clock.start + samples / rate, view.size, findings)
+        return rest if view.end is None else _Rest(view.end, None)
+
+
+def _next_file(view: FileView) -> int | None:
+    """Where another FLAC or Ogg file begins in this one, which FFmpeg decodes with the settings of the first.
+
+    Ogg calls these the links of a chain: each begins with pages that say so, one for each of its streams.
+    """
+    magic = view.at(0, 4)
+    if magic == b"fLaC":
+        return _find(view, b"fLaC\0\0\0\x22", 4)
+    position, first = 0, magic == b"OggS"
+    while magic == b"OggS":
+        head = view.at(position, 27 + 255)
+        if head[:5] != b"OggS\0" or len(head) < 27:
+            found = _find(view, b"OggS\0", position + 1)
+            if found is None:
+                return None
+            position = found
+            continue
+        begins = bool(head[5] & 2)
+        if begins and not first:
+            return position
+        first = begins
+        position += 27 + head[26] + sum(head[27 : 27 + head[26]])
+    return None
+
+
+def _find(view: FileView, pattern: bytes, start: int) -> int | None:
+    """The first place from `start` on that holds `pattern`."""
+    while data := view.at(start, _SEARCH_BYTES):
+        found = data.find(pattern)
+        if found >= 0:
+            return start + found
+        if len(data) < len(pattern):
+            return None
+        start += len(data) - len(pattern) + 1
+    return None
 
 
 class _Clock:
@@ -273,6 +322,9 @@ class _Clock:
 
     Args:
         container_format: of the file, as PyAV describes it.
+
+    Attributes:
+        start: of the first frame, seconds; 0 where it has no time.
     """
 
     def __init__(self, container_format: Any) -> None:
@@ -284,6 +336,7 @@ class _Clock:
         self._leaves_pauses_out = "matroska" in container_format.name
         self._next: float | None = None
         self._failures = 0
+        self.start = 0.0
 
     def lost_before(self, frame: Any, findings: Findings) -> int:
         """Take the next frame; returns how many samples are lost before it, and notes them."""
@@ -292,8 +345,10 @@ class _Clock:
         if start is not None:
             if self._next is not None:
                 lost = start - self._next
-            elif self._starts_at_zero and _MISSING_SECONDS < start <= self._longest:
-                findings.late_seconds = start
+            else:
+                self.start = max(start, 0.0)
+                if self._starts_at_zero and _MISSING_SECONDS < start <= self._longest:
+                    findings.late_seconds = start
             self._next = start + frame.samples / frame.sample_rate
         failed = findings.failures > self._failures
         self._failures = findings.failures
@@ -386,11 +441,11 @@ def _data_position(view: FileView) -> int | None:
     return None if place < 0 else place + 8
 
 
-def _compare(container: Any, stream: Any, seconds: float, size: int, findings: Findings) -> None:
-    """Note the length that the file states, where it is no guess from its size."""
+def _compare(container: Any, stream: Any, end: float, size: int, findings: Findings) -> None:
+    """Note what is missing at the end by the length that the file states, where it is no guess."""
     if stream.duration is not None:
         stated = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
+    elif container.duration is not None and len(container.streams) == 1:
         stated = container.duration / 1e6
     else:
         return
@@ -402,8 +457,8 @@ def _compare(container: Any, stream: Any, seconds: float, size: int, findings: F
     bit_rate = stream.codec_context.bit_rate
     if "mp3" in formats and bit_rate and stated <= 1.01 * size * 8 / bit_rate:
         return  # without an index, FFmpeg divides the size by the bit rate of the first frame
-    if stated > seconds + _MISSING_SECONDS:
-        findings.missing_seconds += stated - seconds
+    if stated > end + _MISSING_SECONDS:
+        findings.missing_seconds += stated - end
 
 
 class _Chunks(NamedTuple):
@@ -453,7 +508,7 @@ def _ends_inside_page(view: FileView) -> bool:
 def _rest(view: FileView, position: int, codec: str, stream: Any, layout: _Chunks) -> _Rest | None:
     """What follows the samples that the header knows of, which end at `position`."""
     padded = position + position % 2
-    if view.at(padded, 4) in (b"RIFF", b"RIFX", b"RF64"):
+    if view.at(padded, 4) in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff"):
         return _Rest(padded, None)
     name = codec.removeprefix("pcm_")
     if view.size - position <= 1 or name not in PCM_FORMATS:

@@ -325,6 +325,60 @@ def test_files_put_together_are_read_to_the_end(suffix: str, codec: str, rate: i
     assert max(shifts) > 0.9
 
 
+OGG = (("vorbis", RATE), ("vorbis", 44_100), ("libopus", 48_000), ("flac", 22_050), ("vorbis", 22_050))
+CHAINS = {
+    "ogg": OGG,
+    "ogg of one kind": (OGG[0],) * 3,
+    "flac": (("flac", RATE), ("flac", 44_100), ("flac", 8_000)),
+    "wav": (("pcm_s16le", RATE), ("pcm_s24le", 44_100), ("pcm_u8", 8_000)),
+    "aiff": (("pcm_s16be", RATE), ("pcm_s24be", 44_100)),
+    "caf": (("pcm_s16be", RATE), ("pcm_s16le", 44_100)),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_files_of_other_kinds_put_together(name: str, tmp_path: Path) -> None:
+    """Each has its own rate; the first one's is that of the whole."""
+    container = name.split()[0]
+    whole = b""
+    for number, (codec, rate) in enumerate(CHAINS[name]):
+        audio = murmur(SECONDS, rate, number)
+        part = write(tmp_path / f"{number}.{container}", audio, rate, codec, container=container)
+        whole += part.read_bytes()
+    (tmp_path / "whole").write_bytes(whole)
+    source = AudioSource(tmp_path / "whole")
+    assert (source.warnings, source.sample_rate) == ((), CHAINS[name][0][1])
+    made = np.concatenate(list(source.blocks(10_000)))
+    count = len(CHAINS[name])
+    assert made.size / source.sample_rate == pytest.approx(count * SECONDS, abs=0.05 * count)
+    for number in range(count):
+        expected = envelope(murmur(SECONDS, RATE, number), RATE)[20:-20]
+        start = round(number * SECONDS * 100) + 20
+        heard = envelope(made, source.sample_rate)
+        best = max(np.corrcoef(heard[start + by :][: expected.size], expected)[0, 1] for by in range(-15, 16))
+        assert best > 0.95
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+def test_sound_that_begins_later_than_its_video_is_whole(suffix: str, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / f"a.{suffix}"), "w") as file:
+        video = file.add_stream("mpeg4", rate=10, width=32, height=32)
+        video.pix_fmt = "yuv420p"
+        sound = file.add_stream("aac", rate=48_000, layout="mono")
+        for _ in range(40):
+            file.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        audio = murmur(SECONDS, 48_000)
+        for start in range(0, audio.size, 1024):
+            piece = audio[np.newaxis, start : start + 1024].copy()
+            frame = av.AudioFrame.from_ndarray(piece, "fltp", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, start + 48_000, Fraction(1, 48_000)
+            file.mux(sound.encode(frame))
+        for stream in (video, sound):
+            file.mux(stream.encode(None))
+    source = AudioSource(tmp_path / f"a.{suffix}", strict=True)
+    assert source.frames / 48_000 == pytest.approx(SECONDS, abs=0.05)
+
+
 def test_another_rate_behind_the_first_file_is_resampled(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
     soundfile.write(tmp_path / "b.wav", murmur(SECONDS, 44_100), 44_100)
