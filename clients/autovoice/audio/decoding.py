@@ -28,7 +28,7 @@ _MAX_FAILURES = 200  # in a row, without a sample between them
 _MISSING_SECONDS = 0.05
 _MISSING_SECONDS_AT_FAILURE = 0.005
 _PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet every 0.4 s
-_LONGEST_SILENCE_SECONDS = 600.0  # beyond, a time is more likely wrong than so much is lost
+_LONGEST_SILENCE_SECONDS = 120.0  # beyond, a time is more likely wrong than so much is lost
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
 _HEAD_BYTES = 1 << 16
 _INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
@@ -341,7 +341,7 @@ class _Clock:
     def lost_before(self, frame: Any, findings: Findings) -> int:
         """Take the next frame; returns how many samples are lost before it, and notes them."""
         start = self._next if frame.pts is None else float(frame.pts * frame.time_base)
-        lost = 0.0
+        lost: float = 0.0
         if start is not None:
             if self._next is not None:
                 lost = start - self._next
@@ -357,7 +357,7 @@ class _Clock:
             return 0
         if failed or lost > _PAUSE_SECONDS or not self._leaves_pauses_out:
             findings.silent_seconds += lost
-        return round(lost * frame.sample_rate)
+        return int(lost * frame.sample_rate + 0.5)
 
 
 def best_stream(container: Any) -> Any:

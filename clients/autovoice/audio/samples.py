@@ -56,7 +56,10 @@ def as_mono(audio: npt.ArrayLike, name: str = "source audio", *, channels: int |
         AudioInputError: see `as_channels`.
     """
     rows = as_channels(audio, name, channels=channels)
-    return rows[0] if len(rows) == 1 else rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if len(rows) == 1:
+        return np.asarray(rows[0])
+    mixed: FloatArray = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mixed
 
 
 def as_channels(

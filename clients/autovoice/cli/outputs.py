@@ -69,7 +69,7 @@ def pair_files(
         OutputError: two sources share an output, an output is a source or protected, or exists and must not
             be replaced.
     """
-    from autovoice.audio.files import is_device
+    from autovoice.audio.encoding import is_device
 
     single = len(sources) == 1 and not sources[0].is_dir()
     if str(output) in STANDARD_OUTPUTS or is_device(output):
@@ -103,7 +103,7 @@ def require_writable(output: Path, overwrite: bool) -> None:
     Raises:
         OutputError: it is a folder, exists and must not be replaced, or its folder is missing or read-only.
     """
-    from autovoice.audio.files import is_device
+    from autovoice.audio.encoding import is_device
 
     if is_device(output):
         return
@@ -170,7 +170,8 @@ def _files(source: Path, exclude: Path, found: Found) -> Iterator[tuple[Path, Pa
 
 def _why_not(file: Path) -> str | None:
     """Why a file that was found in a folder is not to be converted; None where it is."""
-    from autovoice.audio.files import is_device, why_not_audio
+    from autovoice.audio.encoding import is_device
+    from autovoice.audio.files import why_not_audio
 
     if file.name.startswith("."):
         return "hidden"
