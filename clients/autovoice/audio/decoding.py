@@ -33,6 +33,7 @@ _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew;
 _HEAD_BYTES = 1 << 16
 _INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
 _SEARCH_BYTES = 1 << 20
+_OGG_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"\x80theora", b"fishead")
 _OGG_PAGE_BYTES = 65_307  # at most
 
 
@@ -214,9 +215,18 @@ def _joined(frames: list[Any]) -> Decoded:
 
 def _all_frames(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[tuple[int, Any]]:
     """Yield every frame, each with the number of samples that are lost before it."""
+    import av
+
     offset = 0
     while True:
-        rest = yield from _decode_one(FileView(descriptor, offset), pcm, findings)
+        view = FileView(descriptor, offset)
+        try:
+            rest = yield from _decode_one(view, pcm, findings)
+        except (av.FFmpegError, AudioFileError):
+            if not offset:
+                raise
+            findings.failures += 1
+            rest = None if view.end is None else _Rest(view.end, None)
         if rest is None:
             return
         offset, pcm = offset + rest.position, rest.pcm
@@ -290,18 +300,19 @@ def _next_file(view: FileView) -> int | None:
         return _find(view, b"fLaC\0\0\0\x22", 4)
     position, first = 0, magic == b"OggS"
     while magic == b"OggS":
-        head = view.at(position, 27 + 255)
+        head = view.at(position, 27 + 255 + 8)
         if head[:5] != b"OggS\0" or len(head) < 27:
             found = _find(view, b"OggS\0", position + 1)
             if found is None:
                 return None
             position = found
             continue
-        begins = bool(head[5] & 2)
+        start = 27 + head[26]
+        begins = bool(head[5] & 2) and head[start:].startswith(_OGG_CODECS)
         if begins and not first:
             return position
         first = begins
-        position += 27 + head[26] + sum(head[27 : 27 + head[26]])
+        position += start + sum(head[27:start])
     return None
 
 

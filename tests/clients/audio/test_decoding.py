@@ -359,6 +359,32 @@ def test_files_of_other_kinds_put_together(name: str, tmp_path: Path) -> None:
         assert best > 0.95
 
 
+def test_what_cannot_be_decoded_of_a_chain_leaves_the_rest(tmp_path: Path) -> None:
+    parts = []
+    for number in range(3):
+        path = tmp_path / f"{number}.ogg"
+        soundfile.write(path, murmur(SECONDS, RATE, number), RATE)
+        parts.append(bytearray(path.read_bytes()))
+    whole = read_audio(io.BytesIO(b"".join(parts)))[0]
+    headers = parts[1].index(b"OggS\0", 1)
+    parts[1][headers + 40 : headers + 3000] = bytes(2960)  # the second link lost its code books
+    source = AudioSource(io.BytesIO(b"".join(parts)))
+    assert "cannot be decoded" in "".join(source.warnings)
+    made = np.concatenate(list(source.blocks(10_000)))
+    count = round((SECONDS - 0.1) * RATE)
+    np.testing.assert_allclose(made[:count], whole[:count], atol=1e-6)
+    np.testing.assert_allclose(made[-count:], whole[-count:], atol=1e-6)
+
+
+def test_a_page_that_seems_to_begin_a_chain(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.ogg", murmur(20.0, RATE), RATE)
+    ogg = bytearray((tmp_path / "a.ogg").read_bytes())
+    pages = [place for place in range(len(ogg)) if ogg.startswith(b"OggS\0", place)]
+    ogg[pages[len(pages) // 2] + 5] |= 2
+    source = AudioSource(io.BytesIO(bytes(ogg)))
+    assert source.frames / RATE == pytest.approx(20.0, abs=0.1)
+
+
 @pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
 def test_sound_that_begins_later_than_its_video_is_whole(suffix: str, tmp_path: Path) -> None:
     with av.open(str(tmp_path / f"a.{suffix}"), "w") as file:
