@@ -33,6 +33,7 @@ _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew;
 _HEAD_BYTES = 1 << 16
 _INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
 _SEARCH_BYTES = 1 << 20
+_TAGS = (b"TAG", b"ID3", b"APETAG", b"LYRICS")  # which programs put before and behind the sound
 _OGG_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"\x80theora", b"fishead")
 _OGG_PAGE_BYTES = 65_307  # at most
 
@@ -402,6 +403,8 @@ def _frames(container: Any, stream: Any, codec: str, findings: Findings) -> Iter
                 except av.EOFError:
                     frames = []
                 except av.FFmpegError:
+                    if bytes(packet).startswith(_TAGS):
+                        continue
                     findings.failures += 1
                     failures += 1
                     if failures >= _MAX_FAILURES:
@@ -495,7 +498,7 @@ class _Chunks(NamedTuple):
     def is_at(self, view: FileView, position: int) -> bool:
         """Whether there is another part at `position`, or what tagging programs append."""
         head = view.at(position, 4 + self.size_bytes)
-        if head.startswith((b"TAG", b"ID3", b"APETAG")):
+        if head.startswith(_TAGS):
             return True
         named = len(head) == 4 + self.size_bytes and all(32 <= byte < 127 for byte in head[:4])
         return named and int.from_bytes(head[4:], self.order) <= view.size - position

@@ -317,7 +317,9 @@ def test_files_put_together_are_read_to_the_end(suffix: str, codec: str, rate: i
         for number, audio in enumerate((first, second))
     ]
     (tmp_path / f"both.{suffix}").write_bytes(b"".join(part.read_bytes() for part in parts))
-    audio = np.concatenate(list(AudioSource(tmp_path / f"both.{suffix}").blocks(10_000)))
+    source = AudioSource(tmp_path / f"both.{suffix}")
+    assert source.warnings == ()
+    audio = np.concatenate(list(source.blocks(10_000)))
     assert audio.size / rate == pytest.approx(2 * SECONDS, abs=0.25)
     tail = envelope(audio[-round(2 * rate) :], rate)[:-20]
     alone = envelope(second[-round(2 * rate) :], rate)[:-20]
@@ -413,6 +415,29 @@ def test_another_rate_behind_the_first_file_is_resampled(tmp_path: Path) -> None
     assert rate == RATE
     assert audio.size == pytest.approx(2 * SPEECH.size, abs=1)
     assert np.corrcoef(audio[SPEECH.size :][: SPEECH.size - 1], SPEECH[:-1])[0, 1] > 0.999
+
+
+PICTURE = b"APIC" + (300_000).to_bytes(4, "big") + bytes(300_002)
+ID3 = b"ID3\3\0\0" + bytes((len(PICTURE) >> shift) & 127 for shift in (21, 14, 7, 0)) + PICTURE
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        ID3,
+        b"LYRICSBEGIN" + b"IND00002" + b"10" + b"000021LYRICS200",
+        b"APETAGEX" + (2000).to_bytes(4, "little") + (32).to_bytes(8, "little") + bytes(12),
+        b"TAG" + b"x" * 125,
+    ],
+    ids=["ID3v2", "Lyrics3", "APE", "ID3v1"],
+)
+def test_tags_of_mp3_are_no_damage(tag: bytes, place: str, tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp3", murmur(SECONDS, 44_100), 44_100, "libmp3lame", bit_rate=64_000)
+    mp3 = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "b.mp3").write_bytes(tag + mp3 if place == "before" else mp3 + tag)
+    source = AudioSource(tmp_path / "b.mp3", strict=True)
+    assert source.frames / 44_100 == pytest.approx(SECONDS, abs=0.05)
 
 
 def test_variable_mp3_without_an_index_is_whole(tmp_path: Path) -> None:
