@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import struct
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from autovoice.audio.channels import MAX_CHANNELS, usual_names
+from autovoice.audio.containers import (
+    CHUNKS,
+    TAGS,
+    Chunks,
+    FileView,
+    data_position,
+    ends_inside_page,
+    misread_pcm,
+    next_file,
+)
 from autovoice.audio.samples import check_sample_rate
 from autovoice.errors import AudioFileError, ConfigurationError
 from autovoice.results import FloatArray
@@ -30,12 +38,6 @@ _MISSING_SECONDS_AT_FAILURE = 0.005
 _PAUSE_SECONDS = 0.5  # Opus in Matroska leaves silence out, but for a packet every 0.4 s
 _LONGEST_SILENCE_SECONDS = 120.0  # beyond, a time is more likely wrong than so much is lost
 _LONGEST_JUMP_SECONDS = 10.0  # the same, in formats whose clock may start anew; it is the limit of FFmpeg
-_HEAD_BYTES = 1 << 16
-_INTEGERS, _FLOATS, _EXTENSIBLE = 1, 3, 0xFFFE  # kinds of samples in a WAV
-_SEARCH_BYTES = 1 << 20
-_TAGS = (b"TAG", b"ID3", b"APETAG", b"LYRICS")  # which programs put before and behind the sound
-_OGG_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"\x80theora", b"fishead")
-_OGG_PAGE_BYTES = 65_307  # at most
 
 
 class PcmFormat(NamedTuple):
@@ -119,57 +121,6 @@ class Findings:
         return " and ".join(found)
 
 
-class FileView:
-    """Read-only file object over a descriptor, with a position of its own and no name.
-
-    FFmpeg would take a name for a hint of the format.
-
-    Args:
-        descriptor: of a file that can be sought in.
-        offset: where the view begins.
-
-    Attributes:
-        end: where it ends, counted from its beginning; None for the file's end.
-    """
-
-    def __init__(self, descriptor: int, offset: int = 0) -> None:
-        self._descriptor = descriptor
-        self._offset = offset
-        self._position = 0
-        self.end: int | None = None
-
-    def read(self, size: int) -> bytes:
-        """The next bytes, at most `size`."""
-        data = self.at(self._position, size)
-        self._position += len(data)
-        return data
-
-    def at(self, position: int, size: int) -> bytes:
-        """The bytes at a place, at most `size`; the position stays, which a decoder relies on."""
-        if self.end is not None:
-            size = max(min(size, self.end - position), 0)
-        return os.pread(self._descriptor, size, self._offset + position)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte of the view."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise OSError(22, "Invalid argument")
-        self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return self._position
-
-    @property
-    def size(self) -> int:
-        """Bytes of the view."""
-        if self.end is not None:
-            return self.end
-        return max(os.fstat(self._descriptor).st_size - self._offset, 0)
-
-
 def decode(descriptor: int, pcm: PcmFormat | None, findings: Findings) -> Iterator[Decoded]:
     """Yield everything that can be decoded of the best audio stream of a file, in batches.
 
@@ -251,7 +202,7 @@ def _decode_one(
         options["ch_layout"] = "mono" if pcm.channels == 1 else f"{pcm.channels}C"
     name = None if pcm is None else pcm.name
     if pcm is None:
-        view.end = _next_file(view)
+        view.end = next_file(view)
     with av.open(view, "r", format=name, options=options, metadata_errors="replace") as container:
         stream = best_stream(container)
         findings.tags = {
@@ -263,7 +214,7 @@ def _decode_one(
         first: Any = None
         last: Any = None
         is_wav = pcm is None and container.format.name == "wav"
-        codec = (_misread_pcm(view) if is_wav else None) or stream.codec_context.name
+        codec = (misread_pcm(view) if is_wav else None) or stream.codec_context.name
         for packet, frames in _frames(container, stream, codec, findings):
             if packet.size:
                 first = first or packet
@@ -274,59 +225,21 @@ def _decode_one(
                 samples += silence + frame.samples
                 yield silence, frame
         rest = None
-        layout = _CHUNKS.get(container.format.name)
+        layout = CHUNKS.get(container.format.name)
         end = None if last is None or last.pos is None else last.pos + last.size
         if end is not None and last.is_corrupt and container.format.name not in _PARTIAL_ENDS:
             findings.cut |= not (layout and layout.says_no_length(view, first.pos))
         if end is None and is_wav:  # a recorder died before it wrote how long the file is
-            end = _data_position(view)
+            end = data_position(view)
         if pcm is None and layout is not None and end is not None:
             rest = _rest(view, end, codec, stream, layout)
-        if container.format.name == "ogg" and _ends_inside_page(view):
+        if container.format.name == "ogg" and ends_inside_page(view):
             findings.cut = True
         if rest is not None and rest.pcm is not None:
             findings.longer = True
         elif rest is None and rate and codec == stream.codec_context.name:
             _compare(container, stream, clock.start + samples / rate, view.size, findings)
         return rest if view.end is None else _Rest(view.end, None)
-
-
-def _next_file(view: FileView) -> int | None:
-    """Where another FLAC or Ogg file begins in this one, which FFmpeg decodes with the settings of the first.
-
-    Ogg calls these the links of a chain: each begins with pages that say so, one for each of its streams.
-    """
-    magic = view.at(0, 4)
-    if magic == b"fLaC":
-        return _find(view, b"fLaC\0\0\0\x22", 4)
-    position, first = 0, magic == b"OggS"
-    while magic == b"OggS":
-        head = view.at(position, 27 + 255 + 8)
-        if head[:5] != b"OggS\0" or len(head) < 27:
-            found = _find(view, b"OggS\0", position + 1)
-            if found is None:
-                return None
-            position = found
-            continue
-        start = 27 + head[26]
-        begins = bool(head[5] & 2) and head[start:].startswith(_OGG_CODECS)
-        if begins and not first:
-            return position
-        first = begins
-        position += start + sum(head[27:start])
-    return None
-
-
-def _find(view: FileView, pattern: bytes, start: int) -> int | None:
-    """The first place from `start` on that holds `pattern`."""
-    while data := view.at(start, _SEARCH_BYTES):
-        found = data.find(pattern)
-        if found >= 0:
-            return start + found
-        if len(data) < len(pattern):
-            return None
-        start += len(data) - len(pattern) + 1
-    return None
 
 
 class _Clock:
@@ -403,7 +316,7 @@ def _frames(container: Any, stream: Any, codec: str, findings: Findings) -> Iter
                 except av.EOFError:
                     frames = []
                 except av.FFmpegError:
-                    if bytes(packet).startswith(_TAGS):
+                    if bytes(packet).startswith(TAGS):
                         continue
                     findings.failures += 1
                     failures += 1
@@ -427,34 +340,6 @@ def _samples_of(packet: Any, codec: Any) -> list[Any]:
     return frames
 
 
-def _misread_pcm(view: FileView) -> str | None:
-    """The codec of a WAV whose samples FFmpeg takes for others; None for all that it reads rightly.
-
-    These are WAVs of big-endian numbers, and extensible ones whose samples use fewer bits than they have.
-    """
-    head = view.at(0, _HEAD_BYTES)
-    place = head.find(b"fmt ") + 8
-    order, suffix = (">", "be") if head[:4] == b"RIFX" else ("<", "le")
-    if place < 8 or len(head) < place + 40:
-        return None
-    tag, channels, _, _, size = struct.unpack_from(f"{order}HHIIH", head, place)
-    extensible = tag == _EXTENSIBLE
-    if extensible:
-        (tag,) = struct.unpack_from(f"{order}H", head, place + 24)
-    if not channels or not (order == ">" or extensible):
-        return None
-    bits = 8 * (size // channels)
-    if tag == _INTEGERS and bits in (8, 16, 24, 32):
-        return "pcm_u8" if bits == 8 else f"pcm_s{bits}{suffix}"
-    return f"pcm_f{bits}{suffix}" if tag == _FLOATS and bits in (32, 64) else None
-
-
-def _data_position(view: FileView) -> int | None:
-    """Where the samples of a WAV begin, as far as its first bytes tell."""
-    place = view.at(0, _HEAD_BYTES).find(b"data")
-    return None if place < 0 else place + 8
-
-
 def _compare(container: Any, stream: Any, end: float, size: int, findings: Findings) -> None:
     """Note what is missing at the end by the length that the file states, where it is no guess."""
     if stream.duration is not None:
@@ -475,51 +360,7 @@ def _compare(container: Any, stream: Any, end: float, size: int, findings: Findi
         findings.missing_seconds += stated - end
 
 
-class _Chunks(NamedTuple):
-    """How the parts of a file of PCM are put together: a name of four letters, a size, and so many bytes.
-
-    Attributes:
-        size_bytes: of the size.
-        order: of the bytes in the size.
-        skipped: bytes between the size of the samples and the samples.
-        unknown: sizes of recordings whose end was not known when their header was written.
-    """
-
-    size_bytes: int
-    order: Literal["big", "little"]
-    skipped: int
-    unknown: Callable[[int], bool]
-
-    def says_no_length(self, view: FileView, position: int) -> bool:
-        """Whether the header says nothing of where the samples end, which begin at `position`."""
-        size = view.at(position - self.skipped - self.size_bytes, self.size_bytes)
-        return self.unknown(int.from_bytes(size, self.order, signed=True))
-
-    def is_at(self, view: FileView, position: int) -> bool:
-        """Whether there is another part at `position`, or what tagging programs append."""
-        head = view.at(position, 4 + self.size_bytes)
-        if head.startswith(_TAGS):
-            return True
-        named = len(head) == 4 + self.size_bytes and all(32 <= byte < 127 for byte in head[:4])
-        return named and int.from_bytes(head[4:], self.order) <= view.size - position
-
-
-_CHUNKS = {
-    "wav": _Chunks(4, "little", 0, lambda size: size <= 0 or size >= 0x7FFF0000),
-    "aiff": _Chunks(4, "big", 8, lambda size: size <= 0),
-    "caf": _Chunks(8, "big", 4, lambda size: size <= 0),
-}
-
-
-def _ends_inside_page(view: FileView) -> bool:
-    """Whether an Ogg file was cut off in the middle of a page."""
-    data = view.at(max(view.size - 2 * _OGG_PAGE_BYTES, 0), 2 * _OGG_PAGE_BYTES)
-    start = data.rfind(b"OggS\0")
-    sizes = data[start + 27 :][: data[start + 26]] if start >= 0 and start + 26 < len(data) else b""
-    return start >= 0 and start + 27 + len(sizes) + sum(sizes) > len(data)
-
-
-def _rest(view: FileView, position: int, codec: str, stream: Any, layout: _Chunks) -> _Rest | None:
+def _rest(view: FileView, position: int, codec: str, stream: Any, layout: Chunks) -> _Rest | None:
     """What follows the samples that the header knows of, which end at `position`."""
     padded = position + position % 2
     if view.at(padded, 4) in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff"):
