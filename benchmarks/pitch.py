@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from pitch_signals import (
     resynthesised,
     telephone,
     tones,
+    with_hum,
     with_noise,
 )
 from pitch_trackers import F0_MAX, F0_MIN, PEERS, Tracker, autovoice, make_peer
@@ -38,6 +40,8 @@ PACKAGES = (
 )  # fmt: skip
 TRANSPOSITIONS = (1.0, 0.7, 1.5)
 SNRS_DB = (20.0, 10.0, 0.0)
+MAINS_HZ = (50.0, 60.0)
+HUM_DB = (19.0, 0.0)
 CLEAN = "clean"
 FEW_CONDITIONS = (CLEAN, "white_10db")
 SLOW_RTF = 1.0
@@ -94,7 +98,7 @@ def make_signals(workload: Workload, recordings: Sequence[Path]) -> list[KnownPi
 
 
 def make_conditions() -> dict[str, Callable[[KnownPitch, int], FloatArray]]:
-    """The signal as it is, and in noise of each colour and level; the second argument is a seed."""
+    """The signal as it is, in noise of each colour and level, and with hum; the second argument is a seed."""
 
     def noisy(colour: str, snr_db: float) -> Callable[[KnownPitch, int], FloatArray]:
         return lambda signal, seed: with_noise(signal, colour, snr_db, seed)
@@ -103,7 +107,14 @@ def make_conditions() -> dict[str, Callable[[KnownPitch, int], FloatArray]]:
     for colour in NOISES:
         for snr_db in SNRS_DB:
             conditions[f"{colour}_{snr_db:g}db"] = noisy(colour, snr_db)
+    for hz in MAINS_HZ:
+        for below_db in HUM_DB:
+            conditions[f"hum_{hz:g}hz_{below_db:g}db"] = partial(_with_hum, hz=hz, below_db=below_db)
     return conditions
+
+
+def _with_hum(signal: KnownPitch, _: int, hz: float, below_db: float) -> FloatArray:
+    return with_hum(signal, hz, below_db)
 
 
 def judge(tracker: Tracker, signal: KnownPitch, audio: FloatArray) -> PitchErrors:
@@ -260,6 +271,7 @@ def _settings(
         "speech": f"{'demo' if speech is None else speech.name}: {len(recordings)} recordings of at most "
         f"{workload.speech_s:g} s rebuilt by WORLD, F0 times {_listed(TRANSPOSITIONS)} in turns",
         "noise": f"{' and '.join(NOISES)}, {_listed(SNRS_DB)} dB below the voiced parts",
+        "hum": f"a tone at {_listed(MAINS_HZ)} Hz, {_listed(HUM_DB)} dB below the whole signal",
         "not_judged": f"{1e3 * UNSETTLED_S:g} ms around changes of voicing",
         "speed_s": workload.speed_s,
         "repeats": workload.repeats,

@@ -136,6 +136,20 @@ def with_noise(signal: KnownPitch, colour: str, snr_db: float, seed: int) -> Flo
     return (signal.audio + gain * noise).astype(np.float32)
 
 
+def with_hum(signal: KnownPitch, hz: float, below_db: float) -> FloatArray:
+    """The signal's audio [T] with a tone at the frequency of the mains.
+
+    Args:
+        signal: what to add to.
+        hz: 50 or 60.
+        below_db: RMS of the whole signal over that of the tone.
+    """
+    time = np.arange(signal.audio.size) / SAMPLE_RATE
+    power = np.mean(np.square(signal.audio, dtype=np.float64))
+    amplitude = np.sqrt(2 * power / 10 ** (below_db / 10))
+    return (signal.audio + amplitude * np.sin(2 * np.pi * hz * time + 1.0)).astype(np.float32)
+
+
 def _smoothed(f0: Array, voiced: npt.NDArray[np.bool_]) -> Array:
     """The curve [F] through the voiced frames, its logarithm averaged over `SMOOTHING_FRAMES`."""
     frames = np.arange(f0.size)
