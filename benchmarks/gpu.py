@@ -1,6 +1,7 @@
 """The custom ops' CUDA kernels: how exact, and how fast beside PyTorch: `python benchmarks/gpu.py`.
 
-Needs an NVIDIA GPU, PyTorch with CUDA, cmake and nvcc; no TensorRT.
+Needs an NVIDIA GPU, PyTorch with CUDA, cmake and nvcc; no TensorRT. `--all --out DIR` is one visit to a GPU:
+also the tests on the device, CUDA graphs, live streams and training steps.
 """
 
 from __future__ import annotations
@@ -280,8 +281,16 @@ def main(
     ] = None,
     repository: Repository = None,
     results: Results = DEFAULT_RESULTS,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Also tests on the device, CUDA graphs, live streams, training steps."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of all that is written; --results if left out.")
+    ] = None,
 ) -> None:
     """Measures the CUDA kernels of the custom ops, and conversions on the GPU."""
+    results = out or results
     workload = QUICK if quick else Workload()
     try:
         require_cuda()
@@ -305,6 +314,14 @@ def main(
     check_kernels(report, kernels, workload)
     measure_kernels(report, kernels, device, workload)
     measure_pipeline(report, repository, workload)
+    if everything:
+        import gpu_all  # which needs what training needs
+
+        gpu_all.measure_graphs(report, kernels, seconds_per_call, workload.repeats)
+        gpu_all.measure_streams(report, repository, 100 if quick else 1000)
+        gpu_all.measure_training(report, "cuda", 3 if quick else 20, small=quick)
+        report.save(results)  # the tests come last: nothing is lost if their time runs out
+        gpu_all.run_device_tests(report, results)
     report.print_aims()
     report.save(results)
 

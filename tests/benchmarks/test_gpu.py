@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import gpu_all
 import gpu_ops
 import pytest
 import roofline
@@ -181,3 +182,25 @@ def test_torch_ops_take_the_same_inputs(host_library: kernels.KernelLibrary) -> 
             tuple(item.shape) for item in case.outputs
         ]
         assert case.frames == 7
+
+
+def test_training_steps_are_measured_on_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("gpu", Environment.here(("torch",)), {})
+    gpu_all.measure_training(report, "cpu", 1, small=True)
+    rows = report.sections["training"].rows
+    assert [row["part"] for row in rows] == ["content", "synthesizer"]
+    assert all(row["s_per_step"] > 0 for row in rows)
+
+
+def test_outcomes_of_the_tests_on_the_device(tmp_path: Path) -> None:
+    tests = tmp_path / "tests" / "plugins"
+    tests.mkdir(parents=True)
+    (tests / "test_some.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert False\n"
+        "def test_c(): pytest.skip('no')\n@pytest.fixture\ndef f(): raise ValueError\ndef test_d(f): pass\n"
+    )
+    junit = tmp_path / "out.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
+    subprocess.run([*command, "tests", f"--junitxml={junit}"], cwd=tmp_path, capture_output=True, check=False)
+    assert gpu_all.outcomes(junit) == [{"file": "test_some", "passed": 1, "failed": 2, "skipped": 1}]
+    assert gpu_all.outcomes(tmp_path / "nothing.xml") == []
