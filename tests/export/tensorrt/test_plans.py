@@ -1,7 +1,8 @@
 """Building plans: the command from end to end with a stand-in for TensorRT, and everything around it.
 
 Real here: Polygraphy, ONNX Runtime, the files, the processes, the plugin loader (with some shared library).
-Not real: TensorRT itself (`fake/tensorrt.py`), its GPU, and the comparison of what a plan computes.
+Not real: TensorRT itself (`fake/tensorrt.py`), its GPU, and the comparison of what a plan computes. What both
+kinds of TensorRT share, the parser, profiles and the builder, is real in `test_engines.py`.
 """
 
 from __future__ import annotations
@@ -67,15 +68,7 @@ def test_every_model_gets_its_plan(root: Path, build: Build, some_library: Path)
     assert [job.name for job in jobs] == ["content_encoder_stream", "pitch_extractor", "synthesizer"]
     for job in jobs:
         plan = plan_of(root, job.name)
-        profiles = plan_config.read_profiles(job.config)
-        assert plan["profiles"] == [
-            {
-                name: [list(shape) for shape in (item.smallest, item.typical, item.largest)]
-                for name, item in profile.shapes.items()
-            }
-            for profile in profiles
-        ]
-        assert (plan["strongly_typed"], plan["tf32"], plan["verbosity"]) == (True, False, "DETAILED")
+        assert (plan["strongly_typed"], plan["tf32"]) == (True, False)
         assert plan["level"] == "NONE"
         assert {layer["LayerType"] for layer in plan["layers"]} - {"Kernel"} == set(job.plugins)
         manifest = manifest_of(root, job.name)

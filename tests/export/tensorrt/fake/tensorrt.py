@@ -203,7 +203,6 @@ class Builder:
             "level": config.hardware_compatibility_level.name,
             "strongly_typed": network.flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED,
             "tf32": BuilderFlag.TF32 in config.flags,
-            "verbosity": config.profiling_verbosity.name,
             "limits": config.limits,
             "profiles": [profile.shapes for profile in config.profiles],
             "initializer_types": types,
