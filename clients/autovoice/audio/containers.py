@@ -13,6 +13,8 @@ _SEARCH_BYTES = 1 << 20
 TAGS = (b"TAG", b"ID3", b"APETAG", b"LYRICS")  # which programs put before and behind the sound
 _OGG_CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"\x80theora", b"fishead")
 _OGG_PAGE_BYTES = 65_307  # at most
+_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 
 
 class FileView:
@@ -32,6 +34,7 @@ class FileView:
         self._descriptor = descriptor
         self._offset = offset
         self._position = 0
+        self._patches: dict[int, bytes] = {}
         self.end: int | None = None
 
     def read(self, size: int) -> bytes:
@@ -44,7 +47,17 @@ class FileView:
         """The bytes at a place, at most `size`; the position stays, which a decoder relies on."""
         if self.end is not None:
             size = max(min(size, self.end - position), 0)
-        return os.pread(self._descriptor, size, self._offset + position)
+        data = os.pread(self._descriptor, size, self._offset + position)
+        for place, new in self._patches.items():
+            start, stop = max(place, position), min(place + len(new), position + len(data))
+            if start < stop:
+                middle = new[start - place : stop - place]
+                data = data[: start - position] + middle + data[stop - position :]
+        return data
+
+    def patch(self, position: int, new: bytes) -> None:
+        """Show other bytes at a place than those of the file."""
+        self._patches[position] = new
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to a byte of the view."""
@@ -58,12 +71,51 @@ class FileView:
         """The byte that is read next."""
         return self._position
 
+    def part(self, start: int, end: int) -> FileView:
+        """A view of some of the bytes."""
+        view = FileView(self._descriptor, self._offset + start)
+        view.end = end - start
+        return view
+
     @property
     def size(self) -> int:
         """Bytes of the view."""
         if self.end is not None:
             return self.end
         return max(os.fstat(self._descriptor).st_size - self._offset, 0)
+
+
+def complete_header(view: FileView) -> None:
+    """Give an AU, AIFF or W64 that says it has no samples the size that it has.
+
+    That is what a recorder writes that does not know yet how long it will be, or that died.
+    """
+    head = view.at(0, _HEAD_BYTES)
+    if head[:4] == b".snd" and head[8:12] == bytes(4):
+        view.patch(8, b"\xff\xff\xff\xff")
+    elif head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        place = head.find(b"SSND")
+        if place > 0 and head[place + 4 : place + 8] == bytes(4):
+            view.patch(place + 4, min(view.size - place - 8, 0xFFFFFFFE).to_bytes(4, "big"))
+            view.patch(4, min(view.size - 8, 0xFFFFFFFE).to_bytes(4, "big"))
+    elif head[:16] == _W64_RIFF:
+        place = head.find(_W64_DATA)
+        if place > 0 and head[place + 16 : place + 24] == bytes(8):
+            view.patch(place + 16, (view.size - place).to_bytes(8, "little"))
+            view.patch(16, view.size.to_bytes(8, "little"))
+
+
+def wav_pieces(view: FileView) -> list[tuple[int, int]]:
+    """Where the samples of a RIFF WAV lie, begin and end; FFmpeg takes the last of several pieces for all."""
+    found = []
+    if view.at(0, 4) == b"RIFF" and view.at(8, 4) == b"WAVE":
+        position = 12
+        while len(head := view.at(position, 8)) == 8:
+            start, size = position + 8, int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                found.append((start, min(start + size, view.size)))
+            position = start + size + size % 2
+    return found
 
 
 def next_file(view: FileView) -> int | None:

@@ -15,10 +15,12 @@ from autovoice.audio.containers import (
     TAGS,
     Chunks,
     FileView,
+    complete_header,
     data_position,
     ends_inside_page,
     misread_pcm,
     next_file,
+    wav_pieces,
 )
 from autovoice.audio.samples import check_sample_rate
 from autovoice.errors import AudioFileError, ConfigurationError
@@ -203,6 +205,7 @@ def _decode_one(
     name = None if pcm is None else pcm.name
     if pcm is None:
         view.end = next_file(view)
+        complete_header(view)
     with av.open(view, "r", format=name, options=options, metadata_errors="replace") as container:
         stream = best_stream(container)
         findings.tags = {
@@ -215,6 +218,14 @@ def _decode_one(
         last: Any = None
         is_wav = pcm is None and container.format.name == "wav"
         codec = (misread_pcm(view) if is_wav else None) or stream.codec_context.name
+        raw = codec.removeprefix("pcm_")
+        if is_wav and raw in PCM_FORMATS and len(pieces := wav_pieces(view)) > 1:
+            of_samples = PcmFormat(raw, stream.codec_context.sample_rate, stream.codec_context.channels)
+            tags = findings.tags
+            for start, stop in pieces:
+                yield from _decode_one(view.part(start, stop), of_samples, findings)
+            findings.tags = tags
+            return None
         for packet, frames in _frames(container, stream, codec, findings):
             if packet.size:
                 first = first or packet

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,6 +176,54 @@ def test_wav_headers_do_not_decide_the_length(name: str, tmp_path: Path) -> None
     np.testing.assert_array_equal(np.concatenate(list(source.blocks(5000))), expected)
     # Programs that write to a pipe leave the length open, and nothing is missing.
     assert len(source.warnings) == (name not in UNKNOWN)
+
+
+@pytest.mark.parametrize("suffix", ["au", "aiff", "w64"])
+@pytest.mark.parametrize("samples", [1, SPEECH.size])
+def test_headers_that_say_zero(suffix: str, samples: int, tmp_path: Path) -> None:
+    """As recorders write that do not know yet how long they will be."""
+    soundfile.write(tmp_path / f"a.{suffix}", SPEECH[:samples], RATE, subtype="PCM_16")
+    data = bytearray((tmp_path / f"a.{suffix}").read_bytes())
+    mark, places = {
+        "au": (b".snd", [(8, 4)]),
+        "aiff": (b"SSND", [(4, 4)]),
+        "w64": (b"data\xf3\xac", [(16, 8)]),
+    }[suffix]
+    for offset, size in places:
+        place = data.index(mark) + offset
+        data[place : place + size] = bytes(size)
+    (tmp_path / f"b.{suffix}").write_bytes(data)
+    source = AudioSource(tmp_path / f"b.{suffix}")
+    np.testing.assert_array_equal(
+        np.concatenate(list(source.blocks(5000))), read_audio(tmp_path / f"a.{suffix}")[0]
+    )
+    assert source.warnings == ()
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_wav_of_several_pieces(subtype: str, pieces: int, tmp_path: Path) -> None:
+    stereo = np.stack([SPEECH, 0.5 * SPEECH], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, RATE, subtype=subtype)
+    data = (tmp_path / "a.wav").read_bytes()
+    place = data.index(b"data")
+    head, samples = data[:place], data[place + 8 :][: int.from_bytes(data[place + 4 : place + 8], "little")]
+    width = len(samples) // len(stereo)
+    cuts = [len(stereo) * i // pieces * width for i in range(pieces + 1)]
+    parts = [samples[a:b] for a, b in pairwise(cuts)]
+    chunks = [
+        chunk
+        for part in parts
+        for chunk in (b"data", len(part).to_bytes(4, "little"), part, b"\0" * (len(part) % 2))
+    ]
+    body = head[8:] + b"".join([*chunks[:4], b"LIST", (4).to_bytes(4, "little"), b"adtl", *chunks[4:]])
+    (tmp_path / "b.wav").write_bytes(b"RIFF" + len(body).to_bytes(4, "little") + body)
+    source = AudioSource(tmp_path / "b.wav")
+    np.testing.assert_array_equal(
+        np.concatenate(list(source.blocks(5000))),
+        np.concatenate(list(AudioSource(tmp_path / "a.wav").blocks(5000))),
+    )
+    assert source.warnings == ()
 
 
 @pytest.mark.parametrize(("kind", "says"), [("half", 1), ("more", 1), ("unknown", 0)])
