@@ -121,6 +121,9 @@ class OnnxSession:
                 "libraries or use device='cpu'"
             )
         self._device = device
+        self._graphs: dict[tuple[Any, ...], int] | None = (
+            {} if device.startswith("rtx") and spec.states else None
+        )
 
     @property
     def inputs(self) -> list[Any]:
@@ -150,6 +153,10 @@ class OnnxSession:
         import onnxruntime
 
         options = onnxruntime.RunOptions()
+        if self._graphs is not None:
+            shapes = tuple(value.shape for value in feeds.values())
+            number = self._graphs.setdefault(shapes, len(self._graphs))
+            options.add_run_config_entry(*rtx.graph_entry(number))
         try:
             with time_limit(timeout, partial(setattr, options, "terminate", True)):
                 return list(self._session.run(list(names), feeds, options))

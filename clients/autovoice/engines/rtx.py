@@ -192,6 +192,11 @@ def provider_options(ranges: Ranges, folder: Path, *, stream: bool) -> dict[str,
     }
 
 
+def graph_entry(number: int) -> tuple[str, str]:
+    """Option of a run that tells CUDA graphs apart: each is captured for shapes of its own."""
+    return "cuda_graph_annotation_id", str(number)
+
+
 def profile(spec: ModelSpec, inputs: Sequence[Any]) -> Ranges | None:
     """Shapes that a model must take, batch axis included, for each input; None for one that stays on the CPU.
 

@@ -145,7 +145,7 @@ def test_options_are_those_of_the_provider(tmp_path: Path) -> None:
     assert options["enable_cuda_graph"] == "1"
     (folder,) = importlib.util.find_spec(rtx.PACKAGE).submodule_search_locations  # type: ignore[union-attr]
     header = Path(folder, "tensorrt_rtx_provider_options.h").read_text()
-    assert set(options) <= set(re.findall(r'= "(\w+)"', header))
+    assert {*options, rtx.graph_entry(3)[0]} <= set(re.findall(r'= "(\w+)"', header))
     provider = Path(folder, "__init__.py").read_text()
     assert f'"{rtx.PROVIDER}"' in provider
 
