@@ -56,12 +56,14 @@ def holds_to_config(manifest: Mapping[str, Any], root: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize(
     ("capabilities", "models"), [(EVERY_CARD, MODELS), ("7.5", FILES)], ids=["ampere_to_blackwell", "turing"]
 )
 def test_every_model_of_the_shipped_repository(
-    rtx: Builder, tmp_path: Path, capabilities: str, models: list[str]
+    rtx: Builder, tmp_path: Path, capabilities: str, models: list[str], streams: bool
 ) -> None:
+    models = [name for name in models if name.endswith("_stream") == streams]
     chosen = [option for name in models for option in ("--model", name)]
     done = rtx(SHIPPED.path, tmp_path, *chosen, "--compute-capability", capabilities)
     assert done.returncode == 0, done.stderr
