@@ -70,7 +70,7 @@ ENSEMBLE = "voice_conversion_with_f0_stream"
         (
             "pitch_extractor_stream",
             resize_state,
-            r"gives input STATE_IN the dims \[-1, 3\] .* has \['B', 1520\]",
+            r"gives input STATE_IN the dims \[-1, 3\] .* has \['B', 1765\]",
         ),
         ("content_encoder", fix_content, r"output CONTENT the dims \[-1, -1, 9\] .* has \['B', 'F', 73\]"),
         (ENSEMBLE, drop_input, "leaves input PITCH_SHIFT of synthesizer_stream unmapped"),

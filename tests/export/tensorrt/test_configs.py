@@ -77,7 +77,7 @@ def test_graphs_cover_the_usual_chunks_and_name_the_state(engines: dict[str, Pla
     message = plan_config.to_message(engines["pitch_extractor_stream"])
     shapes = {(spec.batch_size, spec.input["AUDIO"].dim[0]) for spec in message.optimization.cuda.graph_spec}
     assert shapes == {(batch, samples) for batch in (1, 2, 4, 8) for samples in (240, 480, 960)}
-    assert all(list(spec.input["STATE_IN"].dim) == [1520] for spec in message.optimization.cuda.graph_spec)
+    assert all(list(spec.input["STATE_IN"].dim) == [1765] for spec in message.optimization.cuda.graph_spec)
 
 
 def test_committed_configurations_are_the_generated_ones() -> None:
@@ -144,7 +144,7 @@ ONE = ShapeRange((1, 1), (1, 1), (16, 9))
             lambda engine: replace(
                 engine,
                 profiles=(
-                    Profile("p", {"AUDIO": ONE, "STATE_IN": ShapeRange((1, 1520), (1, 1520), (8, 1520))}),
+                    Profile("p", {"AUDIO": ONE, "STATE_IN": ShapeRange((1, 1765), (1, 1765), (8, 1765))}),
                 ),
             ),
             "must take batches of 1 to 16",
@@ -154,7 +154,7 @@ ONE = ShapeRange((1, 1), (1, 1), (16, 9))
             r"a CUDA graph of pitch_extractor has \['AUDIO'\]",
         ),
         (
-            lambda engine: replace(engine, graphs=(Graph(1, {"AUDIO": (240,), "STATE_IN": (1520,)}),)),
+            lambda engine: replace(engine, graphs=(Graph(1, {"AUDIO": (240,), "STATE_IN": (1765,)}),)),
             "profile medium of pitch_extractor does not hold the CUDA graph",
         ),
     ],
@@ -186,12 +186,12 @@ def set_profile(text: str) -> Callable[[Any], object]:
         (lambda message: setattr(message, "backend", "onnxruntime"), "asks for backend 'onnxruntime'"),
         (lambda message: message.input.pop(), "input differs"),
         (
-            set_profile("short: AUDIO=1x241:1x480:16x480,STATE_IN=1x1520:1x1520:16x1520"),
+            set_profile("short: AUDIO=1x241:1x480:16x480,STATE_IN=1x1765:1x1765:16x1765"),
             r"profile short gives AUDIO the shape \[1, 241\], the ONNX file \['B', '240\*F'\]",
         ),
         (
             set_profile("short: AUDIO=1x240:1x480:16x480,STATE_IN=1x7:1x7:16x7"),
-            r"gives STATE_IN the shape \[1, 7\], the ONNX file \['B', 1520\]",
+            r"gives STATE_IN the shape \[1, 7\], the ONNX file \['B', 1765\]",
         ),
         (set_profile("short: AUDIO=1x240:1x480:16x480"), r"profile short has \['AUDIO'\]"),
         (lambda message: message.model_warmup[0].inputs.pop("STATE_IN"), r"warm-up short has \['AUDIO'\]"),

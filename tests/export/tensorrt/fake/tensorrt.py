@@ -56,9 +56,13 @@ def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
     return True
 
 
+class _Type(str):
+    name = "FLOAT"
+
+
 class Tensor:
     is_shape_tensor = False
-    dtype = "float32"
+    dtype = _Type("float32")
 
     def __init__(self, value: onnx.ValueInfoProto) -> None:
         self.name = value.name
@@ -76,6 +80,15 @@ class Network:
 
     def get_input(self, index: int) -> Tensor:
         return Tensor(self.model.graph.input[index])
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.model.graph.output)
+
+    def get_output(self, index: int) -> Tensor:
+        return Tensor(self.model.graph.output[index])
+
+    num_layers = 0
 
     def __iter__(self):
         return iter(())
