@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,9 @@ class PipelineConfig:
         voice_settings: of an imported voice, for every conversion that does not say otherwise.
         device: `"auto"` uses TensorRT for RTX or CUDA where ONNX Runtime offers it, `"rtx"` and `"cuda"` ask
             for one, `"rtx:N"` and `"cuda:N"` for the GPU of that number, from 0 on, and `"cpu"` uses none.
+            Several GPUs, as `"cuda:0,cuda:1"` or a tuple (kept as text), share the items of `batch_convert`
+            and conversions that run at the same time; one that fails leaves its work to the others. A single
+            conversion, and every stream, uses the first.
         threads: ONNX Runtime threads per model. None: the usable cores, at most four.
         retries: how often a transient failure is tried again before the fallback, 0 or more.
         retry_delay_seconds: pause before the first retry, somewhat random; doubles with each one.
@@ -70,7 +74,7 @@ class PipelineConfig:
     repository: str | Path | None = None
     voice: str | None = None
     voice_settings: RvcSettings | None = None
-    device: str = "auto"
+    device: str | Sequence[str] = "auto"
     threads: int | None = None
     retries: int = 2
     retry_delay_seconds: float = 0.1
@@ -90,9 +94,10 @@ class PipelineConfig:
     def __post_init__(self, use_cuda: bool | None) -> None:
         if not (isinstance(self.backend, str) and self.backend == "embedded"):
             parse_address(self.backend)
-        check_device(self.device)
+        device = ",".join(split_devices(self.device))
         if use_cuda is not None:
-            object.__setattr__(self, "device", _device_for(use_cuda, self.device))
+            device = _device_for(use_cuda, device)
+        object.__setattr__(self, "device", device)
         if not (isinstance(self.fallback, str) and self.fallback in FALLBACKS):
             raise ConfigurationError(
                 f"fallback is {self.fallback!r}; use one of {', '.join(map(repr, FALLBACKS))}"
@@ -128,6 +133,11 @@ class PipelineConfig:
             raise ConfigurationError(
                 "tls_client_certificate and tls_client_key go together; give both or neither"
             )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `device` names."""
+        return split_devices(self.device)
 
     @property
     def thread_count(self) -> int:
@@ -217,6 +227,31 @@ def check_device(device: Any) -> None:
             f"device is {device!r}; use 'auto', 'cpu', 'cuda', 'rtx', or 'cuda:N' or 'rtx:N' with a GPU's "
             "number from 0 on"
         )
+
+
+def split_devices(device: Any) -> tuple[str, ...]:
+    """The devices of a name, a comma list or a sequence of names.
+
+    Raises:
+        ConfigurationError: one is none, or those of several are no different GPUs of one kind.
+    """
+    names = device.split(",") if isinstance(device, str) else device
+    if not isinstance(names, (list, tuple)) or not names:
+        names = [device]
+    if len(names) > 1:
+        names = [name.strip(" ") if isinstance(name, str) else name for name in names]
+    for name in names:
+        check_device(name)
+    numbered = [tuple(name.split(":")) for name in names]
+    if len(names) > 1 and (
+        any(len(parts) < 2 for parts in numbered)
+        or len({kind for kind, _ in numbered}) > 1
+        or len({int(number) for _, number in numbered}) < len(names)
+    ):
+        raise ConfigurationError(
+            f"device is {device!r}; give several GPUs by their numbers, each once, as 'cuda:0,cuda:1'"
+        )
+    return tuple(names)
 
 
 def strip_key(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from autovoice.audio.samples import (
 from autovoice.audio.source import ScaledSource, Source
 from autovoice.config import PipelineConfig
 from autovoice.engines.engine import MAX_RESTARTS, Engine, StepTiming, observe_steps
+from autovoice.engines.pool import EnginePool
 from autovoice.errors import InferenceError, PassthroughWarning, SequenceError
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
 from autovoice.settings import RvcSettings
@@ -71,7 +73,7 @@ class ConversionOptions(BatchOptions, total=False):
 
 
 class StageTimer:
-    """Adds up the time of stages and passes progress on.
+    """Adds up the time of stages and passes progress on. Thread safe; the callback is called once at a time.
 
     Args:
         device: reported when no model ran.
@@ -82,6 +84,8 @@ class StageTimer:
         self._callback = callback
         self._started = time.perf_counter()
         self._fraction = 0.0
+        self._lock = threading.RLock()
+        self._of_thread = threading.local()
         self.stages: dict[str, float] = {}
         self.device = device
         self.chunk = 1
@@ -96,14 +100,15 @@ class StageTimer:
     def stage(self, name: str) -> Iterator[None]:
         """Record the block as a stage, less the model runs inside it."""
         started = time.perf_counter()
-        before = sum(self.stages.values())
+        before = self._thread_seconds()
         yield
-        inside = sum(self.stages.values()) - before
-        self._add(name, time.perf_counter() - started - inside / 1e3)
+        inside = self._thread_seconds() - before
+        self._add(name, time.perf_counter() - started - inside)
 
     def advance(self, fraction: float) -> None:
         """Say which share of the source is converted, 0 to 1."""
-        self._fraction = max(self._fraction, min(fraction, 1.0))
+        with self._lock:
+            self._fraction = max(self._fraction, min(fraction, 1.0))
 
     def finish(self) -> None:
         """Tell the callback that the conversion has ended."""
@@ -124,9 +129,15 @@ class StageTimer:
         )
 
     def _add(self, name: str, seconds: float) -> None:
-        self.stages[name] = self.stages.get(name, 0.0) + seconds * 1e3
-        if self._callback is not None:
-            self._callback(Progress(name, min(self.chunk, self.chunks), self.chunks, self._fraction))
+        self._of_thread.seconds = self._thread_seconds() + seconds
+        with self._lock:
+            self.stages[name] = self.stages.get(name, 0.0) + seconds * 1e3
+            if self._callback is not None:
+                self._callback(Progress(name, min(self.chunk, self.chunks), self.chunks, self._fraction))
+
+    def _thread_seconds(self) -> float:
+        """Time of the stages that this thread has added."""
+        return float(getattr(self._of_thread, "seconds", 0.0))
 
 
 class Conversion:
@@ -145,6 +156,8 @@ class Conversion:
             progress_callback: see `ConversionOptions`.
 
     Attributes:
+        engine: runs the models.
+        device: where the last of them ran.
         source: what is converted.
         name: what it is called in errors.
         output_sample_rate: Hz.
@@ -192,7 +205,8 @@ class Conversion:
         self.samples = 0
         self.passthrough = False
         self.timer = timer if timer is not None else StageTimer(engine.device, progress_callback)
-        self._engine = engine
+        self.engine = engine
+        self.device = engine.device
         self._voice = voice
         self._config = config
         self._block = max(1, round(config.block_seconds * source.sample_rate))
@@ -269,7 +283,7 @@ class Conversion:
         for left in reversed(range(MAX_RESTARTS + 1)):
             position = self.samples = 0
             stream = self._voice.open_stream(
-                self._engine, self.target, block_seconds=self._config.block_seconds
+                self.engine, self.target, block_seconds=self._config.block_seconds
             )
             try:
                 with StreamSession(
@@ -277,7 +291,7 @@ class Conversion:
                 ) as session:
                     for chunk in itertools.chain(self.source.blocks(self._block), [None]):
                         self._advance(chunk)
-                        with observe_steps(self.timer.on_step), self.timer.stage("resample"):
+                        with observe_steps(self.on_step), self.timer.stage("resample"):
                             converted = session.flush() if chunk is None else session.push(chunk)
                         fresh = converted[max(yielded - position, 0) :]
                         position += converted.size
@@ -299,11 +313,16 @@ class Conversion:
         self.timer.chunk = -(-self.samples // self._block)
         self.timer.advance(0.99 * self.samples / max(self.source.frames, self.samples))
 
+    def on_step(self, timing: StepTiming) -> None:
+        """Record a model run."""
+        self.device = timing.device
+        self.timer.on_step(timing)
+
     def resolve(self) -> None:
         """Find the target's pitch shift where the request leaves it open."""
-        with observe_steps(self.timer.on_step):
+        with observe_steps(self.on_step):
             source = ScaledSource(self.source, self.input_gain_db)
-            self.target = self._voice.resolve(self._engine, self.target, source, self._block)
+            self.target = self._voice.resolve(self.engine, self.target, source, self._block)
 
     def passthrough_blocks(self) -> Iterator[FloatArray]:
         """Yield the unconverted source at -20 dB RMS and the output's rate."""
@@ -346,14 +365,15 @@ class _Row:
 
 
 def convert_batch(
-    engine: Engine, voice: Voice, conversions: Sequence[Conversion], timer: StageTimer
+    pool: EnginePool, voice: Voice, conversions: Sequence[Conversion], timer: StageTimer
 ) -> list[FloatArray]:
     """Convert sources together; each result equals that of its own conversion.
 
-    Sources longer than a block are streamed one by one, so that memory stays bounded.
+    Sources longer than a block are streamed, one by one on each engine, so that memory stays bounded. Which
+    sources share a request does not depend on the number of engines.
 
     Args:
-        engine: runs the models.
+        pool: engines that run the models.
         voice: what all are converted with.
         conversions: of sources in memory.
         timer: times the stages.
@@ -362,24 +382,36 @@ def convert_batch(
         Converted audio per source, each exactly as long as its source at its output rate.
     """
     results: list[FloatArray] = [np.zeros(0, np.float32)] * len(conversions)
-    rows: list[_Row] = []
-    streamed = 0
-    for position, conversion in enumerate(conversions):
+    ready: list[_Row | None] = [None] * len(conversions)
+
+    def begin(engine: Engine, position: int) -> None:
+        conversion = conversions[position]
+        conversion.engine = engine
         if conversion.fits_a_block:
             conversion.resolve()
-            rows.append(_Row(position, conversion, _at_voice_rate(conversion, voice, timer)))
+            ready[position] = _Row(position, conversion, _at_voice_rate(conversion, voice, timer))
         else:
             results[position] = np.concatenate(list(conversion.blocks()))
-            streamed += 1
+
+    pool.share(begin, range(len(conversions)))
+    rows = [row for row in ready if row is not None]
+    streamed = len(conversions) - len(rows)
     buckets = make_buckets(
         [row.audio.size for row in rows], voice, [voice.offline_model(row.conversion.target) for row in rows]
     )
     timer.chunks = streamed + len(buckets)
-    for number, bucket in enumerate(buckets, start=streamed + 1):
+
+    def convert(engine: Engine, bucket: tuple[int, list[int]]) -> None:
+        number, members = bucket[0], [rows[index] for index in bucket[1]]
         timer.chunk = number
         timer.advance(number / timer.chunks)
-        members = [rows[index] for index in bucket]
-        with observe_steps(timer.on_step):
+
+        def on_step(timing: StepTiming) -> None:
+            timer.on_step(timing)
+            for row in members:
+                row.conversion.device = timing.device
+
+        with observe_steps(on_step):
             converted = _infer(engine, voice, members)
         with timer.stage("resample"):
             for row, audio in zip(members, converted, strict=True):
@@ -387,6 +419,8 @@ def convert_batch(
                 trimmed = resample(trimmed, voice.output_sample_rate, row.conversion.output_sample_rate)
                 restored = row.conversion.gain().restore(trimmed)
                 results[row.position] = fit_length(restored, row.conversion.output_samples)
+
+    pool.share(convert, enumerate(buckets, start=streamed + 1))
     return results
 
 

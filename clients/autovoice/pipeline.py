@@ -31,8 +31,9 @@ from autovoice.audio.speech import SpeechSource
 from autovoice.config import PipelineConfig, as_config
 from autovoice.conversion import BatchOptions, Conversion, ConversionOptions, StageTimer, convert_batch
 from autovoice.engines.engine import Engine
-from autovoice.engines.opening import open_engine
-from autovoice.engines.resilient import ResilientEngine
+from autovoice.engines.gpus import gpu_uses
+from autovoice.engines.opening import open_engines, share_work
+from autovoice.engines.operators import OperatorRecorder
 from autovoice.errors import (
     AudioFileWarning,
     AudioInputError,
@@ -46,6 +47,7 @@ from autovoice.results import (
     ConversionResult,
     FileResult,
     FloatArray,
+    OperatorTime,
     PipelineStats,
     StatsCounter,
 )
@@ -75,10 +77,14 @@ class VoiceConversionPipeline:
     Args:
         config: None for the defaults.
         voice: the voice, instead of `config.voice`.
-        engine: runs the models instead of what `config.backend` names.
+        engine: runs the models instead of what `config.backend` names; several share work as several devices
+            do, and have to give the same results and keep their sequences in one store.
+        record_operators: record what every operator costs, for `operator_times`. Models are then loaded for
+            this pipeline alone and are somewhat slower.
 
     Raises:
-        ConfigurationError: TLS files that cannot be used, or an API key that the server refuses.
+        ConfigurationError: TLS files that cannot be used, an API key that the server refuses, or operators to
+            be recorded in a server or an engine of the caller's.
         InferenceError: when the server does not answer and there is no fallback.
         RepositoryError: when the model repository is missing or incomplete, or lacks the voice.
         DeviceError: when the device is not to be had and `fallback` is not `"cpu"`.
@@ -89,25 +95,24 @@ class VoiceConversionPipeline:
         config: PipelineConfig | None = None,
         *,
         voice: str | None = None,
-        engine: Engine | None = None,
+        engine: Engine | Sequence[Engine] | None = None,
+        record_operators: bool = False,
     ) -> None:
         config = as_config(config)
         self._config = config if voice is None else replace(config, voice=voice)
         self._counter = StatsCounter()
         self._repository: ModelRepository | None = None
+        self._recorder = OperatorRecorder() if record_operators else None
         if engine is None:
-            self._engine, self._repository = open_engine(self._config, self._counter)
-        else:
-            self._engine = ResilientEngine(
-                engine,
-                None,
-                breaker=None,
-                sequences_move=True,
-                retries=self._config.retries,
-                retry_delay_seconds=self._config.retry_delay_seconds,
-                timeout=self._config.timeout_seconds,
-                stats=self._counter,
+            self._pool, self._repository = open_engines(self._config, self._counter, self._recorder)
+        elif record_operators:
+            raise ConfigurationError(
+                "what operators cost is not seen in a given engine; leave one of them out"
             )
+        else:
+            engines = engine if isinstance(engine, Sequence) else [engine]
+            self._pool = share_work(engines, None, self._config, self._counter)
+        self._engine = self._pool.first
         self._voice = open_voice(self._engine, self._config.voice)
         self._voice.check_settings(self._config.voice_settings)
         self._embed_array = cached(
@@ -146,7 +151,7 @@ class VoiceConversionPipeline:
 
     @property
     def device(self) -> str:
-        """Where the next request will run."""
+        """Where the next request will run, the first of several devices."""
         return self._engine.device
 
     @property
@@ -203,10 +208,10 @@ class VoiceConversionPipeline:
         **options: Unpack[ConversionOptions],
     ) -> ConversionResult:
         """Convert one recording like `convert`, and tell how it went."""
-        with self._counting_failures():
+        with self._counting_failures(), self._pool.lend() as engine:
             source = self._array_source(source_audio, source_sample_rate, "source audio")
             conversion = Conversion(
-                self._engine,
+                engine,
                 self._voice,
                 self._config,
                 source,
@@ -275,7 +280,7 @@ class VoiceConversionPipeline:
             OutputError: when the output cannot be written.
             AudioInputError, ConfigurationError, EmbeddingError, PitchError, InferenceError: see `convert`.
         """
-        with self._counting_failures():
+        with self._counting_failures(), self._pool.lend() as engine:
             opened = AudioSource(source, channel=channel, input_format=input_format, strict=strict)
             wanted = options.get("output_sample_rate")
             rate = opened.sample_rate if wanted is None else check_sample_rate(wanted, "output sample rate")
@@ -283,7 +288,7 @@ class VoiceConversionPipeline:
             if fitting != rate:
                 options["output_sample_rate"] = fitting
             conversion = Conversion(
-                self._engine,
+                engine,
                 self._voice,
                 self._config,
                 opened,
@@ -336,6 +341,8 @@ class VoiceConversionPipeline:
     ) -> list[FloatArray]:
         """Convert many recordings together: those of like length share requests, padded on the right.
 
+        Several devices share the requests, of up to a minute of audio each, and give what one would.
+
         Args:
             source_audios: see `convert`; any mix of lengths.
             target_embeddings: one [E] for all, or one per source [N, E]; None for an imported voice.
@@ -384,7 +391,7 @@ class VoiceConversionPipeline:
             if not conversions:
                 return []
             try:
-                results = convert_batch(self._engine, self._voice, conversions, timer)
+                results = convert_batch(self._pool, self._voice, conversions, timer)
             except InferenceError as error:
                 for conversion in conversions:
                     conversion.allow_passthrough(error)
@@ -394,7 +401,7 @@ class VoiceConversionPipeline:
         profile = timer.profile(sum(durations), sum(each.source.frames for each in conversions))
         for conversion, duration in zip(conversions, durations, strict=True):
             self._counter.success(
-                profile.total_ms / count, duration, profile.device, passthrough=conversion.passthrough
+                profile.total_ms / count, duration, conversion.device, passthrough=conversion.passthrough
             )
         return results
 
@@ -404,12 +411,49 @@ class VoiceConversionPipeline:
         target_embedding: npt.ArrayLike | None = None,
         source_f0: npt.ArrayLike | None = None,
         source_sample_rate: int = DEFAULT_SAMPLE_RATE,
+        *,
+        operators: bool = False,
         **options: Unpack[ConversionOptions],
     ) -> ConversionProfile:
-        """Convert like `convert` and return where the time went; call `warmup` first to leave loading out."""
-        return self.convert_detailed(
+        """Convert like `convert` and return where the time went; call `warmup` first to leave loading out.
+
+        Args:
+            source_audio, target_embedding, source_f0, source_sample_rate, options: see `convert`.
+            operators: convert a second time, with models loaded for that, and record what every operator
+                costs; the other figures are of the first time.
+
+        Raises:
+            ConfigurationError: operators that are to be recorded in a server or an engine of the caller's.
+            VoiceConversionError: as `convert`.
+        """
+        models = self._repository
+        if operators and models is None:
+            raise ConfigurationError(
+                "what operators cost is seen only where this process runs the models; use backend='embedded'"
+            )
+        profile = self.convert_detailed(
             source_audio, target_embedding, source_f0, source_sample_rate, **options
         ).profile
+        found: tuple[OperatorTime, ...] = ()
+        if operators and models is not None:
+            recorded = replace(self._config, device=self.device, repository=models.path)
+            options["progress_callback"] = None
+            with VoiceConversionPipeline(recorded, record_operators=True) as recording:
+                recording.convert(source_audio, target_embedding, source_f0, source_sample_rate, **options)
+                found = recording.operator_times()
+        return replace(profile, gpus=gpu_uses(), operators=found)
+
+    def operator_times(self) -> tuple[OperatorTime, ...]:
+        """What every operator has cost so far, the most costly first. Ends the recording.
+
+        Raises:
+            ConfigurationError: the pipeline was made without `record_operators`.
+        """
+        if self._recorder is None:
+            raise ConfigurationError(
+                "no operators were recorded; make the pipeline with record_operators=True"
+            )
+        return self._recorder.finish()
 
     def stream(
         self,
@@ -594,7 +638,9 @@ class VoiceConversionPipeline:
     def close(self) -> None:
         """Free the models or connections; conversions after this are refused."""
         self._closed = True
-        self._engine.close()
+        if self._recorder is not None:
+            self._recorder.finish()
+        self._pool.close()
 
     def __enter__(self: _Self) -> _Self:
         return self

@@ -52,8 +52,57 @@ class _Figures(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
+class GpuUse:
+    """One GPU of this machine at one moment.
+
+    Attributes:
+        number: NVML's, in the order of the PCI bus; CUDA counts so too with `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+        name: its model.
+        memory_used_bytes: by all processes.
+        memory_total_bytes: that it has.
+        use_percent: share of the last sampling period in which it computed; None where it does not say.
+    """
+
+    number: int
+    name: str
+    memory_used_bytes: int
+    memory_total_bytes: int
+    use_percent: int | None
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What one node of a model, or one kernel of a GPU, has cost.
+
+    A node's time on CUDA is that of handing its work to the GPU, which computes meanwhile; the GPU's own time
+    is in the kernels, which ONNX Runtime reports where it was built with CUPTI.
+
+    Attributes:
+        model: whose it is.
+        operator: its type, such as `"Conv"`; may be empty for a kernel.
+        name: of the node after ONNX Runtime's optimisations, or of the kernel.
+        is_kernel: whether it is a kernel.
+        calls: how often it ran.
+        total_ms: wall time of all runs.
+        share: of the time of all nodes of all models, or of all kernels, 0 to 1.
+    """
+
+    model: str
+    operator: str
+    name: str
+    is_kernel: bool
+    calls: int
+    total_ms: float
+    share: float
+
+
+@dataclass(frozen=True)
 class ConversionProfile(_Figures):
     """Where the time of one conversion went; also a mapping, so that `profile["rtf"]` is `profile.rtf`.
+
+    A run of a model ends when its outputs are in the CPU's memory, on every device: the time of a stage holds
+    the GPU's work and the copies, and needs no further synchronisation. Inside a model nothing waits for the
+    GPU, see `OperatorTime`.
 
     Attributes:
         total_ms: wall time of the whole call.
@@ -62,6 +111,8 @@ class ConversionProfile(_Figures):
         throughput_samples_per_sec: source samples converted per second.
         stages: wall time per stage in milliseconds, summed over chunks.
         device: where the models ran, `"cpu"` or `"cuda"` (or the server's address).
+        gpus: of this machine when the conversion had ended; only `profile_conversion` looks at them.
+        operators: what cost most comes first; only `profile_conversion(operators=True)` records them.
     """
 
     total_ms: float
@@ -70,6 +121,8 @@ class ConversionProfile(_Figures):
     throughput_samples_per_sec: float
     stages: Mapping[str, float]
     device: str
+    gpus: tuple[GpuUse, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain types, for JSON."""
@@ -130,7 +183,7 @@ class PipelineStats(_Figures):
         audio_seconds: source audio converted.
         device_use: conversions per device.
         retries: requests sent to the engine again.
-        fallbacks: requests handed to CPU sessions.
+        fallbacks: requests handed to another GPU or to CPU sessions.
         lost_sequences: times that an engine lost the state of a stream or of a long conversion.
         passthroughs: conversions that returned the level-normalised input.
     """

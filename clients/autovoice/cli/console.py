@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import Iterable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from autovoice.results import GpuUse
 
 NATIVE_LIBRARIES = ("av", "onnxruntime", "soundfile", "soxr")
 INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
@@ -71,12 +73,23 @@ def make_table(*headers: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
-    """Write a table on stdout: as wide as the terminal, and one line for each row where there is none."""
+def print_table(table: Table, file: TextIO | None = None) -> None:
+    """Write a table on stdout, or another file: as wide as the terminal, and one line for each row where
+    there is none."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _UNLIMITED
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    file = sys.stdout if file is None else file
+    width = None if file.isatty() else _UNLIMITED
+    console = Console(file=file, width=width, markup=False, emoji=False, highlight=False)
     with console.capture() as lines:
         console.print(table)
-    print("\n".join(line.rstrip() for line in lines.get().splitlines()))
+    print("\n".join(line.rstrip() for line in lines.get().splitlines()), file=file)
+
+
+def describe_gpu(gpu: GpuUse) -> str:
+    """A GPU in one line."""
+    from rich.filesize import decimal
+
+    memory = f"{decimal(gpu.memory_used_bytes)} of {decimal(gpu.memory_total_bytes)} in use"
+    busy = "" if gpu.use_percent is None else f", {gpu.use_percent} % busy"
+    return f"GPU {gpu.number}: {shown(gpu.name)}, {memory}{busy}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ import typer
 
 from autovoice.cli.console import (
     INTERRUPTED,
+    describe_gpu,
     load_engine,
     make_table,
     print_table,
@@ -58,7 +60,9 @@ from autovoice.cli.outputs import STANDARD_INPUT, STANDARD_OUTPUTS, FilePair, Sk
 
 if TYPE_CHECKING:
     from autovoice import ConversionProfile, FileResult, VoiceConversionError
+    from autovoice.results import OperatorTime
 
+MOST_COSTLY = 15  # rows of each table of operators
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32": "PCM_32", "float": "FLOAT"}
 
 
@@ -137,8 +141,14 @@ def convert(
         ),
     ] = False,
     jobs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Files converted at once.", rich_help_panel=ENGINE)
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Files converted at once. Default: one on each device.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     channel: ChannelOption = "mix",
     input_format: InputFormatOption = None,
     strict: StrictOption = False,
@@ -147,6 +157,12 @@ def convert(
     provenance: ProvenanceOption = True,
     profile: Annotated[
         bool, typer.Option("--profile", help="Report the time of every stage.", rich_help_panel=RESULT)
+    ] = False,
+    profile_operators: Annotated[
+        bool,
+        typer.Option(
+            "--profile-operators", help="Report on stderr which operators cost most.", rich_help_panel=RESULT
+        ),
     ] = False,
     as_json: JsonOption = False,
     speaker: SpeakerOption = None,
@@ -172,6 +188,7 @@ def convert(
     """
     from autovoice import VoiceConversionPipeline
     from autovoice.audio.provenance import provenance_tags
+    from autovoice.engines.gpus import gpu_uses
     from autovoice.errors import ConfigurationError
 
     if as_json and str(output) in STANDARD_OUTPUTS:
@@ -203,7 +220,7 @@ def convert(
     load_engine()
     found = pair_files(sources, output, audio_format, existing, () if target is None else (target,))
     batch = Batch([FileOutcome(pair) for pair in found.pairs])
-    with VoiceConversionPipeline(config) as pipeline:
+    with VoiceConversionPipeline(config, record_operators=profile_operators) as pipeline:
         pipeline.voice.check_shift(shift)
         if found.pairs:
             voice_found = load_target(pipeline, target, with_pitch=shift == "auto")
@@ -232,12 +249,24 @@ def convert(
                     source, to, voice_found.embedding, progress_callback=advance, **options
                 )
 
-            batch.run(convert_one, jobs, quiet=as_json)
-        used = pipeline.device
+            batch.run(convert_one, jobs or len(config.devices), quiet=as_json)
+        used = ",".join(sorted(pipeline.stats.device_use)) or pipeline.device
+        operators = pipeline.operator_times() if profile_operators else ()
+    gpus = gpu_uses() if profile else ()
     if as_json:
-        print(json.dumps(_as_dict(batch, found.skipped, used, profile), indent=2))
-    elif str(output) not in STANDARD_OUTPUTS:
-        _print(batch, found.skipped, profile)
+        report = _as_dict(batch, found.skipped, used, profile)
+        if profile:
+            report["gpus"] = [asdict(gpu) for gpu in gpus]
+        if profile_operators:
+            report["operators"] = [asdict(operator) for operator in operators]
+        print(json.dumps(report, indent=2))
+    else:
+        if str(output) not in STANDARD_OUTPUTS:
+            _print(batch, found.skipped, profile)
+            for gpu in gpus:
+                print(describe_gpu(gpu))
+        if profile_operators:
+            _print_operators(operators)
     return _report(batch, single=len(sources) == 1 and not sources[0].is_dir())
 
 
@@ -409,3 +438,32 @@ def _print_profile(profile: ConversionProfile) -> None:
         share = f"{100 * milliseconds / profile.total_ms:.0f} %" if profile.total_ms else ""
         table.add_row(stage, f"{milliseconds:.1f}", share, f"{milliseconds / 1000 / seconds:.4f}")
     print_table(table)
+
+
+def _print_operators(operators: Sequence[OperatorTime]) -> None:
+    """Write on stderr what types of operators, nodes and kernels of a GPU cost, the most costly first."""
+    nodes = [each for each in operators if not each.is_kernel]
+    kernels = [each for each in operators if each.is_kernel]
+    types: defaultdict[tuple[str, str], list[OperatorTime]] = defaultdict(list)
+    for node in nodes:
+        types[node.model, node.operator].append(node)
+    rows = [
+        (key, sum(each.calls for each in members), sum(each.total_ms for each in members))
+        for key, members in types.items()
+    ]
+    _print_costs("operator", rows)
+    _print_costs("node", [((each.model, each.name), each.calls, each.total_ms) for each in nodes])
+    if kernels:
+        _print_costs("kernel", [((each.model, each.name), each.calls, each.total_ms) for each in kernels])
+
+
+def _print_costs(what: str, rows: Iterable[tuple[tuple[str, str], int, float]]) -> None:
+    numbers = ("calls", "ms", "share")
+    table = make_table("model", what, *numbers, right=numbers)
+    ordered = sorted(rows, key=lambda row: row[2], reverse=True)
+    total = sum(milliseconds for _, _, milliseconds in ordered)
+    for key, calls, milliseconds in ordered[:MOST_COSTLY]:
+        share = f"{100 * milliseconds / total:.1f} %" if total else ""
+        table.add_row(*key, str(calls), f"{milliseconds:.1f}", share)
+    print_table(table, sys.stderr)
+    print(file=sys.stderr)

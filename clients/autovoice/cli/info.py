@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovoice.cli.console import make_table, print_table
+from autovoice.cli.console import describe_gpu, make_table, print_table
 from autovoice.cli.options import (
     ApiKeyFileOption,
     JsonOption,
@@ -90,6 +91,7 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
 
     from autovoice import __version__
     from autovoice.config import BASE_VOICE, usable_cores
+    from autovoice.engines.gpus import gpu_uses
     from autovoice.engines.onnx_session import available_devices
     from autovoice.voices.catalogue import voices_of
 
@@ -117,6 +119,7 @@ def _facts(repository: ModelRepository, *, checked: bool) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": usable_cores(),
         "devices": available_devices(),
+        "gpus": [asdict(gpu) for gpu in gpu_uses()],
         "versions": {name: version for name, version in versions.items() if version},
         "repository": str(Path(repository.path).resolve()),
         "checked": checked,
@@ -139,6 +142,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     from rich.filesize import decimal
 
     from autovoice import VoiceInfo
+    from autovoice.results import GpuUse
 
     cores = f"{facts['cores']} core{'s' * (facts['cores'] != 1)}"
     checked = ", all models loaded and checked" if facts["checked"] else ""
@@ -148,6 +152,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     for label, value in (
         ("autovoice", f"{facts['autovoice']} on Python {facts['python']}"),
         ("devices", f"{', '.join(facts['devices'])} ({cores})"),
+        *(("", describe_gpu(GpuUse(**gpu))) for gpu in facts["gpus"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         ("base voice", ", ".join(f"{name} {value}" for name, value in sorted(facts["voice"].items()))),
         ("repository", facts["repository"] + checked),

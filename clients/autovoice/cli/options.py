@@ -92,8 +92,8 @@ RepositoryOption = Annotated[
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="auto|cuda|cpu|cuda:N",
-        help="Where the models run; cuda:1 is the second GPU.",
+        metavar="auto|cpu|cuda|rtx|cuda:N,...",
+        help="Where the models run; cuda:1 is the second GPU, and several files share cuda:0,cuda:1.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -38,6 +38,10 @@ def serve(
     instances: Annotated[
         int | None, typer.Option(metavar="N", help="Copies of each model. Default: what its config says.")
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="GPUs that models use, as 0,1. Default: what their configs say."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", help="ONNX Runtime threads per copy. Default: what its config says."),
@@ -109,7 +113,7 @@ def serve(
 
     previous = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
-        from autovoice.server.options import ServeOptions
+        from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
         options = ServeOptions(
@@ -127,6 +131,7 @@ def serve(
             tls_client_ca=tls_client_ca,
             log_level=log_level,
             instances=instances,
+            gpus=None if gpus is None else parse_gpus(gpus),
             threads=threads,
             trace_url=trace_url,
             trace_rate=trace_rate,

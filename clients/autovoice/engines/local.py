@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
 from autovoice.engines.onnx_session import OnnxSession, load_session, resolve_device
+from autovoice.engines.operators import OperatorRecorder
 from autovoice.errors import (
     CapacityError,
     InferenceTimeoutError,
@@ -119,9 +120,10 @@ class LocalEngine:
 
     Args:
         repository: the models.
-        device: `"auto"`, `"cuda"`, `"cuda:N"` or `"cpu"`.
+        device: one device, see `PipelineConfig`.
         threads: ONNX Runtime threads per model.
         sequences: where states live; engines that share it can take over each other's sequences.
+        recorder: makes the sessions and records what their operators cost; None for shared sessions.
 
     Raises:
         DeviceError: when a CUDA device is asked for and not there.
@@ -134,11 +136,13 @@ class LocalEngine:
         device: str = "cpu",
         threads: int = 1,
         sequences: SequenceStore | None = None,
+        recorder: OperatorRecorder | None = None,
     ) -> None:
         self._repository = repository
         self._device = resolve_device(device)
         self._threads = threads
         self._sequences = sequences if sequences is not None else SequenceStore()
+        self._recorder = recorder
         self._sessions: dict[tuple[str, int], OnnxSession] = {}
         self._steps: dict[str, list[StepSpec]] = {}
         self._closed = False
@@ -253,7 +257,8 @@ class LocalEngine:
     def _session(self, spec: ModelSpec) -> OnnxSession:
         session = self._sessions.get((spec.name, spec.version))
         if session is None:
-            session = load_session(spec, device=self._device, threads=self._threads)
+            load = load_session if self._recorder is None else self._recorder.load_session
+            session = load(spec, device=self._device, threads=self._threads)
             self._sessions[spec.name, spec.version] = session
         return session
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from autovoice.engines import rtx
 from autovoice.engines.engine import time_limit
+from autovoice.engines.gpus import gpu_count
 from autovoice.errors import (
     DeviceError,
     InferenceError,
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
+Configure = Callable[[Any], None]
+"""Changes the `SessionOptions` of a session before they are used."""
 _ORT_ERROR_LEVEL = 3
 
 
@@ -36,7 +40,7 @@ def make_session(
     *,
     device: str = "cpu",
     threads: int = 1,
-    configure: Callable[[Any], None] | None = None,
+    configure: Configure | None = None,
     card: rtx.CardSession | None = None,
 ) -> Any:
     """Make an `onnxruntime.InferenceSession`; every session of the project is made here.
@@ -69,11 +73,11 @@ def make_session(
     return onnxruntime.InferenceSession(source, options, providers=providers_for(device))
 
 
-def _session_on_card(spec: ModelSpec, device: str, threads: int) -> Any:
+def _session_on_card(spec: ModelSpec, device: str, threads: int, configure: Configure | None) -> Any:
     assert spec.model_file is not None
-    plain = make_session(spec.model_file.resolve(), threads=threads)
+    plain = make_session(spec.model_file.resolve(), threads=threads, configure=configure)
     card = rtx.prepare(spec, device, plain.get_inputs())
-    return plain if card is None else make_session(card.file, threads=threads, card=card)
+    return plain if card is None else make_session(card.file, threads=threads, configure=configure, card=card)
 
 
 def providers_for(device: str) -> list[Any]:
@@ -90,20 +94,23 @@ class OnnxSession:
         spec: the model's config.
         device: `"cpu"`, `"cuda"`, `"cuda:N"`, `"rtx"` or `"rtx:N"`.
         threads: ONNX Runtime threads.
+        configure: changes the `SessionOptions` before they are used.
 
     Raises:
         DeviceError: when the GPU cannot hold the model, or does not start.
         RepositoryError: when the file is no ONNX model.
     """
 
-    def __init__(self, spec: ModelSpec, device: str, threads: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, device: str, threads: int, configure: Configure | None = None
+    ) -> None:
         assert spec.model_file is not None
         path = spec.model_file.resolve()
         try:
             if device.startswith("rtx"):
-                self._session = _session_on_card(spec, device, threads)
+                self._session = _session_on_card(spec, device, threads, configure)
             else:
-                self._session = make_session(path, device=device, threads=threads)
+                self._session = make_session(path, device=device, threads=threads, configure=configure)
         except DeviceError:
             raise
         except Exception as error:  # ONNX Runtime's exception classes have no common public base
@@ -134,6 +141,10 @@ class OnnxSession:
     def outputs(self) -> list[Any]:
         """ONNX Runtime's descriptions of the outputs (name, type, shape)."""
         return list(self._session.get_outputs())
+
+    def end_profiling(self) -> Path:
+        """The file that ONNX Runtime's profiler has written, where `configure` enabled it."""
+        return Path(self._session.end_profiling())
 
     def run(
         self, model: str, names: Sequence[str], feeds: dict[str, npt.NDArray[Any]], timeout: float | None
@@ -245,24 +256,6 @@ def resolve_device(device: str) -> str:
         there = ", ".join(f"'cuda:{index}'" for index in range(count)) or "no GPU"
         raise DeviceError(f"device {device!r} is not there, but {there}; use one of those or device='cpu'")
     return device
-
-
-def gpu_count() -> int | None:
-    """Number of GPUs that CUDA programs of this process may use; None where no driver tells."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        count = int(pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count if visible is None else min(count, len([entry for entry in visible.split(",") if entry]))
 
 
 def _cuda_index(device: str) -> int:

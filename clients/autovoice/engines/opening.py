@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autovoice.address import parse_address
 from autovoice.config import BASE_VOICE, PipelineConfig
+from autovoice.engines.engine import Engine
 from autovoice.engines.local import LocalEngine, SequenceStore
+from autovoice.engines.operators import OperatorRecorder
+from autovoice.engines.pool import EnginePool
 from autovoice.engines.resilient import CircuitBreaker, ResilientEngine
 from autovoice.errors import ConfigurationError, DeviceError, RepositoryError
 from autovoice.repository.model_config import ENSEMBLE
@@ -28,54 +33,86 @@ SERVER_FAILURES = 5  # in a row, before callers without a fallback are refused a
 SERVER_TIMEOUT_SECONDS = 60.0  # a server that hangs must not hang its clients
 
 
-def open_engine(
-    config: PipelineConfig, stats: StatsCounter
-) -> tuple[ResilientEngine, ModelRepository | None]:
-    """Open the configured repository or server and put retries and the fallback around its engine.
+def open_engines(
+    config: PipelineConfig, stats: StatsCounter, recorder: OperatorRecorder | None = None
+) -> tuple[EnginePool, ModelRepository | None]:
+    """Open the configured repository or server and put retries and the fallback around its engines.
+
+    Args:
+        config: what to open.
+        stats: counts retries, fallbacks and lost sequences.
+        recorder: records what operators cost, in this process only; None to leave that.
 
     Returns:
-        The engine, and the repository on disk when that is what it runs.
+        The engines, and the repository on disk when that is what they run.
 
     Raises:
-        ConfigurationError: TLS files that cannot be used.
+        ConfigurationError: TLS files that cannot be used, or a recorder for a server.
         RepositoryError: when the repository is missing.
-        DeviceError: when the device is not to be had and `fallback` is not `"cpu"`.
+        DeviceError: when a device is not to be had and `fallback` is not `"cpu"`.
     """
     if config.backend != "embedded":
-        return _over_server(config, stats), None
+        if recorder is not None:
+            raise ConfigurationError(
+                f"what operators cost is not seen in a server ({config.backend}); convert without one"
+            )
+        return EnginePool([_over_server(config, stats)]), None
     repository = ModelRepository(config.repository_path())
     sequences = SequenceStore()
 
-    def on_cpu() -> LocalEngine:
-        return LocalEngine(repository, device="cpu", threads=config.thread_count, sequences=sequences)
-
-    try:
-        primary = LocalEngine(
-            repository, device=config.device, threads=config.thread_count, sequences=sequences
+    def on(device: str) -> LocalEngine:
+        return LocalEngine(
+            repository, device=device, threads=config.thread_count, sequences=sequences, recorder=recorder
         )
-    except DeviceError as error:
-        if config.fallback != "cpu":
-            raise
-        logger.warning("running on the CPU instead: %s", error)
-        stats.fallback()
-        primary = on_cpu()
-    if config.device == "auto" and not _device_works(primary, config.voice or BASE_VOICE):
-        primary = on_cpu()
+
+    engines = []
+    for device in config.devices:
+        try:
+            engines.append(on(device))
+        except DeviceError as error:
+            if config.fallback != "cpu":
+                raise
+            instead = "running on the CPU instead" if len(config.devices) == 1 else "going on without it"
+            logger.warning("%s: %s", instead, error)
+            stats.fallback()
+    if not engines or (config.device == "auto" and not _device_works(engines[0], config.voice or BASE_VOICE)):
+        engines = [on("cpu")]
     # A CPU that failed would fail again: only another device has somewhere to fall back to.
-    falls_back = config.fallback == "cpu" and primary.device != "cpu"
-    return (
-        ResilientEngine(
-            primary,
-            on_cpu if falls_back else None,
-            breaker=CircuitBreaker(1, DEVICE_REST_SECONDS) if falls_back else None,
+    falls_back = config.fallback == "cpu" and engines[0].device != "cpu"
+    return share_work(engines, partial(on, "cpu") if falls_back else None, config, stats), repository
+
+
+def share_work(
+    engines: Sequence[Engine],
+    make_fallback: Callable[[], Engine] | None,
+    config: PipelineConfig,
+    stats: StatsCounter,
+) -> EnginePool:
+    """Put retries around engines, and behind each the others and then the fallback.
+
+    Args:
+        engines: of one repository, with their sequences in one store.
+        make_fallback: makes the engine that takes over when all have failed; None for none.
+        config: how often and how long to try.
+        stats: counts retries, fallbacks and lost sequences.
+    """
+    breakers = [CircuitBreaker(1, DEVICE_REST_SECONDS) for _ in engines]
+
+    def resilient(number: int, *others: int) -> ResilientEngine:
+        following = partial(resilient, *others) if others else make_fallback
+        return ResilientEngine(
+            engines[number],
+            following,
+            breaker=breakers[number] if following is not None else None,
             sequences_move=True,
             retries=config.retries,
             retry_delay_seconds=config.retry_delay_seconds,
             timeout=config.timeout_seconds,
             stats=stats,
-        ),
-        repository,
-    )
+        )
+
+    numbers = range(len(engines))
+    return EnginePool([resilient(*numbers[first:], *numbers[:first]) for first in numbers])
 
 
 def _device_works(engine: LocalEngine, voice: str) -> bool:

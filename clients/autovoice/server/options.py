@@ -13,6 +13,7 @@ from pathlib import Path
 from autovoice.address import API_KEY_HEADER
 from autovoice.atomic import reason_of
 from autovoice.config import usable_cores
+from autovoice.engines.gpus import gpu_count
 from autovoice.errors import ConfigurationError
 from autovoice.server.logs import LEVELS, Level
 
@@ -44,6 +45,8 @@ class ServeOptions:
         tls_client_ca: PEM file; clients then need a certificate signed by it.
         log_level: least severe level shown.
         instances: copies of each model, None for what its config says.
+        gpus: numbers of the GPUs on which models run that may use one, each its own copies; None for what
+            their configs say.
         threads: ONNX Runtime threads of each copy, None for what its config says.
         trace_url: OpenTelemetry collector (OTLP over HTTP) that receives traces.
         trace_rate: one request in so many is traced.
@@ -65,6 +68,7 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     log_level: Level = "warning"
     instances: int | None = None
+    gpus: tuple[int, ...] | None = None
     threads: int | None = None
     trace_url: str | None = None
     trace_rate: int = 1
@@ -102,6 +106,8 @@ class ServeOptions:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 1024:
                 raise ConfigurationError(f"{name} is {value}; give a number from 1 to 1024")
+        if self.gpus is not None:
+            _check_gpus(self.gpus)
 
     @property
     def is_loopback(self) -> bool:
@@ -246,6 +252,30 @@ def free_ports(host: str, count: int) -> list[int]:
     finally:
         for listener in sockets:
             listener.close()
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """Read `--gpus`: numbers with commas between them.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", text):
+        raise ConfigurationError(f"--gpus {text!r} is no list of numbers; give GPUs as 0,1")
+    return tuple(int(number) for number in text.split(","))
+
+
+def _check_gpus(gpus: tuple[int, ...]) -> None:
+    if not gpus or len(set(gpus)) < len(gpus) or min(gpus) < 0:
+        raise ConfigurationError(f"gpus is {gpus}; give the numbers of GPUs from 0 on, each once")
+    count = gpu_count()
+    if not count:
+        raise ConfigurationError(
+            f"gpus is {gpus}, and no NVIDIA GPU can be seen here; start the container with --gpus all, or "
+            "leave them out"
+        )
+    if max(gpus) >= count:
+        raise ConfigurationError(f"gpus is {gpus}, and there are {count}; give numbers from 0 to {count - 1}")
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -1,7 +1,8 @@
-"""A view of a model repository: the same files, other numbers of instances and threads."""
+"""A view of a model repository: the same files, other GPUs and numbers of instances and threads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from autovoice.repository.model_config import ONNX_BACKEND, parse_config
@@ -12,7 +13,12 @@ _THREADS = "intra_op_thread_count"
 
 
 def write_view(
-    repository: ModelRepository, view: Path, *, instances: int | None, threads: int | None
+    repository: ModelRepository,
+    view: Path,
+    *,
+    instances: int | None = None,
+    threads: int | None = None,
+    gpus: Sequence[int] | None = None,
 ) -> None:
     """Fill `view` with configs that say otherwise and links to everything else.
 
@@ -21,6 +27,7 @@ def write_view(
         view: an empty folder.
         instances: copies of each model for each device, None for what its config says.
         threads: ONNX Runtime threads of each copy, None for what its config says.
+        gpus: numbers of the GPUs of the models that may use one, None for what their configs say.
     """
     for name in repository.names():
         folder = (repository.path / name).absolute()
@@ -33,10 +40,10 @@ def write_view(
         for path in (folder / CONFIG_FILENAME, *alternatives):
             changed = target / path.relative_to(folder)
             changed.parent.mkdir(exist_ok=True)
-            changed.write_text(_override(path, instances, threads), encoding="utf-8")
+            changed.write_text(_override(path, instances, threads, gpus), encoding="utf-8")
 
 
-def _override(path: Path, instances: int | None, threads: int | None) -> str:
+def _override(path: Path, instances: int | None, threads: int | None, gpus: Sequence[int] | None) -> str:
     """Text of a config that says otherwise."""
     from google.protobuf import text_format
 
@@ -46,4 +53,9 @@ def _override(path: Path, instances: int | None, threads: int | None) -> str:
     if config.backend and instances is not None:  # ensembles have none
         for group in config.instance_group or [config.instance_group.add()]:
             group.count = instances
+    if config.backend and gpus is not None:
+        for group in config.instance_group or [config.instance_group.add()]:
+            if group.kind != group.KIND_CPU:
+                group.kind = group.KIND_GPU
+                group.gpus[:] = gpus
     return str(text_format.MessageToString(config, use_short_repeated_primitives=True))

@@ -262,9 +262,10 @@ class TritonServer:
 
     def _served_folder(self, repository: ModelRepository) -> Path:
         path = repository.path.absolute()
-        if self.options.instances is not None or self.options.threads is not None:
+        changes = {name: getattr(self.options, name) for name in ("instances", "threads", "gpus")}
+        if any(change is not None for change in changes.values()):
             view = self._temporary("repository")
-            write_view(repository, view, instances=self.options.instances, threads=self.options.threads)
+            write_view(repository, view, **changes)
             return view
         # Triton starts the processes of Python backends through a shell, without quotes.
         return path if _SHELL_SAFE.fullmatch(str(path)) else self._link("repository", path)
