@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -374,9 +373,3 @@ def test_a_gpu_has_to_be_there(
     else:
         with pytest.raises(DeviceError, match=says):
             session_module.resolve_device(device)
-
-
-def test_gpus_are_counted_where_a_driver_tells() -> None:
-    count = session_module.gpu_count()
-    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    assert count == (listed or None) or "CUDA_VISIBLE_DEVICES" in os.environ
