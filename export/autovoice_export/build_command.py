@@ -49,7 +49,7 @@ def build(
     ] = 1,
     precision: Annotated[
         Literal["fp32", "fp16"],
-        typer.Option(help="Pitch, phase, inputs and outputs stay FP32.", rich_help_panel=BOTH),
+        typer.Option(help="Pitch, phase, inputs, outputs and states stay FP32."),
     ] = "fp32",
     plugins: Annotated[
         Path | None,
@@ -99,7 +99,7 @@ def build(
         from autovoice_export.config_types import Instances
 
         instances = Instances("auto", instance_count, intra_op_threads)
-        run_build(checkpoint, repository, random=random, seed=seed, instances=instances)
+        run_build(checkpoint, repository, random=random, seed=seed, instances=instances, precision=precision)
         return
     if engine == "tensorrt-rtx":
         from autovoice_export.tensorrt.engines import EngineBuildOptions

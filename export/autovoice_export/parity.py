@@ -7,8 +7,9 @@ TensorRT plan with ONNX Runtime: each is a function from input arrays to output 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,11 +68,13 @@ class Agreement:
         model: its name.
         runs: cases that were compared.
         shares: largest deviation of each output as a share of the tolerance, at most 1.
+        half_errors_db: of each output of its FP16 form, see `errors_db`; nothing for a model in FP32.
     """
 
     model: str
     runs: int
     shares: Mapping[str, float]
+    half_errors_db: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def worst(self) -> float:
@@ -193,6 +196,24 @@ def compare(model: str, run: Run, expected: Iterable[Case], tolerance: Tolerance
                 )
             worst[name] = max(share, worst.get(name, 0.0))
     return Agreement(model, runs, worst)
+
+
+def errors_db(run: Run, expected: Iterable[Case]) -> dict[str, float]:
+    """How large the errors of each output are: their RMS in dB of the output's own, in the worst case.
+
+    Args:
+        run: what is judged.
+        expected: inputs and outputs, see `cases`; outputs that they lack are left out.
+    """
+    worst: dict[str, float] = {}
+    for feed, outputs in expected:
+        found = run(feed)
+        for name in sorted(found.keys() & outputs.keys()):
+            want = outputs[name].astype(np.float64)
+            error, size = (float(np.sqrt(np.mean(np.square(x)))) for x in (found[name] - want, want))
+            level = -math.inf if error == 0.0 else 20 * math.log10(error / size) if size else math.inf
+            worst[name] = max(level, worst.get(name, -math.inf))
+    return worst
 
 
 def _shares(

@@ -15,7 +15,7 @@ _Item = TypeVar("_Item")
 
 
 class EnginePool:
-    """Engines that give the same results, one for each device.
+    """Engines that give the same results, one for each device. Thread safe.
 
     Args:
         engines: at least one.

@@ -16,6 +16,8 @@ from autovoice_export.onnx.composition import Composition
 from autovoice_export.parity import (
     Agreement,
     Arrays,
+    Case,
+    Run,
     Tolerance,
     cases,
     chain_run,
@@ -60,6 +62,7 @@ def verify_composition(
     path: Path,
     frame_counts: Iterable[int] = FRAME_COUNTS,
     batch_sizes: Iterable[int] = BATCH_SIZES,
+    tolerance: Tolerance = TOLERANCE,
 ) -> Agreement:
     """Compares stages in one file with the same in files of their own, in ONNX Runtime.
 
@@ -71,15 +74,26 @@ def verify_composition(
         path: the file of the composition.
         frame_counts: lengths to run.
         batch_sizes: batches to run at each length.
+        tolerance: deviation that is accepted.
 
     Raises:
         ParityError: a shape or a value differs, or ONNX Runtime cannot run the file at some length.
     """
     stages = {step.model: session_run(files[step.model]) for step in composition.steps}
+    expected = composition_cases(composition, stages, frame_counts, batch_sizes)
+    return compare(composition.name, session_run(path), expected, tolerance, "the files of its stages")
+
+
+def composition_cases(
+    composition: Composition,
+    stages: Mapping[str, Run],
+    frame_counts: Iterable[int],
+    batch_sizes: Iterable[int],
+) -> Iterator[Case]:
+    """Inputs of a composition with what its stages make of them, one after the other."""
     states = {state.input.name: state.output.name for state in composition.states}
     feeds = _feeds(composition.graph_inputs, frame_counts, batch_sizes)
-    expected = cases(feeds, chain_run(composition.steps, stages), states)
-    return compare(composition.name, session_run(path), expected, TOLERANCE, "the files of its stages")
+    return cases(feeds, chain_run(composition.steps, stages), states)
 
 
 def _feeds(

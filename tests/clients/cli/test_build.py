@@ -53,7 +53,7 @@ def test_help_and_options_are_those_of_the_tools(capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (["--nonsense"], "No such option: --nonsense"),
         (["--engine", "tensorflow"], "Invalid value for '--engine'"),
-        (["--precision", "fp16"], "--precision does not belong to --engine onnx"),
+        (["--model", "x"], "--model does not belong to --engine onnx"),
         (["--engine", "tensorrt", "--seed", "3"], "--seed does not belong to --engine tensorrt"),
     ):
         assert run(["build", *arguments]) == 2

@@ -21,7 +21,7 @@ ON_CPU = {"pad_source", "pad_source_with_f0", "trim_output", "target_pitch"}
 def test_every_model_that_may_use_a_gpu_gets_those(
     repository: Path, tmp_path: Path, gpus: tuple[int, ...]
 ) -> None:
-    """In the configs for TensorRT too, whose profiles stay; models for the CPU and ensembles do not change."""
+    """In the configs for TensorRT too, whose profiles stay; models for the CPU and ensembles stay."""
     models = ModelRepository(repository)
     write_view(models, tmp_path / "view", gpus=gpus)
     for before in sorted(repository.glob("*/**/*.pbtxt")):
