@@ -25,8 +25,8 @@ class HumFilter(nn.Module):
     """Subtracts the steady part of 50 and 60 Hz.
 
     In each of the last five tenths of a second, the amplitude and phase of both frequencies are measured. As
-    far as the five agree, their mean is hum, which is subtracted; a voice at the same pitch never agrees with
-    itself that long. Causal, without delay, and nothing at all is subtracted in the first 200 ms.
+    far as the five agree, their mean is hum, which is subtracted; a voice at the same pitch hardly ever does
+    so that long. Causal, without delay, and nothing at all is subtracted in the first 200 ms.
 
     Args:
         sample_rate: samples per second; 10 ms must be a whole number of them.
