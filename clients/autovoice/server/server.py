@@ -440,7 +440,7 @@ class TritonServer:
                     process.kill()
                     for region in _SHARED_MEMORY.findall(command):
                         Path("/dev/shm", region).unlink(missing_ok=True)
-        _wait_for(killed)
+        _wait_for(killed, group)
         if self._keeper is not None:
             self._keeper.join(5)
         self._refusing.close()
@@ -451,14 +451,16 @@ class TritonServer:
             self._folder.cleanup()
 
 
-def _wait_for(killed: list[psutil.Process]) -> None:
-    """Wait until processes are gone, whose ports a next server may need, and collect those that are ours."""
+def _wait_for(killed: list[psutil.Process], group: int) -> None:
+    """Wait until a group's processes are gone, whose ports a next server may need, and collect our own."""
     deadline = time.monotonic() + _DEATH_SECONDS
-    for process in killed:
-        while _lives(process) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS / 10)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(process.pid, os.WNOHANG)
+    while any(map(_lives, killed)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS / 10)
+    with contextlib.suppress(ChildProcessError):  # until none is left
+        while time.monotonic() < deadline:
+            # One may be a zombie whose other threads still end; it is not to be collected before they have.
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                time.sleep(_POLL_SECONDS / 10)
 
 
 def _lives(process: psutil.Process) -> bool:

