@@ -13,7 +13,7 @@ from typing import Any
 
 from autovoice.errors import ReleaseError, RepositoryError
 from autovoice.releases.release import UNLISTED, read_release
-from autovoice.repository.model_config import read_config
+from autovoice.repository.model_config import dump_config, read_config
 from autovoice.repository.plans import manifest_path, sha256
 from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository, is_hidden
 
@@ -138,7 +138,7 @@ def write_models(
             pin(message, number)
             path = target / name / relative
             path.parent.mkdir(exist_ok=True)
-            path.write_text(_dumps(message), encoding="utf-8")
+            path.write_text(dump_config(message), encoding="utf-8")
 
 
 def pin(config: Any, number: int) -> None:
@@ -171,9 +171,3 @@ def _copy_others(source: Path, target: Path, known: KnownFiles) -> None:
 
 def _files(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and not is_hidden(path))
-
-
-def _dumps(config: Any) -> str:
-    from google.protobuf import text_format
-
-    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))
