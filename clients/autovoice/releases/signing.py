@@ -104,13 +104,13 @@ def check_signature(path: Path, signature: Path, key: TrustedKey) -> None:
         config.verify(path, signature)
     except (InvalidSignature, X509StoreContextError):
         raise ReleaseError(f"{path} is not signed by {key}, or {signature.name} was changed") from None
-    except ValueError as error:
-        reason = str(error)
+    except Exception as error:  # a changed bundle may fail anywhere
+        reason = reason_of(error)
+        if "Key mismatch" in reason:
+            raise ReleaseError(f"{path} is not signed by {key}, or {signature.name} was changed") from None
         if "Signature mismatch" in reason:
             raise ReleaseError(f"{path} was altered after it was signed ({reason})") from error
-        raise ReleaseError(f"{path} is not signed by {key} ({reason.strip().rstrip('.')})") from error
-    except Exception as error:  # a bundle that is none may fail anywhere
-        raise ReleaseError(f"{signature} is no signature ({reason_of(error)})") from error
+        raise ReleaseError(f"{signature} was changed ({reason})") from error
 
 
 def _require_no_root(certificates: tuple[Path, ...]) -> None:
