@@ -185,7 +185,8 @@ class TestFiles:
         (first.path / "delay/1/model.onnx").chmod(0o644)
         (first.path / "delay/1/model.onnx").write_text("damaged")
         second = publish(repository, releases)
-        assert second.check() == []
+        model = (repository / "delay/1/model.onnx").read_bytes()
+        assert (second.path / "delay/2/model.onnx").read_bytes() == model
         (second.path / "release.json").chmod(0o644)
         (second.path / "release.json").write_text("damaged")
         third = publish(repository, releases)
