@@ -32,8 +32,8 @@ _REPORT_SECONDS = 0.5
 def audio_faults(source: FloatArray, converted: FloatArray) -> list[str]:
     """Faults of finite converted audio, `SILENT` or `CLIPPED` or none.
 
-    A live stream answers late by its look-ahead: the first chunk after a source of digital silence counts as
-    silent, in every release alike.
+    A live stream answers late by its look-ahead, so its first chunks after digital silence count as silent, in
+    every release alike.
 
     Args:
         source: what was converted [rows, samples], any rate.
@@ -51,7 +51,8 @@ def audio_faults(source: FloatArray, converted: FloatArray) -> list[str]:
 
 
 def _power(row: FloatArray) -> float:
-    return float(np.dot(row, row)) / row.size
+    """Mean square without the offset, which nobody hears."""
+    return float(np.dot(row, row)) / row.size - float(row.mean()) ** 2
 
 
 def _is_clipped(row: FloatArray) -> bool:

@@ -34,7 +34,14 @@ try:
         protobuf_module,
         spec_from_config,
     )
-    from autovoice.server.answers import ANSWERS, AUDIO_TENSORS, FAULTS, NOT_FINITE, AnswerCounter, audio_faults
+    from autovoice.server.answers import (
+        ANSWERS,
+        AUDIO_TENSORS,
+        FAULTS,
+        NOT_FINITE,
+        AnswerCounter,
+        audio_faults,
+    )
 except ImportError as error:
     raise ImportError(
         f"the onnxruntime backend needs the package autovoice in the Python of {sys.prefix} ({error}); run "
