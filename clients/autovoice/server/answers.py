@@ -32,8 +32,8 @@ _REPORT_SECONDS = 0.5
 def audio_faults(source: FloatArray, converted: FloatArray) -> list[str]:
     """Faults of finite converted audio, `SILENT` or `CLIPPED` or none.
 
-    A live stream answers late by its look-ahead, so its first chunks after digital silence count as silent, in
-    every release alike.
+    A live stream answers late by its look-ahead, so its first chunks after digital silence count as silent,
+    in every release alike.
 
     Args:
         source: what was converted [rows, samples], any rate.

@@ -331,7 +331,7 @@ def _audio_tensors(spec: ModelSpec) -> tuple[str, str] | None:
 
 
 def _metrics(model: str, version: str) -> tuple[list[Any], dict[str, Any]]:
-    """The counters of a model that Triton shows at /metrics, and their families, which have to outlive them."""
+    """The families of the counters that Triton shows at /metrics, which must outlive them, and the counters."""
     counter = pb_utils.MetricFamily.COUNTER
     answers = pb_utils.MetricFamily(
         name="autovoice_answers_total",
