@@ -19,9 +19,7 @@ CLUSTERS = "clusters.json"
 ROUTES = {"http": "routes_http.json", "grpc": "routes_grpc.json"}
 ADMIN_SOCKET = "admin.sock"
 
-HTTP_PATHS = (
-    r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
-)
+HTTP_PATHS = r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
 _GRPC_CALLS = (
     "ServerLive",
@@ -67,9 +65,7 @@ def render(state: RolloutState, servers: Mapping[int, ServerEntry], service: Ser
     return {
         BOOTSTRAP: _bootstrap(service),
         CLUSTERS: _resources(state, clusters),
-        **{
-            name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()
-        },
+        **{name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()},
     }
 
 
@@ -144,7 +140,9 @@ def _bootstrap(service: Service) -> dict[str, Any]:
         "node": {"id": "autovoice", "cluster": "autovoice"},
         "admin": {"address": admin},
         "stats_flush_interval": "1s",  # when latencies are added to the histograms
-        "stats_config": {"histogram_bucket_settings": [{"match": {"suffix": "_rq_time"}, "buckets": LATENCIES}]},
+        "stats_config": {
+            "histogram_bucket_settings": [{"match": {"suffix": "_rq_time"}, "buckets": LATENCIES}]
+        },
         "dynamic_resources": {"cds_config": _watched(CLUSTERS)},
         "static_resources": {
             "listeners": [

@@ -19,6 +19,7 @@ from autovoice.rollout import proxy
 from autovoice.rollout.admission import admit, idle_seconds
 from autovoice.rollout.envoy import FOLDER, cluster_name, render
 from autovoice.rollout.state import RolloutFolder, RolloutState, ServerEntry, Service, write_json
+from autovoice.rollout.watching import SERVER_OPTIONS
 from autovoice.server.logs import LogRecord
 from autovoice.server.options import ServeOptions
 from autovoice.server.server import ServerError
@@ -295,7 +296,13 @@ class _ReleaseServer:
         self._path = path
         self._number = number
         self._options = replace(
-            options, repository=path, host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0
+            options,
+            repository=path,
+            host="127.0.0.1",
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            extra=(*SERVER_OPTIONS, *options.extra),
         )
         self._on_log = on_log
         self._cache = cache
