@@ -19,7 +19,9 @@ CLUSTERS = "clusters.json"
 ROUTES = {"http": "routes_http.json", "grpc": "routes_grpc.json"}
 ADMIN_SOCKET = "admin.sock"
 
-HTTP_PATHS = r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
+HTTP_PATHS = (
+    r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
+)
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
 _GRPC_CALLS = (
     "ServerLive",
@@ -35,7 +37,7 @@ _GRPC_PATHS = rf"/inference\.GRPCInferenceService/({'|'.join(_GRPC_CALLS)})|/grp
 _GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 LARGEST_REQUEST = 1 << 27  # bytes
 LATENCIES = [round(1.4**power, 1) for power in range(1, 33)]
-"""Upper bounds of the buckets of Envoy's histograms, milliseconds; 1.4 times as much in each, up to 47 s."""
+"""Upper bounds of the buckets of Envoy's histograms, milliseconds: each 1.4 times as much, up to 47 s."""
 _UNARY_SECONDS = 600
 _AT_ONCE = 1 << 16  # requests and connections to one server; its own queue holds them
 _TYPE = "type.googleapis.com/envoy"
@@ -65,7 +67,9 @@ def render(state: RolloutState, servers: Mapping[int, ServerEntry], service: Ser
     return {
         BOOTSTRAP: _bootstrap(service),
         CLUSTERS: _resources(state, clusters),
-        **{name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()},
+        **{
+            name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()
+        },
     }
 
 
@@ -131,10 +135,7 @@ def _bootstrap(service: Service) -> dict[str, Any]:
     # Over gRPC every answer is HTTP 200: this counts the real codes, by cluster.
     counting = {
         "name": "envoy.filters.http.grpc_stats",
-        "typed_config": {
-            "@type": f"{_TYPE}.extensions.filters.http.grpc_stats.v3.FilterConfig",
-            "emit_filter_state": False,
-        },
+        "typed_config": {"@type": f"{_TYPE}.extensions.filters.http.grpc_stats.v3.FilterConfig"},
     }
     return {
         "node": {"id": "autovoice", "cluster": "autovoice"},

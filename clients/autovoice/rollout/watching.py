@@ -123,7 +123,7 @@ class PrometheusWatcher:
         folder = self._folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, RULES):
-            text = resources.files(__package__).joinpath(FOLDER, name).read_text(encoding="utf-8")
+            text = resources.files(__package__).joinpath(f"{FOLDER}/{name}").read_text(encoding="utf-8")
             _write(folder / name, text)
         for name, content in targets(state, servers, service).items():
             _write(folder / name, json.dumps(content, indent=1) + "\n")

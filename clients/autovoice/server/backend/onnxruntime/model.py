@@ -331,7 +331,7 @@ def _audio_tensors(spec: ModelSpec) -> tuple[str, str] | None:
 
 
 def _metrics(model: str, version: str) -> tuple[list[Any], dict[str, Any]]:
-    """The families of the counters that Triton shows at /metrics, which must outlive them, and the counters."""
+    """The counters that Triton shows at /metrics, after their families, which must outlive them."""
     counter = pb_utils.MetricFamily.COUNTER
     answers = pb_utils.MetricFamily(
         name="autovoice_answers_total",
