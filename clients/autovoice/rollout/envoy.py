@@ -23,17 +23,9 @@ HTTP_PATHS = (
     r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
 )
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
-_GRPC_CALLS = (
-    "ServerLive",
-    "ServerReady",
-    "ServerMetadata",
-    "ModelReady",
-    "ModelMetadata",
-    "ModelConfig",
-    "ModelStatistics",
-    "ModelInfer",
-)
-_GRPC_PATHS = rf"/inference\.GRPCInferenceService/({'|'.join(_GRPC_CALLS)})|/grpc\.health\.v1\.Health/Check"
+# Short, for Envoy refuses regular expressions of more than a hundred instructions.
+_GRPC_PATHS = r"/inference\.GRPCInferenceService/(Server|Model)(Live|Ready|Metadata|Config|Statistics|Infer)"
+_GRPC_HEALTH = "/grpc.health.v1.Health/Check"
 _GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 LARGEST_REQUEST = 1 << 27  # bytes
 LATENCIES = [round(1.4**power, 1) for power in range(1, 33)]
@@ -228,7 +220,11 @@ def _routes(protocol: str, state: RolloutState, servers: Mapping[int, ServerEntr
     if protocol == "http":
         paths: list[tuple[dict[str, Any], bool]] = [({"safe_regex": {"regex": HTTP_PATHS}}, True)]
     else:
-        paths = [({"safe_regex": {"regex": _GRPC_PATHS}}, True), ({"path": _GRPC_STREAM}, False)]
+        paths = [
+            ({"safe_regex": {"regex": _GRPC_PATHS}}, True),
+            ({"path": _GRPC_HEALTH}, True),
+            ({"path": _GRPC_STREAM}, False),
+        ]
     routes = []
     for path, is_unary in paths:
         for number, entry in sorted(servers.items()):
