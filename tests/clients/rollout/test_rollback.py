@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import urllib3
 from audio_releases import Load, publish_audio
@@ -143,24 +140,6 @@ def test_release_whose_shadowed_answers_are_faulty_is_rolled_back(
     assert f"are {fault}" in event.reason
     assert load.failures == []
     assert load.answers
-
-
-def test_prometheus_that_ends_is_said_once_and_started_again(running: Running) -> None:
-    (process,) = (
-        child for child in psutil.Process().children(recursive=True) if child.name() == "prometheus"
-    )
-    os.kill(process.pid, signal.SIGKILL)
-    before = len(running.log)
-    running.folder.set_candidate(NOT_FINITE, (10, 100), 60.0, 0)  # without a candidate nobody asks
-
-    def said() -> list[str]:
-        return [record.text for record in running.log[before:] if "Prometheus" in record.text]
-
-    until(lambda: len(said()) == 2)
-    missing, again = said()
-    assert "cannot be asked" in missing
-    assert "answers again" in again
-    assert running.folder.roll_back("the test is over", candidate=NOT_FINITE)
 
 
 @pytest.mark.slow
