@@ -73,7 +73,7 @@ class Running:
             answer = urllib3.request(
                 "GET", f"{self.watcher.url}/api/v1/query", fields={"query": expression}, retries=False
             ).json()
-        except urllib3.exceptions.HTTPError:
+        except (urllib3.exceptions.HTTPError, ValueError):  # which says so while it starts
             return []
         assert answer["status"] == "success", (expression, answer)
         return answer["data"]["result"]  # type: ignore[no-any-return]
