@@ -28,7 +28,9 @@ def admit(releases: Path, number: int, *, needs_gate: bool | None = False) -> Re
     folder = releases / str(number)
     if not folder.is_dir():
         known = ", ".join(map(str, release_numbers(releases))) or "none"
-        raise RolloutError(f"there is no release {number} in {releases} (there are: {known}); publish it first")
+        raise RolloutError(
+            f"there is no release {number} in {releases} (there are: {known}); publish it first"
+        )
     try:
         release = read_release(folder)
         differences = release.check()

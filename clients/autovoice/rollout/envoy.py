@@ -19,9 +19,7 @@ CLUSTERS = "clusters.json"
 ROUTES = {"http": "routes_http.json", "grpc": "routes_grpc.json"}
 ADMIN_SOCKET = "admin.sock"
 
-HTTP_PATHS = (
-    r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
-)
+HTTP_PATHS = r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
 _GRPC_CALLS = (
     "ServerLive",
@@ -65,9 +63,7 @@ def render(state: RolloutState, servers: Mapping[int, ServerEntry], service: Ser
     return {
         BOOTSTRAP: _bootstrap(service),
         CLUSTERS: _resources(state, clusters),
-        **{
-            name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()
-        },
+        **{name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()},
     }
 
 
@@ -133,6 +129,12 @@ def _bootstrap(service: Service) -> dict[str, Any]:
     return {
         "node": {"id": "autovoice", "cluster": "autovoice"},
         "admin": {"address": admin},
+        # The paths' regular expressions are larger than what Envoy takes by default.
+        "layered_runtime": {
+            "layers": [
+                {"name": "autovoice", "static_layer": {"re2.max_program_size.error_level": 1000}},
+            ]
+        },
         "dynamic_resources": {"cds_config": _watched(CLUSTERS)},
         "static_resources": {
             "listeners": [
@@ -191,9 +193,9 @@ def _endpoint(name: str, address: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cluster(release: int, protocol: str, port: int) -> dict[str, Any]:
     name = cluster_name(release, protocol)
-    limits = {
-        name: _AT_ONCE for name in ("max_connections", "max_pending_requests", "max_requests", "max_retries")
-    }
+    limits = dict.fromkeys(
+        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _AT_ONCE
+    )
     cluster: dict[str, Any] = {
         "@type": f"{_TYPE}.config.cluster.v3.Cluster",
         "name": name,

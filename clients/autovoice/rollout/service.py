@@ -154,7 +154,7 @@ class RolloutService:
                 reason += f"; {error}"
                 continue
             self._folder.start_with(number, reason)
-            self._report("warning", f"release {number} is served; {reason}")
+            self._report("info", f"release {number} is served; {reason}")
             return
         raise RolloutError(f"no release of {releases} can be served ({reason}); publish one")
 
@@ -214,13 +214,20 @@ class RolloutService:
             self._folder.record("restarted", None, reason)
         elif self._envoy.is_running or not any(entry.ready for entry in servers.values()):
             if not self._is_announced and self._envoy.is_running:
-                with suppress(UnavailableError):
-                    proxy.applied(self._folder.path)
-                    self._is_announced = True
-                    self._on_ready(service)
+                self._announce(service)
             return
         self._envoy_starts.append(time.monotonic())
         self._envoy.start()
+
+    def _announce(self, service: Service) -> None:
+        try:
+            proxy.applied(self._folder.path)
+        except UnavailableError as error:
+            if time.monotonic() - self._envoy_starts[0] > proxy.APPLY_SECONDS:
+                raise ServerError(str(error)) from error
+            return
+        self._is_announced = True
+        self._on_ready(service)
 
     def _watch(self, state: RolloutState, servers: dict[int, ServerEntry], service: Service) -> None:
         if self._watcher is None:

@@ -367,7 +367,9 @@ class RolloutFolder:
         self._history()  # of a process that was killed
         state = replace(state, **changes, serial=state.serial + 1)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        last = Event(now, event, release, state.stable, state.candidate, state.share, " ".join(reason.split()))
+        last = Event(
+            now, event, release, state.stable, state.candidate, state.share, " ".join(reason.split())
+        )
         state = replace(state, last=last)
         self._write(STATE_FILENAME, asdict(state))
         self._append(last)
@@ -409,7 +411,9 @@ class RolloutFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RolloutError(f"{path} cannot be read ({error}); nothing but AutoVoice may write it") from error
+            raise RolloutError(
+                f"{path} cannot be read ({error}); nothing but AutoVoice may write it"
+            ) from error
         if not isinstance(content, dict):
             raise RolloutError(f"{path} holds no object; nothing but AutoVoice may write it")
         return content
