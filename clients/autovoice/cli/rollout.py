@@ -71,8 +71,8 @@ def rollback(
         int | None,
         typer.Argument(
             metavar="[M]",
-            help="The release to go back to. Default: the promoted one while another is on trial, else the one "
-            "promoted before it.",
+            help="The release to go back to. Default: the promoted one while another is on trial, else the "
+            "one promoted before it.",
             show_default=False,
         ),
     ] = None,

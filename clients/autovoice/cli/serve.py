@@ -102,8 +102,8 @@ def serve(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Serve releases behind Envoy, as `autovoice rollout` wants them: a folder for that, made where "
-            "it is missing. Then --repository, TLS and --no-metrics are not available.",
+            help="Serve releases behind Envoy, as `autovoice rollout` wants them: a folder for that, made "
+            "where it is missing. --repository, TLS and --no-metrics are then not available.",
             rich_help_panel=_ROLLOUT,
         ),
     ] = None,
@@ -112,6 +112,14 @@ def serve(
         typer.Option(
             metavar="FOLDER",
             help="Where the releases are. Default: where they were the last time.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Key that must have signed each release. Default: that of the last time, if any.",
             rich_help_panel=_ROLLOUT,
         ),
     ] = None,
@@ -144,8 +152,9 @@ def serve(
         from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
-        if rollout is None and releases is not None:
-            raise ConfigurationError(f"--releases {releases} is for --rollout DIR; give that too")
+        if rollout is None and (releases or public_key):
+            name = "--releases" if releases else "--public-key"
+            raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
         if rollout is not None:
             tls = tls_certificate or tls_key or tls_client_ca
             _require_available(repository=repository, tls=tls, no_metrics=not metrics)
@@ -174,7 +183,7 @@ def serve(
         if rollout is None:
             server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
         else:
-            server = _rollout_service(rollout, releases, drain_limit, options, log_format)
+            server = _rollout_service(rollout, releases, public_key, drain_limit, options, log_format)
         if told:  # before there was a server to tell
             return 0
         server.run()
@@ -204,7 +213,12 @@ def _require_available(**values: object) -> None:
 
 
 def _rollout_service(
-    folder: Path, releases: Path | None, drain_limit: str, options: ServeOptions, log_format: str
+    folder: Path,
+    releases: Path | None,
+    public_key: Path | None,
+    drain_limit: str,
+    options: ServeOptions,
+    log_format: str,
 ) -> RolloutService:
     from autovoice.rollout.promotion import parse_duration
     from autovoice.rollout.service import RolloutService
@@ -230,6 +244,7 @@ def _rollout_service(
         RolloutFolder(folder),
         releases,
         options,
+        public_key=public_key,
         on_ready=announce,
         on_log=log,
         drain_limit=parse_duration(drain_limit),

@@ -1,7 +1,7 @@
 """`autovoice rollout`: changes what is wanted, step by step, and waits until the service has done it.
 
-Each step is one change of the state: a promotion that is killed leaves what it had reached, and the next one goes
-on from there.
+Each step is one change of the state: a promotion that is killed leaves what it had reached, and the next
+one goes on from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autovoice.errors import RolloutError, UnavailableError
 from autovoice.releases.release import read_release
 from autovoice.rollout import proxy
 from autovoice.rollout.admission import admit, gate_passed, require_same_contract
-from autovoice.rollout.state import HOLD_SECONDS, STEPS, Event, RolloutFolder, served
+from autovoice.rollout.state import HOLD_SECONDS, STEPS, Event, RolloutFolder, RolloutState, served
 
 _POLL_SECONDS = 0.1
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[smh]?)")
@@ -60,8 +60,8 @@ def promote(
         report: called with a line for each step.
 
     Raises:
-        RolloutError: the release is not admitted, another one is on trial, it was rolled back meanwhile, or no
-            service runs.
+        RolloutError: the release is not admitted, another one is on trial, it was rolled back meanwhile, or
+            no service runs.
     """
     with folder.promoting():
         state = folder.read()
@@ -69,13 +69,12 @@ def promote(
         if state.stable == number:
             report(f"release {number} is promoted already; {served(state)}")
             return
-        releases = Path(state.releases)
         if needs_gate is False:
-            release = admit(releases, number, needs_gate=None)
+            release = admit(state, number, needs_gate=None)
         else:
-            release = admit(releases, number, needs_gate=needs_gate or _stable_passed(folder))
+            release = admit(state, number, needs_gate=needs_gate or _stable_passed(state))
         if state.stable is not None:
-            require_same_contract(release, read_release(releases / str(state.stable)))
+            require_same_contract(release, read_release(Path(state.releases, str(state.stable))))
         folder.set_candidate(number, plan.steps, plan.hold_seconds, plan.shadow)
         _wait_ready(folder, number)
         begun = folder.require_candidate(number).share
@@ -129,7 +128,7 @@ def roll_back(
             report(served(state))
             return
         _require_service(folder)
-        admit(Path(state.releases), number, needs_gate=None)
+        admit(state, number, needs_gate=None)
         folder.set_candidate(number, (), 0.0, 0)
         _wait_ready(folder, number)
         _finish(folder, number, report)
@@ -172,9 +171,8 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def _stable_passed(folder: RolloutFolder) -> bool:
+def _stable_passed(state: RolloutState) -> bool:
     """Whether the releases here go through a gate: the stable one did."""
-    state = folder.read()
     if state.stable is None:
         return False
     return gate_passed(read_release(Path(state.releases, str(state.stable)))) is True
@@ -190,8 +188,8 @@ def _finish(folder: RolloutFolder, number: int, report: Callable[[str], None]) -
 def _require_service(folder: RolloutFolder) -> None:
     if not folder.is_served():
         raise RolloutError(
-            f"no service runs; start it with `autovoice serve --rollout {folder.path}`: it goes on from where "
-            "the rollout is, and so does this command"
+            f"no service runs; start it with `autovoice serve --rollout {folder.path}`, which keeps what the "
+            "rollout has reached"
         )
 
 

@@ -108,7 +108,9 @@ class Answer:
     def is_of(self, number: int, expected: float) -> bool:
         """Whether every part of it is that of a release."""
         return (
-            self.release == str(number) and self.version == str(number) and self.value == expected + 1000 * number
+            self.release == str(number)
+            and self.version == str(number)
+            and self.value == expected + 1000 * number
         )
 
     @property
@@ -276,7 +278,8 @@ def under_load(
         threading.Thread(target=load.offline, args=(both[number % 2], pause)) for number in range(offline)
     ]
     threads += [
-        threading.Thread(target=load.live, args=(both[number % 2], 2 * pause, chunks)) for number in range(live)
+        threading.Thread(target=load.live, args=(both[number % 2], 2 * pause, chunks))
+        for number in range(live)
     ]
     for thread in threads:
         thread.start()
