@@ -6,18 +6,21 @@ from pathlib import Path
 
 from autovoice.errors import ReleaseError, RolloutError
 from autovoice.releases import documents
-from autovoice.releases.release import GATE_FILENAME, Release, read_release, release_numbers
+from autovoice.releases.release import GATE_FILENAME, Release, release_numbers
+from autovoice.releases.signing import TrustedKey
+from autovoice.releases.verifying import verify
 from autovoice.repository.model_config import ENSEMBLE, read_config
 from autovoice.repository.reader import ModelRepository
+from autovoice.rollout.state import RolloutState
 
 _TRITON_IDLE_SECONDS = 1.0  # where a config does not say how long a sequence may be idle
 
 
-def admit(releases: Path, number: int, *, needs_gate: bool | None = False) -> Release:
-    """Check that a release is as it was published, and passed its gate.
+def admit(state: RolloutState, number: int, *, needs_gate: bool | None = False) -> Release:
+    """Check that a release is as it was published, signed where the rollout asks for that, and passed its gate.
 
     Args:
-        releases: folder of the releases.
+        state: of the rollout.
         number: of the release.
         needs_gate: refuse one that no gate has looked at; False: refuse only one that its gate refused; None:
             ask for no gate.
@@ -25,19 +28,17 @@ def admit(releases: Path, number: int, *, needs_gate: bool | None = False) -> Re
     Raises:
         RolloutError: it is not to be served; the message says why.
     """
+    releases = Path(state.releases)
     folder = releases / str(number)
     if not folder.is_dir():
         known = ", ".join(map(str, release_numbers(releases))) or "none"
-        raise RolloutError(f"there is no release {number} in {releases} (there are: {known}); publish it first")
+        raise RolloutError(f"there is no release {number} in {releases}, which has {known}; publish it first")
+    key = None if state.public_key is None else TrustedKey(Path(state.public_key))
     try:
-        release = read_release(folder)
-        differences = release.check()
+        release = verify(folder, key)
         passed = None if needs_gate is None else gate_passed(release)
     except ReleaseError as error:
-        raise RolloutError(f"release {number} does not verify: {error}") from error
-    if differences:
-        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise RolloutError(f"release {number} does not verify: {differences[0]}{more}; publish it anew")
+        raise RolloutError(f"release {number} does not verify: {error}; publish it anew") from error
     if passed is False:
         raise RolloutError(f"release {number} was refused by its gate; {folder / GATE_FILENAME} says why")
     if needs_gate and passed is None:

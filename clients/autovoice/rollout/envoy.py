@@ -19,13 +19,19 @@ CLUSTERS = "clusters.json"
 ROUTES = {"http": "routes_http.json", "grpc": "routes_grpc.json"}
 ADMIN_SOCKET = "admin.sock"
 
-HTTP_PATHS = (
-    r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
-)
+HTTP_PATHS = r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
-# Short, for Envoy refuses regular expressions of more than a hundred instructions.
-_GRPC_PATHS = r"/inference\.GRPCInferenceService/(Server|Model)(Live|Ready|Metadata|Config|Statistics|Infer)"
-_GRPC_HEALTH = "/grpc.health.v1.Health/Check"
+_GRPC_CALLS = (
+    "ServerLive",
+    "ServerReady",
+    "ServerMetadata",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "ModelInfer",
+)
+_GRPC_PATHS = rf"/inference\.GRPCInferenceService/({'|'.join(_GRPC_CALLS)})|/grpc\.health\.v1\.Health/Check"
 _GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 LARGEST_REQUEST = 1 << 27  # bytes
 LATENCIES = [round(1.4**power, 1) for power in range(1, 33)]
@@ -59,9 +65,7 @@ def render(state: RolloutState, servers: Mapping[int, ServerEntry], service: Ser
     return {
         BOOTSTRAP: _bootstrap(service),
         CLUSTERS: _resources(state, clusters),
-        **{
-            name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()
-        },
+        **{name: _resources(state, [_routes(protocol, state, servers)]) for protocol, name in ROUTES.items()},
     }
 
 
@@ -136,6 +140,12 @@ def _bootstrap(service: Service) -> dict[str, Any]:
         "stats_config": {
             "histogram_bucket_settings": [{"match": {"suffix": "_rq_time"}, "buckets": LATENCIES}]
         },
+        # The paths' regular expressions are larger than what Envoy takes by default.
+        "layered_runtime": {
+            "layers": [
+                {"name": "autovoice", "static_layer": {"re2.max_program_size.error_level": 1000}},
+            ]
+        },
         "dynamic_resources": {"cds_config": _watched(CLUSTERS)},
         "static_resources": {
             "listeners": [
@@ -194,9 +204,9 @@ def _endpoint(name: str, address: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cluster(release: int, protocol: str, port: int) -> dict[str, Any]:
     name = cluster_name(release, protocol)
-    limits = {
-        name: _AT_ONCE for name in ("max_connections", "max_pending_requests", "max_requests", "max_retries")
-    }
+    limits = dict.fromkeys(
+        ("max_connections", "max_pending_requests", "max_requests", "max_retries"), _AT_ONCE
+    )
     cluster: dict[str, Any] = {
         "@type": f"{_TYPE}.config.cluster.v3.Cluster",
         "name": name,
@@ -220,11 +230,7 @@ def _routes(protocol: str, state: RolloutState, servers: Mapping[int, ServerEntr
     if protocol == "http":
         paths: list[tuple[dict[str, Any], bool]] = [({"safe_regex": {"regex": HTTP_PATHS}}, True)]
     else:
-        paths = [
-            ({"safe_regex": {"regex": _GRPC_PATHS}}, True),
-            ({"path": _GRPC_HEALTH}, True),
-            ({"path": _GRPC_STREAM}, False),
-        ]
+        paths = [({"safe_regex": {"regex": _GRPC_PATHS}}, True), ({"path": _GRPC_STREAM}, False)]
     routes = []
     for path, is_unary in paths:
         for number, entry in sorted(servers.items()):

@@ -19,6 +19,8 @@ from autovoice.errors import ConfigurationError, UnavailableError
 from autovoice.rollout.envoy import ADMIN_SOCKET, BOOTSTRAP, FOLDER, ROUTES
 
 LOG = "log/envoy.log"
+APPLY_SECONDS = 30.0
+"""How long Envoy may take to follow its files."""
 _ADMIN_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _VERSION = re.compile(r"\.rds\.(\w+)\.version_text: \"(\d+)-\w+\"")
@@ -142,7 +144,7 @@ def applied(folder: Path) -> int:
     text = ask(folder, "/stats?filter=version_text&type=TextReadouts").decode()
     found = {protocol: int(serial) for protocol, serial in _VERSION.findall(text)}
     if found.keys() != ROUTES.keys():
-        raise UnavailableError("Envoy has no routes yet; try again")
+        raise UnavailableError(f"Envoy has not taken its routes; {folder / LOG} says why")
     return min(found.values())
 
 

@@ -54,6 +54,8 @@ class RolloutService:
     Args:
         folder: the rollout folder, made where it is missing.
         releases: folder of the releases; None for the one that the rollout folder names.
+        public_key: PEM file of the key that must have signed each release; None for the one that the rollout
+            folder names, if any.
         options: where Envoy listens, and how each server is started; its repository counts for nothing.
         on_ready: called once, when requests are answered.
         on_log: called with every line for the log, from any thread.
@@ -68,6 +70,7 @@ class RolloutService:
         releases: Path | None,
         options: ServeOptions,
         *,
+        public_key: Path | None = None,
         on_ready: Callable[[Service], None],
         on_log: Callable[[LogRecord], None],
         watcher: Watcher | None = None,
@@ -76,6 +79,7 @@ class RolloutService:
     ) -> None:
         self._folder = folder
         self._releases = releases
+        self._public_key = public_key
         self._options = options
         self._on_ready = on_ready
         self._on_log = on_log
@@ -105,7 +109,7 @@ class RolloutService:
             service = Service(
                 os.getpid(), _address(outer.host), outer.http_port, outer.grpc_port, outer.metrics_port
             )
-            self._begin(self._folder.begin(self._releases))
+            self._begin(self._folder.begin(self._releases, self._public_key))
             self._folder.write_service(service)
             try:
                 while not self._told:
@@ -127,7 +131,7 @@ class RolloutService:
             self._choose(state, "first start: the newest release that can be served")
             return
         try:
-            admit(Path(state.releases), state.stable)
+            admit(state, state.stable)
         except RolloutError as error:
             self._replace_stable(state, str(error))
 
@@ -149,13 +153,13 @@ class RolloutService:
         numbers = set(release_numbers(releases)) - self._failed
         for number in sorted(numbers, key=lambda number: (number in doubtful, -number)):
             try:
-                admit(releases, number)
+                admit(state, number)
             except RolloutError as error:
                 self._report("error", f"{error}; it is passed over")
                 reason += f"; {error}"
                 continue
             self._folder.start_with(number, reason)
-            self._report("warning", f"release {number} is served; {reason}")
+            self._report("info", f"release {number} is served; {reason}")
             return
         raise RolloutError(f"no release of {releases} can be served ({reason}); publish one")
 
@@ -175,9 +179,7 @@ class RolloutService:
 
     def _start_and_collect(self, state: RolloutState) -> None:
         for number in state.wanted - set(self._servers):
-            self._servers[number] = _ReleaseServer(
-                Path(state.releases, str(number)), number, self._options, self._on_log, self._cache
-            )
+            self._servers[number] = _ReleaseServer(state, number, self._options, self._on_log, self._cache)
         for number, server in list(self._servers.items()):
             if server.is_alive:
                 continue
@@ -207,21 +209,28 @@ class RolloutService:
             starts = self._envoy_starts
             if len(starts) > RESTARTS and time.monotonic() - starts[0] < SERVED_SECONDS:
                 raise ServerError(
-                    f"envoy ended by itself again and again and is given up after {RESTARTS} restarts; the last "
-                    f"time: {ending}; {self._folder.path / proxy.LOG} says more"
+                    f"envoy ended by itself again and again and is given up after {RESTARTS} restarts; the "
+                    f"last time: {ending}; {self._folder.path / proxy.LOG} says more"
                 )
             reason = f"envoy ended by itself: {ending}; it is started again"
             self._report("error", reason)
             self._folder.record("restarted", None, reason)
         elif self._envoy.is_running or not any(entry.ready for entry in servers.values()):
             if not self._is_announced and self._envoy.is_running:
-                with suppress(UnavailableError):
-                    proxy.applied(self._folder.path)
-                    self._is_announced = True
-                    self._on_ready(service)
+                self._announce(service)
             return
         self._envoy_starts.append(time.monotonic())
         self._envoy.start()
+
+    def _announce(self, service: Service) -> None:
+        try:
+            proxy.applied(self._folder.path)
+        except UnavailableError as error:
+            if time.monotonic() - self._envoy_starts[0] > proxy.APPLY_SECONDS:
+                raise ServerError(str(error)) from error
+            return
+        self._is_announced = True
+        self._on_ready(service)
 
     def _watch(self, state: RolloutState, servers: dict[int, ServerEntry], service: Service) -> None:
         if self._watcher is None:
@@ -287,17 +296,18 @@ class _ReleaseServer:
 
     def __init__(
         self,
-        path: Path,
+        state: RolloutState,
         number: int,
         options: ServeOptions,
         on_log: Callable[[LogRecord], None],
         cache: Path | None,
     ) -> None:
-        self._path = path
+        self._path = Path(state.releases, str(number))
+        self._state = state
         self._number = number
         self._options = replace(
             options,
-            repository=path,
+            repository=self._path,
             host="127.0.0.1",
             http_port=0,
             grpc_port=0,
@@ -381,7 +391,7 @@ class _ReleaseServer:
 
     def _run(self) -> None:
         try:
-            admit(self._path.parent, self._number)
+            admit(self._state, self._number)
             self._idle_seconds = idle_seconds(self._path)
             supervisor = Supervisor(
                 self._options, on_ready=lambda options: None, on_log=self._log, cache=self._cache

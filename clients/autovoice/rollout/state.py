@@ -62,6 +62,7 @@ class RolloutState:
 
     Attributes:
         releases: folder of the releases.
+        public_key: PEM file of the key that must have signed each release, None where no signature is asked for.
         stable: the promoted release, None before the first.
         candidate: the release on trial, None where there is none.
         share: percent of the requests that go to the candidate.
@@ -75,6 +76,7 @@ class RolloutState:
     """
 
     releases: str
+    public_key: str | None = None
     stable: int | None = None
     candidate: int | None = None
     share: int = 0
@@ -151,8 +153,8 @@ class Service:
 class RolloutFolder:
     """A rollout folder.
 
-    The state is changed under a lock and by renaming a new file over it, so that it is whole at any time. Each
-    change carries its own line of the history, which is appended after it: a process that is killed in
+    The state is changed under a lock and by renaming a new file over it, so that it is whole at any time.
+    Each change carries its own line of the history, which is appended after it: a process that is killed in
     between leaves that to the next one.
 
     Args:
@@ -175,25 +177,29 @@ class RolloutFolder:
             )
         return state
 
-    def begin(self, releases: str | os.PathLike[str] | None) -> RolloutState:
+    def begin(
+        self, releases: str | os.PathLike[str] | None, public_key: str | os.PathLike[str] | None = None
+    ) -> RolloutState:
         """The state, which is made where there is none.
 
         Args:
             releases: folder of the releases; None for the one that the state names.
+            public_key: of the signatures; likewise.
 
         Raises:
-            RolloutError: neither names one.
+            RolloutError: neither names a folder of releases.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
             state = self._read()
-            if state is None and releases is None:
-                raise RolloutError(f"{self.path} is new; name the folder of the releases with --releases")
-            if releases is None:
-                assert state is not None
-                return state
-            folder = os.path.abspath(releases)
-            state = RolloutState(folder) if state is None else replace(state, releases=folder)
+            if state is None:
+                if releases is None:
+                    raise RolloutError(f"{self.path} is new; name the folder of the releases with --releases")
+                state = RolloutState(os.path.abspath(releases))
+            if releases is not None:
+                state = replace(state, releases=os.path.abspath(releases))
+            if public_key is not None:
+                state = replace(state, public_key=os.path.abspath(public_key))
             self._write(STATE_FILENAME, asdict(state))
             return state
 
@@ -211,8 +217,8 @@ class RolloutFolder:
             state = self.read()
             if state.candidate not in (None, number):
                 raise RolloutError(
-                    f"release {state.candidate} is on trial with {state.share} %; promote that one, or end its "
-                    "trial with `autovoice rollout rollback`"
+                    f"release {state.candidate} is on trial with {state.share} %; promote that one, or end "
+                    "its trial with `autovoice rollout rollback`"
                 )
             share = state.share if state.candidate == number else 0
             kept = {"candidate": number, "share": share, "shadow": shadow}
@@ -367,7 +373,9 @@ class RolloutFolder:
         self._history()  # of a process that was killed
         state = replace(state, **changes, serial=state.serial + 1)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        last = Event(now, event, release, state.stable, state.candidate, state.share, " ".join(reason.split()))
+        last = Event(
+            now, event, release, state.stable, state.candidate, state.share, " ".join(reason.split())
+        )
         state = replace(state, last=last)
         self._write(STATE_FILENAME, asdict(state))
         self._append(last)
@@ -409,7 +417,9 @@ class RolloutFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RolloutError(f"{path} cannot be read ({error}); nothing but AutoVoice may write it") from error
+            raise RolloutError(
+                f"{path} cannot be read ({error}); nothing but AutoVoice may write it"
+            ) from error
         if not isinstance(content, dict):
             raise RolloutError(f"{path} holds no object; nothing but AutoVoice may write it")
         return content
