@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -131,6 +132,15 @@ def serve(
             rich_help_panel=_ROLLOUT,
         ),
     ] = "10m",
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Roll candidates back for alerts of this Prometheus, which needs the configuration in "
+            "DIR/prometheus. Default: start the one on PATH.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
     extra: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
@@ -152,9 +162,8 @@ def serve(
         from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
-        if rollout is None and (releases or public_key):
-            name = "--releases" if releases else "--public-key"
-            raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
+        if rollout is None:
+            _require_rollout({"--releases": releases, "--public-key": public_key, "--prometheus": prometheus})
         if rollout is not None:
             tls = tls_certificate or tls_key or tls_client_ca
             _require_available(repository=repository, tls=tls, no_metrics=not metrics)
@@ -183,7 +192,9 @@ def serve(
         if rollout is None:
             server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
         else:
-            server = _rollout_service(rollout, releases, public_key, drain_limit, options, log_format)
+            server = _rollout_service(
+                rollout, releases, public_key, drain_limit, prometheus, options, log_format
+            )
         if told:  # before there was a server to tell
             return 0
         server.run()
@@ -194,6 +205,17 @@ def serve(
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
+
+
+def _require_rollout(options: Mapping[str, object]) -> None:
+    """Refuse options that have a meaning with --rollout only.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
 
 
 def _require_available(**values: object) -> None:
@@ -217,12 +239,14 @@ def _rollout_service(
     releases: Path | None,
     public_key: Path | None,
     drain_limit: str,
+    prometheus: str | None,
     options: ServeOptions,
     log_format: str,
 ) -> RolloutService:
     from autovoice.rollout.promotion import parse_duration
     from autovoice.rollout.service import RolloutService
     from autovoice.rollout.state import RolloutFolder, Service
+    from autovoice.rollout.watching import open_watcher
 
     def announce(service: Service) -> None:
         _announce(
@@ -235,11 +259,14 @@ def _rollout_service(
             )
         )
         print(f"metrics: http://127.0.0.1:{service.metrics}/stats/prometheus", flush=True)
+        if watcher is not None:
+            print(f"prometheus: {watcher.url}", flush=True)
 
     def log(record: LogRecord) -> None:
         if record.shown_at(options.log_level):
             print(record.as_text() if log_format == "text" else record.as_json(), file=sys.stderr, flush=True)
 
+    watcher = open_watcher(folder, prometheus, log)
     return RolloutService(
         RolloutFolder(folder),
         releases,
@@ -247,6 +274,7 @@ def _rollout_service(
         public_key=public_key,
         on_ready=announce,
         on_log=log,
+        watcher=watcher,
         drain_limit=parse_duration(drain_limit),
     )
 

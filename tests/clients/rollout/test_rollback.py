@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 import threading
@@ -21,6 +23,15 @@ from autovoice.server.logs import LogRecord
 
 GOOD, NOT_FINITE, SILENT, CLIPPED = 1, 2, 3, 4
 RELEASES = {GOOD: "good", NOT_FINITE: "not finite", SILENT: "silent", CLIPPED: "clipped"}
+
+
+DASHBOARD = Path(__file__).resolve().parents[3] / "deploy" / "grafana" / "releases.json"
+RECORDED = (
+    "release:failed_excess:10s",
+    "model:failed_excess:60s",
+    "model:faulty_excess:60s",
+    "model:latency",
+)
 
 
 class Running:
@@ -140,6 +151,33 @@ def test_release_whose_shadowed_answers_are_faulty_is_rolled_back(
     assert f"are {fault}" in event.reason
     assert load.failures == []
     assert load.answers
+
+
+def test_every_query_of_the_dashboard_has_an_answer(running: Running) -> None:
+    """All that they name exists in what Prometheus scraped, after the tests before."""
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    values = {"$release": ".+", "$model": ".+", "$__rate_interval": "10m"}
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(queries) > 9
+    for query in queries:
+        for name, value in values.items():
+            query = query.replace(name, value)
+        if "ALERTS" in query:  # which there are as long as they fire only
+            query = re.sub(r"ALERTS{[^}]*}", r"last_over_time(\g<0>[10m])", query)
+        assert "$" not in query
+        assert running.query(query) != [], query
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+            assert running.query(f'{metric}{{{label}!=""}}') != []
+
+
+def test_every_metric_of_the_rules_is_scraped(running: Running) -> None:
+    for query in RECORDED:
+        assert running.query(f"last_over_time({query}[10m])") != [], query
+    rules = (running.folder.path / "prometheus" / "rules.yml").read_text(encoding="utf-8")
+    for metric in set(re.findall(r"\b(?:envoy|nv|autovoice)_\w+", rules)):
+        assert running.query(f"last_over_time({metric}[10m])") != [], metric
 
 
 @pytest.mark.slow
