@@ -30,7 +30,7 @@ DRAIN_LIMIT_SECONDS = 600.0
 FINISH_SECONDS = 8.0
 """How long requests may take after the service was told to stop, before the servers are told too."""
 _TICK_SECONDS = 0.1
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 0.25
 _QUIET_SECONDS = 1.0  # for requests on their way over connections that are open
 _ACTIVE = r"^http\.(http|grpc)\.downstream_(rq|cx)_active$"
 
@@ -42,7 +42,7 @@ class Watcher(Protocol):
         """Take in what is wanted and what runs; called at the start and whenever one of them has changed."""
 
     def check(self, candidate: int) -> str | None:
-        """Why the candidate has to be rolled back, None where it may go on; called each second."""
+        """Why the candidate has to be rolled back, None where it may go on; called four times a second."""
 
     def close(self) -> None:
         """Watch no more; called once at the end."""

@@ -1,4 +1,4 @@
-"""The rules that ship, in Prometheus' own test runner: each alert fires on bad series and not on good ones."""
+"""The rules that ship, in Prometheus' own test runner: alerts fire on bad series and not on good ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,7 +31,7 @@ def up(role: str, release: int, values: str = "1x90") -> Series:
 
 
 def envoy(release: int, protocol: str = "http", **rates: float) -> Series:
-    """Counters of Envoy; `rates` in requests a second: completed, resets, of a class of HTTP codes, of gRPC codes."""
+    """Counters of Envoy; `rates`, a second: completed, resets, a class of HTTP codes, a gRPC code."""
     cluster = f'release="{release}", protocol="{protocol}"'
     names = {
         "completed": "envoy_cluster_upstream_rq_completed",
@@ -129,7 +128,7 @@ LIKE_STABLE: dict[str, tuple[Series, Series]] = {
 
 
 def run(promtool: str, folder: Path, series: Series, alerts: set[str], at: str, rules: Path = RULES) -> str:
-    """What promtool finds wrong with just these alerts of release 8 firing at a time; empty where nothing is."""
+    """What promtool objects to just these alerts of release 8 firing at a time; empty for nothing."""
     samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(alerts)]
     test = {
         "rule_files": [str(rules)],
@@ -201,7 +200,7 @@ def test_counters_that_begin_anew_are_no_failures(promtool: str, tmp_path: Path)
 
 
 def test_a_broken_rule_is_seen(promtool: str, tmp_path: Path) -> None:
-    """These tests do not pass by themselves: each alert whose condition is turned round fails one of them."""
+    """These tests do not pass by themselves: a rule whose condition is turned round fails them."""
     text = RULES.read_text(encoding="utf-8")
     broken = tmp_path / "rules.yml"
     broken.write_text(text.replace("release:failed_excess:10s > 0.1", "release:failed_excess:10s < 0.1"))
