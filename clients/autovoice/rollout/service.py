@@ -30,7 +30,8 @@ DRAIN_LIMIT_SECONDS = 600.0
 FINISH_SECONDS = 8.0
 """How long requests may take after the service was told to stop, before the servers are told too."""
 _TICK_SECONDS = 0.1
-_WATCH_SECONDS = 0.25
+_WATCH_SECONDS = 1.0
+_ALERT_SECONDS = 0.25
 _QUIET_SECONDS = 1.0  # for requests on their way over connections that are open
 _ACTIVE = r"^http\.(http|grpc)\.downstream_(rq|cx)_active$"
 
@@ -240,7 +241,7 @@ class RolloutService:
             self._watcher.update(state, servers, service)
         if state.candidate is None or time.monotonic() < self._next_watch:
             return
-        self._next_watch = time.monotonic() + _WATCH_SECONDS
+        self._next_watch = time.monotonic() + _ALERT_SECONDS
         reason = self._watcher.check(state.candidate)
         if reason is not None and self._folder.roll_back(reason, candidate=state.candidate):
             self._report("error", f"release {state.candidate} is rolled back: {reason}")
