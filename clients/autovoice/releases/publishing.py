@@ -193,7 +193,8 @@ def _place(release: Path, target: Path) -> None:
             f"release {target.name} was published in {target.parent} by another process meanwhile: publish "
             "again for the next number"
         ) from None
-    sync(target.parent)
+    with suppress(OSError):  # it is published
+        sync(target.parent)
 
 
 @contextmanager
@@ -266,6 +267,6 @@ def _errors_of(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ReleaseError(
-            f"no release could be published in {folder} ({error.filename or 'writing'}: {reason_of(error)}); "
-            "nothing has changed there"
+            f"no release could be published in {folder} ({error.filename or 'writing'}: {reason_of(error)}): "
+            "free some space, or choose a folder that you can write to"
         ) from error
