@@ -17,7 +17,7 @@ _TRITON_IDLE_SECONDS = 1.0  # where a config does not say how long a sequence ma
 
 
 def admit(state: RolloutState, number: int, *, needs_gate: bool | None = False) -> Release:
-    """Check that a release is as it was published, signed where the rollout asks for that, and passed its gate.
+    """Check that a release is as it was published, signed where that is asked for, and passed its gate.
 
     Args:
         state: of the rollout.

@@ -19,7 +19,10 @@ CLUSTERS = "clusters.json"
 ROUTES = {"http": "routes_http.json", "grpc": "routes_grpc.json"}
 ADMIN_SOCKET = "admin.sock"
 
-HTTP_PATHS = r"/v2(/(health/(live|ready)|models/stats|models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
+HTTP_PATHS = (
+    r"/v2(/(health/(live|ready)|models/stats|"
+    r"models/[\w-]+(/versions/[0-9]+)?(/(ready|config|stats|infer))?))?"
+)
 """What passes over HTTP; model control, shared memory and `generate` stay behind."""
 _GRPC_CALLS = (
     "ServerLive",

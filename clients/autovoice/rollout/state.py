@@ -62,7 +62,7 @@ class RolloutState:
 
     Attributes:
         releases: folder of the releases.
-        public_key: PEM file of the key that must have signed each release, None where no signature is asked for.
+        public_key: PEM file of the key that must have signed each release, None where none must.
         stable: the promoted release, None before the first.
         candidate: the release on trial, None where there is none.
         share: percent of the requests that go to the candidate.

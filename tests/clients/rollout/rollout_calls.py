@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,18 @@ import psutil
 import urllib3
 from onnx import TensorProto, helper
 from serve_processes import ANY_PORT, autovoice
-from triton_calls import PATIENCE, until
+from triton_calls import PATIENCE
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from autovoice.address import API_KEY_HEADER, GRPC_HEADER_PREFIX
+from autovoice.releases import documents
 from autovoice.releases.publishing import publish
-from autovoice.releases.release import Release
+from autovoice.releases.release import GATE_FILENAME, Release, read_release
+from autovoice.releases.verifying import GATED_RELEASE
 from autovoice.rollout.state import RolloutFolder
 
 HEADER = "autovoice-release"
+KEY = "rollout-0123456789"
 LENGTH = "Inference-Header-Content-Length"
 _MARK = """
 name: "mark" backend: "onnxruntime" max_batch_size: 8
@@ -91,6 +95,20 @@ def publish_marked(releases: Path, number: int) -> Release:
         shutil.rmtree(source)
 
 
+def flip_byte(path: Path) -> None:
+    """Change one byte in the middle of a file; files that are hard links to it stay as they are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def set_gate(release: Path, *, passed: bool) -> None:
+    """Write a report of the gate."""
+    content = {GATED_RELEASE: read_release(release).sha256, "passed": passed}
+    (release / GATE_FILENAME).write_text(documents.dumps(content))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back.
@@ -123,10 +141,12 @@ class Connection:
 
     Args:
         url: `http://...` or `grpc://...`.
+        key: that the servers ask for.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = KEY) -> None:
         self._protocol, _, address = url.partition("://")
+        self._key = {(GRPC_HEADER_PREFIX if self._protocol == "grpc" else "") + API_KEY_HEADER: key}
         if self._protocol == "http":
             self._pool = urllib3.HTTPConnectionPool(address, maxsize=1, retries=False, timeout=60)
         else:
@@ -145,8 +165,9 @@ class Connection:
     ) -> Answer:
         """One request; raises what the library does, or `Refused`."""
         data = np.array([[x]], np.float32).tobytes()
+        headers = {**self._key, **(headers or {})}
         if self._protocol == "grpc":
-            return self._infer_grpc(model, data, headers or {}, parameters)
+            return self._infer_grpc(model, data, headers, parameters)
         tensor = {"name": "X", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}}
         described = json.dumps(
             {"parameters": {"binary_data_output": True, **parameters}, "inputs": [tensor]}
@@ -155,7 +176,7 @@ class Connection:
             "POST",
             f"/v2/models/{model}/infer",
             body=described + data,
-            headers={LENGTH: str(len(described)), **(headers or {})},
+            headers={LENGTH: str(len(described)), **headers},
         )
         if answer.status != 200:
             raise Refused(answer.status, answer.data.decode())
@@ -351,6 +372,11 @@ class RolloutProcess:
         self._reader.join(PATIENCE)
         return "".join(self.log)
 
+    def stop_log(self) -> list[str]:
+        """The log of a command that has ended."""
+        self._reader.join(PATIENCE)
+        return self.log
+
     def kill(self) -> None:
         """End it at once, with all its processes."""
         if self.process.poll() is None:
@@ -362,8 +388,3 @@ class RolloutProcess:
 
 def is_envoy(process: psutil.Process) -> bool:
     return re.match("envoy", process.name()) is not None and process.status() != psutil.STATUS_ZOMBIE
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    """Wait for something that comes by itself."""
-    until(true)
