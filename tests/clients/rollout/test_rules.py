@@ -180,6 +180,12 @@ def test_failures_fire_within_seconds(promtool: str, tmp_path: Path) -> None:
     assert run(promtool, tmp_path, series, {"ReleaseRequestsFail"}, "32s") == ""
 
 
+def test_counters_that_begin_with_failures_count_from_zero(promtool: str, tmp_path: Path) -> None:
+    """A release has no counters before its first request."""
+    series = {name: "_x30 3+3x60" for name in envoy(8, completed=3, http_5=3)}
+    assert run(promtool, tmp_path, {**STABLE, **CANDIDATE, **series}, {"ReleaseRequestsFail"}, "31s") == ""
+
+
 def test_a_server_that_ends_fires_and_one_that_starts_does_not(promtool: str, tmp_path: Path) -> None:
     ended = up("candidate", 8, "0x20 1x20 0x50")
     assert run(promtool, tmp_path, {**STABLE, **ended}, set(), "15s") == ""
