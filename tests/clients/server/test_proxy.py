@@ -1,4 +1,4 @@
-"""The Envoy configurations of the documentation and of rollouts: what would end the server is refused before it gets there."""
+"""Envoy as the documentation and rollouts configure it: what would end the server does not get there."""
 
 from __future__ import annotations
 
