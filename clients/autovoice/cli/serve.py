@@ -125,13 +125,13 @@ def serve(
         ),
     ] = None,
     drain_limit: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TIME",
-            help="How long a release without a share is served to the live streams that it has.",
+            help="How long a release without a share is served to its live streams. Default: 10m.",
             rich_help_panel=_ROLLOUT,
         ),
-    ] = "10m",
+    ] = None,
     prometheus: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +163,8 @@ def serve(
         from autovoice.server.supervision import Supervisor
 
         if rollout is None:
-            _require_rollout({"--releases": releases, "--public-key": public_key, "--prometheus": prometheus})
+            given = {"--releases": releases, "--public-key": public_key, "--drain-limit": drain_limit}
+            _require_rollout({**given, "--prometheus": prometheus})
         if rollout is not None:
             tls = tls_certificate or tls_key or tls_client_ca
             _require_available(repository=repository, tls=tls, no_metrics=not metrics)
@@ -238,13 +239,13 @@ def _rollout_service(
     folder: Path,
     releases: Path | None,
     public_key: Path | None,
-    drain_limit: str,
+    drain_limit: str | None,
     prometheus: str | None,
     options: ServeOptions,
     log_format: str,
 ) -> RolloutService:
     from autovoice.rollout.promotion import parse_duration
-    from autovoice.rollout.service import RolloutService
+    from autovoice.rollout.service import DRAIN_LIMIT_SECONDS, RolloutService
     from autovoice.rollout.state import RolloutFolder, Service
     from autovoice.rollout.watching import open_watcher
 
@@ -275,7 +276,7 @@ def _rollout_service(
         on_ready=announce,
         on_log=log,
         watcher=watcher,
-        drain_limit=parse_duration(drain_limit),
+        drain_limit=DRAIN_LIMIT_SECONDS if drain_limit is None else parse_duration(drain_limit),
     )
 
 

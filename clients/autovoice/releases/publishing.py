@@ -36,6 +36,7 @@ from autovoice.repository.reader import ModelRepository
 
 _PACKAGES = ("autovoice", "numpy", "onnx", "onnxruntime", "protobuf", "torch", "tritonclient")
 _PARTIAL = ".partial"
+_LARGEST = 2**31 - 1  # what Triton's clients take for a version
 
 
 def publish(
@@ -153,8 +154,8 @@ def _made_by() -> dict[str, str]:
 
 
 def _require_free(folder: Path, number: int) -> None:
-    if number < 1:
-        raise ReleaseError(f"number {number} is none of a release: give 1 or more")
+    if not 1 <= number <= _LARGEST:
+        raise ReleaseError(f"number {number} is none of a release: give 1 to {_LARGEST}")
     if os.path.lexists(folder / str(number)):
         raise ReleaseError(
             f"release {number} exists in {folder} and was left as it is: give another number, or none for "

@@ -24,7 +24,7 @@ class SigningKey:
     Attributes:
         private_key: PEM file of an elliptic curve's private key (P-256, P-384 or P-521), without password.
         certificates: PEM files: the certificate of that key, then those between it and the root that the
-            verifier knows. None for a bare key, whose public half the verifier knows.
+            verifier knows. Empty for a bare key, whose public half the verifier knows.
     """
 
     private_key: Path

@@ -49,8 +49,8 @@ class Status:
             lines.append(f"release {self.candidate} gets a copy of {self.shadow} % of the requests")
         if not self.is_served:
             lines.append("no service runs; `autovoice serve --rollout` starts it")
-        elif not self.shares:
-            lines.append("no request is answered yet: the servers start")
+        elif not any(self.servers[number].ready for number in self.shares):
+            lines.append("no request is answered now: the server of the promoted release starts")
         if self.last is not None:
             release = "" if self.last.release is None else f" release {self.last.release}"
             lines.append(f"last: {self.last.event}{release} ({self.last.reason})")

@@ -253,8 +253,10 @@ class TestOneReleaseAsItIs:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("number", [0, -1])
-    def test_a_number_below_one_is_refused(self, repository: Path, releases: Path, number: int) -> None:
+    @pytest.mark.parametrize("number", [0, -1, 2**31])
+    def test_a_number_that_no_version_can_have_is_refused(
+        self, repository: Path, releases: Path, number: int
+    ) -> None:
         with pytest.raises(ReleaseError, match=f"number {number} is none of a release"):
             publish(repository, releases, number)
 

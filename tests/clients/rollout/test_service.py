@@ -24,10 +24,12 @@ from rollout_calls import (
     is_envoy,
     publish_marked,
     under_load,
+    write_repository,
 )
 from triton_calls import until
 
 from autovoice.errors import RolloutError
+from autovoice.releases.publishing import publish
 from autovoice.rollout.promotion import Plan, promote, roll_back
 from autovoice.rollout.proxy import statistics
 
@@ -197,7 +199,24 @@ def test_what_is_refused_changes_nothing(service: RolloutProcess) -> None:
     done = service.rollout("promote", "9")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert service.folder.read() == before
+    after = service.folder.read()
+    assert (after.stable, after.candidate, after.share) == (before.stable, before.candidate, before.share)
+
+
+def test_release_that_does_not_load_is_rolled_back(service: RolloutProcess, tmp_path: Path) -> None:
+    """It verifies, and no gate has looked at it; the server of the promoted release keeps its process."""
+    go_to(service, 1)
+    source = write_repository(tmp_path / "broken", 6)
+    (source / "mark" / "1" / "model.onnx").write_bytes(b"no model")
+    publish(source, service.folder.read().releases, 6)
+    pid = service.folder.servers()[1].pid
+    with pytest.raises(RolloutError, match=r"release 6 is not on trial any more: model mark did not load"):
+        promote(service.folder, 6, Plan((100,), 0.0))
+    last = service.folder.history()[-1]
+    assert (last.event, last.release, last.stable) == ("rolled back", 6, 1)
+    assert "model mark did not load" in last.reason
+    assert service.folder.servers()[1].pid == pid
+    assert Connection(service.urls["http"]).infer("mark", 2.0).is_of(1, 2.0)
 
 
 def test_envoy_that_is_killed_starts_again(service: RolloutProcess) -> None:
