@@ -182,7 +182,7 @@ def test_failures_fire_within_seconds(promtool: str, tmp_path: Path) -> None:
 
 def test_counters_that_begin_with_failures_count_from_zero(promtool: str, tmp_path: Path) -> None:
     """A release has no counters before its first request."""
-    series = {name: "_x30 3+3x60" for name in envoy(8, completed=3, http_5=3)}
+    series = dict.fromkeys(envoy(8, completed=3, http_5=3), "_x30 3+3x60")
     assert run(promtool, tmp_path, {**STABLE, **CANDIDATE, **series}, {"ReleaseRequestsFail"}, "31s") == ""
 
 
