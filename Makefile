@@ -31,6 +31,14 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
+# Prometheus and its promtool, for the tests of the rollout; likewise.
+define INSTALL_PROMETHEUS
+if ! command -v prometheus >/dev/null && [ -z "$(APT)" ]; then \
+    echo "prometheus is not installed; as root on Debian or Ubuntu: apt-get install prometheus" >&2; false; \
+elif ! command -v prometheus >/dev/null; then \
+    echo "installing prometheus"; apt-get update -qq && $(APT_INSTALL) prometheus >/dev/null; fi
+endef
+
 # ruff, mypy, and the contracts of pyproject.toml on which package may import which.
 define LINT
 $(BIN)/ruff check .
@@ -56,11 +64,13 @@ check: $(VENV)/.dev ## what to run before a commit: linters and the quick tests
 
 test: $(VENV)/.dev ## linters and all tests but the slow ones
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
 	$(LINT)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev ## the slow tests
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
 	$(PYTEST) -m slow $(ARGS)
 
 voices: ## install the speech synthesisers of the evaluation's sets (needs root)
