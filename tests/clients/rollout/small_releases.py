@@ -1,8 +1,8 @@
 """Releases that load in a second and whose conversions are known to the last bit.
 
-Release N makes of source sample n `4 ** (N - 1) * source[n] + 2 ** -20 * (n + 600)`, offline in two stages, each of
-which multiplies by `2 ** (N - 1)`, and live in one, whose state counts the samples: two releases mixed, or a
-state that does not hold everything before, show in every sample.
+Release N makes of source sample n `4 ** (N - 1) * source[n] + 2 ** -20 * (n + 600)`, offline in two
+stages, each of which multiplies by `2 ** (N - 1)`, and live in one, whose state counts the samples: two
+releases mixed, or a state that does not hold everything before, show in every sample.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ _ENSEMBLES = {
 }  # fmt: skip
 
 
-def write_release(releases: Path, number: int, *, gain: float | None = None, stages: Sequence[str] = ()) -> Path:
+def write_release(
+    releases: Path, number: int, *, gain: float | None = None, stages: Sequence[str] = ()
+) -> Path:
     """Write release `number` into the folder of releases.
 
     Args:
@@ -121,7 +123,9 @@ def _model(name: str, gain: float) -> onnx.ModelProto:
     return model
 
 
-def _new_config(folder: Path, number: int, inputs: Mapping[str, list[int]], outputs: Mapping[str, list[int]]) -> Any:
+def _new_config(
+    folder: Path, number: int, inputs: Mapping[str, list[int]], outputs: Mapping[str, list[int]]
+) -> Any:
     config: Any = protobuf_module().ModelConfig(name=folder.name, max_batch_size=8)
     config.version_policy.specific.versions.append(number)
     for tensors, field in ((inputs, config.input), (outputs, config.output)):
@@ -149,7 +153,9 @@ def _write_config(folder: Path, number: int, graph: onnx.GraphProto) -> None:
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
-def _write_ensemble(folder: Path, number: int, steps: Sequence[tuple[str, dict[str, str], dict[str, str]]]) -> None:
+def _write_ensemble(
+    folder: Path, number: int, steps: Sequence[tuple[str, dict[str, str], dict[str, str]]]
+) -> None:
     config = _new_config(folder, number, _VOICE, {"CONVERTED_AUDIO": [-1]})
     config.platform = "ensemble"
     for model, input_map, output_map in steps:
@@ -163,5 +169,6 @@ def _write_ensemble(folder: Path, number: int, steps: Sequence[tuple[str, dict[s
 
 def _dims(values: Sequence[onnx.ValueInfoProto]) -> dict[str, list[int]]:
     return {
-        value.name: [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim[1:]] for value in values
+        value.name: [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim[1:]]
+        for value in values
     }
