@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import queue
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 from replicas import Replicas, start_replicas
-from small_releases import RATE, SPEAKER, expected, write_release
+from small_releases import LOOKAHEAD, RATE, SPEAKER, expected, write_release
 from triton_calls import until
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
@@ -30,7 +36,7 @@ class Speaker:
     """A stream of its own pipeline, and where its chunks go."""
 
     def __init__(self, replicas: Replicas, protocol: str, seed: int, stack: ExitStack) -> None:
-        config = PipelineConfig(backend=replicas.urls[protocol], fallback="raise", retry_delay_seconds=0.2)
+        config = PipelineConfig(backend=replicas.urls[protocol], fallback="raise", retries=8)
         self._replicas = replicas
         self.pipeline = stack.enter_context(VoiceConversionPipeline(config))
         self.stream = stack.enter_context(self.pipeline.stream(SPEAKER))
@@ -40,8 +46,15 @@ class Speaker:
     def push(self) -> set[int]:
         """Send the next chunk; returns the replicas that were asked."""
         before = [self._replicas.asked(k) for k in (1, 2, 3)]
+        asked: set[int] = set()
+
+        def counted() -> bool:  # which a server does after it has answered
+            asked.update(k for k in (1, 2, 3) if self._replicas.asked(k) > before[k - 1])
+            return bool(asked)
+
         self.push_unseen()
-        return {k for k in (1, 2, 3) if self._replicas.asked(k) > before[k - 1]}
+        until(counted)
+        return asked
 
     def push_unseen(self) -> None:
         start = self.stream.samples_in
@@ -86,3 +99,57 @@ def test_a_replica_cut_off_costs_no_sample(replicas: Replicas) -> None:
         assert all(speaker.lost == 0 for speaker, home in zip(speakers, homes, strict=True) if home != 1)
         for speaker in speakers:
             np.testing.assert_array_equal(np.concatenate(speaker.made), expected(speaker.source, 2))
+
+
+def request(module: ModuleType, chunk: np.ndarray) -> list[Any]:
+    inputs = []
+    for name, value in (
+        ("SOURCE_AUDIO", chunk[None]),
+        ("TARGET_EMBEDDING", SPEAKER[None]),
+        ("PITCH_SHIFT", np.zeros((1, 1), np.float32)),
+    ):
+        inputs.append(module.InferInput(name, value.shape, "FP32"))
+        inputs[-1].set_data_from_numpy(value)
+    return inputs
+
+
+SOURCE = np.random.default_rng(11).uniform(-0.5, 0.5, 10 * CHUNK).astype(np.float32)
+PIECES = np.split(np.concatenate((SOURCE, np.zeros(LOOKAHEAD, np.float32))), range(CHUNK, SOURCE.size, CHUNK))
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_other_clients_send_the_header(replicas: Replicas, module: ModuleType) -> None:
+    url = replicas.urls["http" if module is tritonclient.http else "grpc"].split("://")[1]
+    for _ in range(4):  # chance would keep one sequence together, perhaps
+        made, sequence = [], secrets.randbits(62) + 1
+        with module.InferenceServerClient(url) as client:
+            for number, piece in enumerate(PIECES):
+                answer = client.infer(
+                    "voice_conversion_stream",
+                    request(module, piece),
+                    sequence_id=sequence,
+                    sequence_start=number == 0,
+                    sequence_end=number == len(PIECES) - 1,
+                    headers={"autovoice-sequence": str(sequence)},
+                )
+                made.append(answer.as_numpy("CONVERTED_AUDIO")[0])
+        np.testing.assert_array_equal(np.concatenate(made)[LOOKAHEAD:], expected(SOURCE, 2))
+
+
+def test_a_stream_of_grpc_stays_without_a_header(replicas: Replicas) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    for _ in range(4):
+        sequence = secrets.randbits(62) + 1
+        with tritonclient.grpc.InferenceServerClient(replicas.urls["grpc"].split("://")[1]) as client:
+            client.start_stream(lambda result, error: answers.put(error or result))
+            for number, piece in enumerate(PIECES):
+                client.async_stream_infer(
+                    "voice_conversion_stream",
+                    request(tritonclient.grpc, piece),
+                    sequence_id=sequence,
+                    sequence_start=number == 0,
+                    sequence_end=number == len(PIECES) - 1,
+                )
+            found = [answers.get(timeout=60) for _ in PIECES]
+        made = np.concatenate([answer.as_numpy("CONVERTED_AUDIO")[0] for answer in found])
+        np.testing.assert_array_equal(made[LOOKAHEAD:], expected(SOURCE, 2))
