@@ -1,10 +1,10 @@
 """In-place mode: one server holds two releases, and its models answer with one of them.
 
 For a GPU whose memory has no room for a second server. The server's repository is a view: the models of
-each release under names of its own, such as `synthesizer.7`, and every model under its own name, as an ensemble
-over those. A switch loads these ensembles with another config, which takes milliseconds, and touches nothing
-else: the models of the release before stay loaded, so that the way back takes no longer. Live sequences do not
-outlast a switch: who sent them begins them again.
+each release under names of its own, such as `synthesizer.7`, and every model under its own name, as an
+ensemble over those. A switch loads these ensembles with another config, which takes milliseconds, and touches
+nothing else: the models of the release before stay loaded, so that the way back takes no longer. Live
+sequences do not outlast a switch: who sent them begins them again.
 """
 
 from __future__ import annotations
