@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,10 +13,11 @@ import typer
 
 from autovoice.cli.options import RepositoryOption, read_key
 from autovoice.config import API_KEY_VARIABLE, PipelineConfig
-from autovoice.errors import VoiceConversionError
+from autovoice.errors import ConfigurationError, VoiceConversionError
 from autovoice.server.logs import LogRecord
 
 if TYPE_CHECKING:
+    from autovoice.rollout.service import RolloutService
     from autovoice.server.options import ServeOptions
     from autovoice.server.supervision import Supervisor
 
@@ -23,6 +25,7 @@ CONTROL_KEY_VARIABLE = "AUTOVOICE_CONTROL_KEY"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECURITY = "Security"
 _LOG = "Log and traces"
+_ROLLOUT = "Releases"
 
 
 def serve(
@@ -95,13 +98,46 @@ def serve(
     startup_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long loading the models may take.")
     ] = 300.0,
+    rollout: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Serve releases behind Envoy, as `autovoice rollout` wants them: a folder for that, made "
+            "where it is missing. --repository, TLS and --no-metrics are then not available.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    releases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the releases are. Default: where they were the last time.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Key that must have signed each release. Default: that of the last time, if any.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    drain_limit: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long a release without a share is served to the live streams that it has.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = "10m",
     extra: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
     ] = None,
 ) -> int:
     """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
-    server: Supervisor | None = None
+    server: Supervisor | RolloutService | None = None
     told = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -116,8 +152,14 @@ def serve(
         from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
+        if rollout is None and (releases or public_key):
+            name = "--releases" if releases else "--public-key"
+            raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
+        if rollout is not None:
+            tls = tls_certificate or tls_key or tls_client_ca
+            _require_available(repository=repository, tls=tls, no_metrics=not metrics)
         options = ServeOptions(
-            repository=PipelineConfig(repository=repository).repository_path(),
+            repository=rollout or PipelineConfig(repository=repository).repository_path(),
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
@@ -138,7 +180,10 @@ def serve(
             startup_seconds=startup_timeout,
             extra=tuple(extra or ()),
         )
-        server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
+        if rollout is None:
+            server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
+        else:
+            server = _rollout_service(rollout, releases, public_key, drain_limit, options, log_format)
         if told:  # before there was a server to tell
             return 0
         server.run()
@@ -149,6 +194,61 @@ def serve(
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
+
+
+def _require_available(**values: object) -> None:
+    """Refuse options that have no meaning with --rollout.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    options = {
+        "repository": "--repository (give the folder of the releases with --releases)",
+        "tls": "TLS (put a proxy that ends it in front)",
+        "no_metrics": "--no-metrics (releases are judged by them)",
+    }
+    for name, value in values.items():
+        if value:
+            raise ConfigurationError(f"{options[name]} is not available with --rollout; leave it out")
+
+
+def _rollout_service(
+    folder: Path,
+    releases: Path | None,
+    public_key: Path | None,
+    drain_limit: str,
+    options: ServeOptions,
+    log_format: str,
+) -> RolloutService:
+    from autovoice.rollout.promotion import parse_duration
+    from autovoice.rollout.service import RolloutService
+    from autovoice.rollout.state import RolloutFolder, Service
+
+    def announce(service: Service) -> None:
+        _announce(
+            replace(
+                options,
+                http_port=service.http,
+                grpc_port=service.grpc,
+                metrics_port=service.metrics,
+                metrics=False,
+            )
+        )
+        print(f"metrics: http://127.0.0.1:{service.metrics}/stats/prometheus", flush=True)
+
+    def log(record: LogRecord) -> None:
+        if record.shown_at(options.log_level):
+            print(record.as_text() if log_format == "text" else record.as_json(), file=sys.stderr, flush=True)
+
+    return RolloutService(
+        RolloutFolder(folder),
+        releases,
+        options,
+        public_key=public_key,
+        on_ready=announce,
+        on_log=log,
+        drain_limit=parse_duration(drain_limit),
+    )
 
 
 class _Log:
