@@ -119,6 +119,7 @@ def test_streams_stay_on_their_release(pipeline: VoiceConversionPipeline) -> Non
     for stream, parts in zip(streams, made, strict=True):
         parts.append(stream.flush())
     assert sorted(release_of(np.concatenate(parts)) for parts in made) == [1, 2, 3]
+    assert pipeline.stats.lost_sequences == 0
 
 
 def test_every_chunk_names_its_sequence_and_all_but_the_first_their_release(
