@@ -124,13 +124,13 @@ def serve(
         ),
     ] = None,
     drain_limit: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TIME",
-            help="How long a release without a share is served to the live streams that it has.",
+            help="How long a release without a share is served to its live streams. Default: 10m.",
             rich_help_panel=_ROLLOUT,
         ),
-    ] = "10m",
+    ] = None,
     extra: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
@@ -152,8 +152,8 @@ def serve(
         from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
-        if rollout is None and (releases or public_key):
-            name = "--releases" if releases else "--public-key"
+        if rollout is None and (releases or public_key or drain_limit):
+            name = "--releases" if releases else "--public-key" if public_key else "--drain-limit"
             raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
         if rollout is not None:
             tls = tls_certificate or tls_key or tls_client_ca
@@ -216,12 +216,12 @@ def _rollout_service(
     folder: Path,
     releases: Path | None,
     public_key: Path | None,
-    drain_limit: str,
+    drain_limit: str | None,
     options: ServeOptions,
     log_format: str,
 ) -> RolloutService:
     from autovoice.rollout.promotion import parse_duration
-    from autovoice.rollout.service import RolloutService
+    from autovoice.rollout.service import DRAIN_LIMIT_SECONDS, RolloutService
     from autovoice.rollout.state import RolloutFolder, Service
 
     def announce(service: Service) -> None:
@@ -247,7 +247,7 @@ def _rollout_service(
         public_key=public_key,
         on_ready=announce,
         on_log=log,
-        drain_limit=parse_duration(drain_limit),
+        drain_limit=DRAIN_LIMIT_SECONDS if drain_limit is None else parse_duration(drain_limit),
     )
 
 

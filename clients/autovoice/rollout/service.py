@@ -19,7 +19,7 @@ from autovoice.rollout import proxy
 from autovoice.rollout.admission import admit, idle_seconds
 from autovoice.rollout.envoy import FOLDER, cluster_name, render
 from autovoice.rollout.state import RolloutFolder, RolloutState, ServerEntry, Service, write_json
-from autovoice.server.logs import LogRecord
+from autovoice.server.logs import Level, LogRecord
 from autovoice.server.options import ServeOptions
 from autovoice.server.server import ServerError
 from autovoice.server.supervision import RESTARTS, SERVED_SECONDS, Supervisor
@@ -158,7 +158,8 @@ class RolloutService:
                 reason += f"; {error}"
                 continue
             self._folder.start_with(number, reason)
-            self._report("info", f"release {number} is served; {reason}")
+            level: Level = "info" if state.stable is None else "warning"
+            self._report(level, f"release {number} is served; {reason}")
             return
         raise RolloutError(f"no release of {releases} can be served ({reason}); publish one")
 
@@ -281,7 +282,7 @@ class RolloutService:
             now = time.monotonic()
         return False
 
-    def _report(self, level: Any, text: str) -> None:
+    def _report(self, level: Level, text: str) -> None:
         self._on_log(LogRecord(level, text))
 
 

@@ -253,8 +253,10 @@ class TestOneReleaseAsItIs:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("number", [0, -1])
-    def test_a_number_below_one_is_refused(self, repository: Path, releases: Path, number: int) -> None:
+    @pytest.mark.parametrize("number", [0, -1, 2**31])
+    def test_a_number_that_no_version_can_have_is_refused(
+        self, repository: Path, releases: Path, number: int
+    ) -> None:
         with pytest.raises(ReleaseError, match=f"number {number} is none of a release"):
             publish(repository, releases, number)
 
@@ -426,8 +428,11 @@ def test_a_write_that_fails_at_any_step_leaves_no_release(
         if (releases / "2").exists():  # what failed is only the removal of what is not needed any more
             assert read_release(releases / "2").check() == []
             shutil.rmtree(releases / "2")
-        assert contents(releases) == before, step
+        after = contents(releases)
+        # Where the removal itself fails, empty folders stay until the next publication.
+        assert {name: after[name] for name in after if after[name] or name[0] != "."} == before, step
     assert step > 200
+    assert not [path for path in releases.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from keys import write_key_pair
-from toy_repository import build_toy_repository, write_config
 
 from autovoice.errors import ReleaseError
 from autovoice.releases import oci
@@ -27,49 +26,6 @@ from autovoice.releases.s3 import S3Store
 from autovoice.releases.signing import SigningKey, TrustedKey
 from autovoice.releases.stores import fetched, publish_to
 from autovoice.releases.verifying import verify
-
-boto3 = pytest.importorskip("boto3")
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A repository of few files, one of them a link."""
-    whole = build_toy_repository(tmp_path / "toy")
-    small = tmp_path / "repository"
-    for name in ("delay", "delay_stream", "target_pitch"):
-        shutil.copytree(whole / name, small / name, symlinks=True)
-    steps = [("target_pitch", {"EMBEDDING": "EMBEDDING"}, {"MEDIAN_F0": "MEDIAN_F0"})]
-    write_config(small / "voice", {"EMBEDDING": [4]}, {"MEDIAN_F0": [1]}, steps=steps)
-    return small
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty bucket called `voices`."""
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3").Bucket("voices")
-    bucket.create()
-    yield bucket
-    bucket.objects.all().delete()
-    bucket.delete()
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +71,11 @@ def store(request: pytest.FixtureRequest) -> str:
     return f"oci://{registry}/voices/{os.urandom(4).hex()}"
 
 
-def test_what_is_published_comes_back_and_verifies(repository: Path, store: str, tmp_path: Path) -> None:
+def test_what_is_published_comes_back_and_verifies(small: Path, store: str, tmp_path: Path) -> None:
     private, public = write_key_pair(tmp_path)
     addresses = []
     for number in (1, 2):
-        release, address = publish_to(repository, store, key=SigningKey(private))
+        release, address = publish_to(small, store, key=SigningKey(private))
         assert (release.number, release.parent) == (number, number - 1 or None)
         addresses.append(address)
         with fetched(address) as folder:
@@ -128,22 +84,22 @@ def test_what_is_published_comes_back_and_verifies(repository: Path, store: str,
     assert addresses == [f"{store}{'/' if store.startswith('s3') else ':'}{number}" for number in (1, 2)]
 
 
-def test_an_existing_number_is_refused(repository: Path, store: str) -> None:
-    _, address = publish_to(repository, store, 3)
+def test_an_existing_number_is_refused(small: Path, store: str) -> None:
+    _, address = publish_to(small, store, 3)
     with fetched(address) as folder:
         before = read_release(folder)
     with pytest.raises(ReleaseError, match="exists and was left as it is"):
-        publish_to(repository, store, 3)
+        publish_to(small, store, 3)
     with fetched(address) as folder:
         assert read_release(folder).sha256 == before.sha256
 
 
-def test_a_release_of_a_folder_is_published_as_it_is(repository: Path, releases: Path, store: str) -> None:
-    local = publish(repository, releases, 12)
+def test_a_release_of_a_folder_is_published_as_it_is(small: Path, releases: Path, store: str) -> None:
+    local = publish(small, releases, 12)
     _, address = publish_to(local.path, store)
     with fetched(address) as folder:
         assert verify(folder).sha256 == local.sha256
-    assert publish_to(repository, store)[0].parent == 12
+    assert publish_to(small, store)[0].parent == 12
 
 
 def test_what_is_not_there_is_named(store: str) -> None:
@@ -160,7 +116,7 @@ class TestS3:
 
     @pytest.mark.parametrize("written", [0, 1, 4, 8])
     def test_an_upload_that_breaks_off_is_no_release(
-        self, repository: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, written: int
+        self, small: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, written: int
     ) -> None:
         put = S3Store._put
         left = [written]
@@ -174,41 +130,39 @@ class TestS3:
         with monkeypatch.context() as patch:
             patch.setattr(S3Store, "_put", break_off)
             with pytest.raises(KeyboardInterrupt):
-                publish_to(repository, "s3://voices/anna", 1)
+                publish_to(small, "s3://voices/anna", 1)
         assert len(self.keys(bucket)) == written
         assert S3Store("voices/anna").numbers() == []
         with pytest.raises(ReleaseError, match="holds no release"), fetched("s3://voices/anna/1"):
             raise AssertionError
         # Its number is passed over, and it is nobody's parent.
-        release, _ = publish_to(repository, "s3://voices/anna")
+        release, _ = publish_to(small, "s3://voices/anna")
         assert (release.number, release.parent) == (2 if written else 1, None)
 
-    def test_two_at_once_never_mix(
-        self, repository: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_two_at_once_never_mix(self, small: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         put = S3Store.put
 
         def meanwhile(self: S3Store, release: Any) -> None:
             monkeypatch.setattr(S3Store, "put", put)
-            (repository / "target_pitch" / "1" / "model.onnx").write_bytes(b"another")
-            publish_to(repository, "s3://voices/anna", 1)
+            (small / "target_pitch" / "1" / "model.onnx").write_bytes(b"another")
+            publish_to(small, "s3://voices/anna", 1)
             put(self, release)
 
         monkeypatch.setattr(S3Store, "put", meanwhile)
         with pytest.raises(ReleaseError, match=r"s3://voices/anna/1 exists and was left as it is"):
-            publish_to(repository, "s3://voices/anna", 1)
+            publish_to(small, "s3://voices/anna", 1)
         with fetched("s3://voices/anna/1") as folder:
             verify(folder)
             assert (folder / "target_pitch/1/model.onnx").read_bytes() == b"another"
 
-    def test_a_half_release_is_never_completed_by_another(self, repository: Path, bucket: Any) -> None:
+    def test_a_half_release_is_never_completed_by_another(self, small: Path, bucket: Any) -> None:
         bucket.put_object(Key="anna/1/delay/1/model.onnx", Body=b"another")
         with pytest.raises(ReleaseError, match="holds part of another release"):
-            publish_to(repository, "s3://voices/anna", 1)
+            publish_to(small, "s3://voices/anna", 1)
         assert "anna/1/release.json" not in self.keys(bucket)
 
-    def test_a_changed_object_is_refused(self, repository: Path, bucket: Any) -> None:
-        publish_to(repository, "s3://voices", 1)
+    def test_a_changed_object_is_refused(self, small: Path, bucket: Any) -> None:
+        publish_to(small, "s3://voices", 1)
         bucket.put_object(Key="1/delay/1/model.onnx", Body=b"another")
         with (
             fetched("s3://voices/1") as folder,
@@ -221,18 +175,16 @@ class TestS3:
         with pytest.raises(ReleaseError, match="which is no release's"), fetched("s3://voices/1"):
             raise AssertionError
 
-    def test_a_bucket_that_is_not_there_is_named(self, repository: Path, bucket: Any) -> None:
+    def test_a_bucket_that_is_not_there_is_named(self, small: Path, bucket: Any) -> None:
         with pytest.raises(ReleaseError, match=r"s3://nowhere cannot be used: .*NoSuchBucket"):
-            publish_to(repository, "s3://nowhere")
+            publish_to(small, "s3://nowhere")
 
 
 class TestOci:
-    def test_the_layer_holds_the_repository_once(
-        self, repository: Path, releases: Path, tmp_path: Path
-    ) -> None:
+    def test_the_layer_holds_the_repository_once(self, small: Path, releases: Path, tmp_path: Path) -> None:
         import tarfile
 
-        release = publish(repository, releases, 7)
+        release = publish(small, releases, 7)
         digests = set()
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
@@ -251,7 +203,7 @@ class TestOci:
         }
 
     def test_one_that_loses_its_tag_is_told(
-        self, repository: Path, registry: str, monkeypatch: pytest.MonkeyPatch
+        self, small: Path, registry: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = f"oci://{registry}/voices/raced"
         write = oci.write_image
@@ -261,17 +213,17 @@ class TestOci:
 
         monkeypatch.setattr(oci, "write_image", written)
         with pytest.raises(ReleaseError, match=r"raced:1 was published by another process"):
-            publish_to(repository, store)
+            publish_to(small, store)
 
-    def test_a_registry_that_is_not_there_is_named(self, repository: Path, registry: str) -> None:
+    def test_a_registry_that_is_not_there_is_named(self, small: Path, registry: str) -> None:
         with pytest.raises(ReleaseError, match=r"oci://127.0.0.1:9/a: skopeo list-tags failed: .*refused"):
-            publish_to(repository, "oci://127.0.0.1:9/a")
+            publish_to(small, "oci://127.0.0.1:9/a")
 
 
-def test_what_is_missing_is_named_with_its_remedy(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named_with_its_remedy(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(ReleaseError, match=r"s3://a/b needs boto3 .*run `pip install 'autovoice\[s3\]'`"):
-        publish_to(repository, "s3://a/b")
+        publish_to(small, "s3://a/b")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ReleaseError, match=r"oci://h/a needs skopeo: .*`apt-get install skopeo`"):
-        publish_to(repository, "oci://h/a")
+        publish_to(small, "oci://h/a")
