@@ -1,9 +1,9 @@
 """In-place mode: one server holds two releases, and its models answer with one of them.
 
 For a GPU whose memory has no room for a second server. The server's repository is a view: the models of
-each release under names of its own, such as `synthesizer.7`, and every model under its own name, as an
-ensemble over those. A switch loads these ensembles with another config, which takes milliseconds, and touches
-nothing else: the models of the release before stay loaded, so that the way back takes no longer. Live
+each release under names of its own, such as `synthesizer.7`, and those that clients ask under their own, as
+ensembles over these. A switch loads these ensembles with another config, which takes milliseconds, and
+touches nothing else: the models of the release before stay loaded, so that the way back takes no longer. Live
 sequences do not outlast a switch: who sent them begins them again.
 """
 
@@ -23,6 +23,7 @@ from autovoice.releases.contract import read_contract
 from autovoice.repository.model_config import ENSEMBLE, dump_config, protobuf_module, read_config
 from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository, is_hidden
 from autovoice.server.control import load_model, model_config, unload_model
+from autovoice.voices.pitch import PITCH_STREAM
 
 _ALTERNATIVES = "configs"
 _LOADS_AT_ONCE = 4
@@ -192,9 +193,9 @@ class InPlace:
         return read_config(chosen if chosen.is_file() else self._view / name / CONFIG_FILENAME)
 
     def _check_contract(self, number: int, answering: set[int]) -> None:
-        wanted = read_contract(ModelRepository(self._releases / str(number)), ())
+        wanted = self._contract(number)
         for other in answering - {number}:
-            known = read_contract(ModelRepository(self._releases / str(other)), ())
+            known = self._contract(other)
             different = sorted(
                 name for name in known.keys() | wanted.keys() if known.get(name) != wanted.get(name)
             )
@@ -203,6 +204,10 @@ class InPlace:
                     f"release {number} has other models, tensors or parameters than release {other} "
                     f"({', '.join(different)}); roll it out with a server of its own"
                 )
+
+    def _contract(self, number: int) -> dict[str, Any]:
+        source = self._releases / str(number)
+        return read_contract(ModelRepository(source), _hidden(_read_configs(source)))
 
     def _write_inner(self, number: int) -> list[str]:
         """Write the models of a release under names of its own; returns these, ensembles last."""
@@ -227,8 +232,10 @@ class InPlace:
         return written
 
     def _outer(self, number: int) -> dict[str, dict[str, Any]]:
-        """Configs of every model of a release under its own name, by their path inside the model's folder."""
-        outer = _read_configs(self._releases / str(number))
+        """Configs of the models that clients ask, under their own names, by their path inside the folder."""
+        configs = _read_configs(self._releases / str(number))
+        hidden = _hidden(configs)
+        outer = {name: variants for name, variants in configs.items() if name not in hidden}
         for variants in outer.values():
             for relative, config in variants.items():
                 ensemble = config if _is_ensemble(config) else _over(config)
@@ -250,6 +257,13 @@ def _read_configs(source: Path) -> dict[str, dict[str, Any]]:
     """Configs of the models of a release, ensembles last, by their path inside the model's folder."""
     found = {name: _read_variants(source / name) for name in ModelRepository(source).names()}
     return dict(sorted(found.items(), key=lambda item: _is_ensemble(item[1][CONFIG_FILENAME])))
+
+
+def _hidden(configs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Models that no client asks: steps of ensembles, but for the one that follows the pitch of a source."""
+    messages = [config for variants in configs.values() for config in variants.values()]
+    steps = {step.model_name for config in messages for step in config.ensemble_scheduling.step}
+    return steps - {PITCH_STREAM}
 
 
 def _is_ensemble(config: Any) -> bool:

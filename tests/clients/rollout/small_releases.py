@@ -33,6 +33,9 @@ PARAMETERS = {
 }
 _INTEGERS = {"k0": 0, "k1": 1, "k600": LOOKAHEAD, "k601": LOOKAHEAD + 1, "huge": 2**62}
 _STAGES = {
+    "alone": """(float[B, T] SOURCE_AUDIO) => (float[B, T] LOUDER) {
+  LOUDER = Mul(SOURCE_AUDIO, gain)
+}""",
     "front": """(float[B, T] SOURCE_AUDIO, float[B, 4] TARGET_EMBEDDING, float[B, 1] PITCH_SHIFT)
   => (float[B, T] LOUDER) {
   LOUDER = Mul(SOURCE_AUDIO, gain)

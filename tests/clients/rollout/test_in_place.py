@@ -140,7 +140,7 @@ def test_models_that_are_asked_alone_are_of_the_release_too(rollouts: Rollouts) 
     with http_client(rollouts.server.options) as client:
         for number in (2, 1):
             rollouts.roll_out(number)
-            louder = client.infer("front", FEEDS)["LOUDER"]
+            louder = client.infer("alone", {"SOURCE_AUDIO": SOURCE[None]})["LOUDER"]
             np.testing.assert_array_equal(louder[0], SOURCE * 2.0 ** (number - 1))
 
 

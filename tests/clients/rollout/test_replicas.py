@@ -28,7 +28,7 @@ CHUNKS = 24
 @pytest.fixture(scope="module")
 def replicas(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     folder = tmp_path_factory.mktemp("replicas")
-    with start_replicas(write_release(folder, 2), cache, folder) as running:
+    with start_replicas(write_release(folder, 2, stages=("front", "back", "live")), cache, folder) as running:
         yield running
 
 
