@@ -95,6 +95,10 @@ class SequenceError(InferenceError):
     transient: ClassVar[bool] = False
 
 
+class ReleaseGoneError(SequenceError):
+    """The release that a sequence or a conversion began on is not served any more; begin again."""
+
+
 class RequestError(InferenceError):
     """A request that does not fit the model's config; sending it again cannot help."""
 

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from autovoice.address import RELEASE_GONE, RELEASE_HEADER
 from autovoice.rollout.state import RolloutState, ServerEntry, Service
-
-RELEASE_HEADER = "autovoice-release"
-"""Every answer names its release in this header; a request that has it goes to that release."""
 
 FOLDER = "envoy"
 BOOTSTRAP = "bootstrap.json"
@@ -42,7 +40,7 @@ LATENCIES = [round(1.4**power, 1) for power in range(1, 33)]
 _UNARY_SECONDS = 600
 _AT_ONCE = 1 << 16  # requests and connections to one server; its own queue holds them
 _TYPE = "type.googleapis.com/envoy"
-_GONE = "no such release is served here any more; begin again without the header autovoice-release"
+_GONE = f"{RELEASE_GONE} here any more; begin again without the header {RELEASE_HEADER}"
 _NOT_READY = "no release is ready yet; try again"
 
 
