@@ -23,11 +23,14 @@ from autovoice.releases.models import KnownFiles, choose_versions, read_configs,
 from autovoice.releases.release import (
     FORMAT,
     RELEASE_FILENAME,
+    SIGNATURE_FILENAME,
     Release,
     read_release,
     release_numbers,
     walk,
 )
+from autovoice.releases.signing import SigningKey, sign
+from autovoice.releases.verifying import verify
 from autovoice.repository.plans import sha256
 from autovoice.repository.reader import ModelRepository
 
@@ -36,7 +39,12 @@ _PARTIAL = ".partial"
 
 
 def publish(
-    repository: str | os.PathLike[str], to: str | os.PathLike[str], number: int | None = None
+    repository: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    number: int | None = None,
+    *,
+    key: SigningKey | None = None,
+    parent: int | None = None,
 ) -> Release:
     """Publish a repository as a release in a folder of releases.
 
@@ -45,34 +53,62 @@ def publish(
     are hard links to them.
 
     Args:
-        repository: the models.
+        repository: the models; or a release, which is published as it is, under its number.
         to: folder of the releases; made where missing.
-        number: of the release; None for the one after the newest.
+        number: of the release; None for the one after the newest, or that of the release.
+        key: to sign it with; None to leave it as it is.
+        parent: number of the release before, where that is not in the folder.
 
     Raises:
         RepositoryError: the repository is broken, or is being changed.
         ReleaseError: a release of that number exists, another one is being published there, or the folder
-            cannot be written. Nothing has changed.
+            cannot be written; it cannot be signed; the release to publish is damaged. Nothing has changed.
     """
     source = ModelRepository(as_path(repository, "repository", RepositoryError))
     folder = as_path(to, "folder of releases", ReleaseError)
     with _errors_of(folder), _reading(source.path), _made(folder), _lock(folder):
         numbers = release_numbers(folder)
-        if number is None:
+        published = _published(source.path, number)
+        if published is not None:
+            number = published.number
+        elif number is None:
             number = max(numbers, default=0) + 1
         _require_free(folder, number)
+        before = max((other for other in numbers if other < number), default=None)
+        known = KnownFiles(None if before is None else folder / str(before))
         with _partial(folder) as partial:
-            _write(source, partial, number, max((n for n in numbers if n < number), default=None))
-            _place(partial, folder / str(number))
+            release = partial / str(number)
+            if published is None:
+                _write(source, release, number, parent if before is None else before, known)
+            else:
+                for name, _ in walk(source.path):
+                    known.add(source.path / name, release / name)
+            if key is not None:
+                sign(release, release / SIGNATURE_FILENAME, key)
+            _place(release, folder / str(number))
     return read_release(folder / str(number))
 
 
-def _write(source: ModelRepository, target: Path, number: int, parent: int | None) -> None:
-    """Write a release into an empty folder beside the others."""
+def _published(path: Path, number: int | None) -> Release | None:
+    """The release that a repository is; None for one that is none.
+
+    Raises:
+        ReleaseError: it is damaged, or has another number than that.
+    """
+    if not (path / RELEASE_FILENAME).exists():
+        return None
+    release = verify(path)
+    if number not in (None, release.number):
+        raise ReleaseError(f"{path} is release {release.number}, which cannot be published as {number}")
+    return release
+
+
+def _write(source: ModelRepository, target: Path, number: int, parent: int | None, known: KnownFiles) -> None:
+    """Write a release into a folder that does not exist yet."""
     configs = read_configs(source)
     versions = choose_versions(source, configs)
     contract = read_contract(source, {step.model_name for step in steps_of(configs)})
-    known = KnownFiles(None if parent is None else target.parent / str(parent))
+    target.mkdir()
     write_models(source, configs, versions, target, number, known)
     content = {
         "format": FORMAT,
@@ -137,19 +173,19 @@ def _partial(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _place(partial: Path, target: Path) -> None:
+def _place(release: Path, target: Path) -> None:
     """Give a whole release its name.
 
     Raises:
         ReleaseError: something has that name by now.
     """
-    for name, entry in walk(partial):
+    for _, entry in walk(release):
         os.chmod(entry.path, 0o444)
-        sync(partial / name)
-    for folder, _, _ in os.walk(partial):
+        sync(Path(entry.path))
+    for folder, _, _ in os.walk(release):
         sync(Path(folder))
     try:
-        os.rename(partial, target)
+        os.rename(release, target)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
