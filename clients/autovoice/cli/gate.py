@@ -44,7 +44,7 @@ def gate(
     ] = 100,
     requests: Annotated[
         int, typer.Option(metavar="COUNT", min=10, help="Requests over which memory has to stay flat.")
-    ] = 200,
+    ] = 100,
     public_key: Annotated[
         Path | None,
         typer.Option(metavar="PEM", help="Key that must have signed the release.", rich_help_panel=_KEYS),

@@ -19,33 +19,25 @@ from autovoice.releases.contract import read_contract
 from autovoice.releases.release import SIGNATURE_FILENAME, Release, read_release
 from autovoice.releases.signing import TrustedKey, check_signature
 from autovoice.repository.reader import ModelRepository
+from autovoice.results import FloatArray
 from autovoice.voices.catalogue import voices_of
 
-NAMES = (
-    "signature",
-    "files",
-    "contract",
-    "loads",
-    "warm-up",
-    "answers",
-    "length",
-    "level",
-    "speech",
-    "silence",
-    "clipping",
-    "pitch",
-    "agreement",
-    "RTF, whole",
-    "p99, whole",
-    "RTF, live",
-    "p99, live",
-    "memory",
-    *MARGINS,
+SPEED = ("RTF, whole", "p99, whole", "RTF, live", "p99, live")
+GROUPS = (
+    ("signature", "files"),
+    ("contract",),
+    ("loads",),
+    ("warm-up",),
+    ("answers", "length"),
+    ("level", "speech", "silence", "clipping", "pitch"),
+    ("agreement",),
+    ("memory",),
+    SPEED,
+    tuple(MARGINS),
 )
-"""Of all checks, in their order."""
-
-_STOPPING = frozenset({"signature", "files", "contract", "loads", "warm-up", "answers", "length"})
-"""Checks without which those after them mean nothing."""
+"""All checks in their order. Where one is refused, those of the groups after its own are not made."""
+NAMES = tuple(name for group in GROUPS for name in group)
+_LAST = {group[-1] for group in GROUPS}
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class GateOptions:
     judges: bool = True
     loads: int = 20
     rounds: int = 100
-    requests: int = 200
+    requests: int = 100
     long_seconds: float = LONG_SECONDS
     cache: Path | None = None
 
@@ -107,13 +99,12 @@ def run_gate(
                 check = replace(check, reason=f"{check.reason}; the server ended by itself with {ending}")
             made.append(check)
             on_check(check)
-            if check.verdict == "refused" and (check.name in _STOPPING or served.ending):
+            if check.name in _LAST and any(one.verdict == "refused" for one in made):
                 break
-    if missing := NAMES[len(made) :]:
-        refused = next((check.name for check in made if check.verdict == "refused"), "")
-        for name in missing:
-            made.append(Check(name, "not run", reason=f"{refused} was refused"))
-            on_check(made[-1])
+    refused = next((check.name for check in made if check.verdict == "refused"), "")
+    for name in NAMES[len(made) :]:
+        made.append(Check(name, "not run", reason=f"{refused} was refused"))
+        on_check(made[-1])
     return Report(release, other, made, judges is not None, suite.digests())
 
 
@@ -152,15 +143,11 @@ class _Run:
         }
         # The release in service follows the pitch: a stage that is wrong would agree with itself.
         trackers = [self.served] if self.against is None else [self.against, self.served]
-        yield checks.pitch_check(voices, speech, trackers)
+        served = [self.served] if self.against is None else [self.against, self.served]
+        yield checks.pitch_check(voices, speech, [one.engine for one in served])
         yield checks.agreement_check(self.served, voices, speech, self.suite)
-        try:
-            yield from speed_checks(voices, compared, speech, self.options.rounds)
-        except VoiceConversionError as error:
-            self._blame(error)
-            yield from (Check(name, "refused", reason=str(error)) for name in NAMES if ", " in name)
-        memory = checks.memory_check(self.served, voices, speech, self.options.requests)
-        yield memory
+        yield checks.memory_check(self.served, voices, speech, self.options.requests)
+        yield from self._speed(voices, compared, speech)
         yield from self._judges(voices, compared)
 
     def _signature(self) -> Check:
@@ -188,7 +175,8 @@ class _Run:
             models = ModelRepository(self.release.path)
             specs = [models.spec(name) for name in models.names()]
             for spec in specs:
-                models.steps_in_order(spec)
+                if spec.steps:
+                    models.steps_in_order(spec)
             mine = read_contract(models, {step.model for spec in specs for step in spec.steps})
             if not voices_of(models):
                 return Check("contract", "refused", "", "", "it holds no voice")
@@ -232,6 +220,15 @@ class _Run:
             return self._open(self.against)
         except InferenceError as error:
             raise ReleaseError(f"release {self.other.number}, to compare with, failed: {error}") from error
+
+    def _speed(
+        self, voices: dict[str, Converter], compared: dict[str, Converter], speech: dict[str, FloatArray]
+    ) -> Iterator[Check]:
+        try:
+            yield from speed_checks(voices, compared, speech, self.options.rounds)
+        except VoiceConversionError as error:
+            self._blame(error)
+            yield from (Check(name, "refused", reason=str(error)) for name in SPEED)
 
     def _blame(self, error: VoiceConversionError) -> None:
         """Raise where it is the other release that failed."""

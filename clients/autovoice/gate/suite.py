@@ -67,12 +67,12 @@ class Condition:
     Attributes:
         name: of the condition.
         audio: mono samples [T].
-        speech: whether somebody speaks in it.
+        speech: what is spoken in it [T], without the noise; None where nobody speaks.
     """
 
     name: str
     audio: FloatArray
-    speech: bool = True
+    speech: FloatArray | None
 
 
 def suite_folder() -> Path:
@@ -129,12 +129,13 @@ def conditions(suite: Suite, rate: int, long_seconds: float = LONG_SECONDS) -> l
     loud = last * np.float32(LOUD_PEAK / np.abs(last).max())
     noise = np.random.default_rng(0).standard_normal(first.size).astype(np.float32)
     noisy = first + noise * np.float32(level_of(first, rate) * 10 ** (-NOISE_DB / 20))
+    long = long_source(suite, rate, long_seconds)
     return [
-        Condition("quiet", quiet),
-        Condition("loud", loud),
-        Condition("silent", np.zeros(round(SILENT_SECONDS * rate), np.float32), speech=False),
-        Condition("noisy", noisy),
-        Condition("long", long_source(suite, rate, long_seconds)),
+        Condition("quiet", quiet, quiet),
+        Condition("loud", loud, loud),
+        Condition("silent", np.zeros(round(SILENT_SECONDS * rate), np.float32), None),
+        Condition("noisy", noisy, first),
+        Condition("long", long, long),
     ]
 
 
