@@ -24,19 +24,26 @@ def gate(
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="The release to try.")],
     against: Annotated[
         int | None,
-        typer.Option(metavar="M", min=1, help="Release to compare with. Default: the parent of N, if it is there."),
+        typer.Option(
+            metavar="M", min=1, help="Release to compare with. Default: the parent of N, if it is there."
+        ),
     ] = None,
-    releases: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the releases.")] = Path("releases"),
+    releases: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the releases.")] = Path(
+        "releases"
+    ),
     suite: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Recordings to convert (source*) and of target voices (target*). Default: those that come with "
-            "AutoVoice.",
+            help="Recordings to convert (source*) and of target voices (target*). Default: those that come "
+            "with AutoVoice.",
         ),
     ] = None,
     judges: Annotated[
-        bool, typer.Option("--judges/--no-judges", help="Ask the judges of words, identity, melody and naturalness.")
+        bool,
+        typer.Option(
+            "--judges/--no-judges", help="Ask the judges of words, identity, melody and naturalness."
+        ),
     ] = True,
     loads: Annotated[int, typer.Option(metavar="COUNT", min=1, help="How often the release is loaded.")] = 20,
     rounds: Annotated[
@@ -91,7 +98,9 @@ def gate(
     if against is None and parent is not None and (releases / str(parent)).is_dir():
         against = parent
     if against == number:
-        raise ConfigurationError(f"release {number} cannot be compared with itself; give another by --against")
+        raise ConfigurationError(
+            f"release {number} cannot be compared with itself; give another by --against"
+        )
     recordings = read_suite(suite)
     show = _show if sys.stderr.isatty() else _ignore
     with ExitStack() as stack:

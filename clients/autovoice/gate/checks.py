@@ -188,9 +188,7 @@ def _loudness(answers: Sequence[Answer]) -> Iterator[Check]:
     yield clipped.check("clipping", f"{clipped.figure:.3%} of the samples", f"{CLIPPED_SHARE:.1%}")
 
 
-def pitch_check(
-    converters: Converters, speech: Speech, trackers: Sequence[Engine]
-) -> Check:
+def pitch_check(converters: Converters, speech: Speech, trackers: Sequence[Engine]) -> Check:
     """Whether the pitch of a result is its source's times the shift; a wrong rate moves it.
 
     Args:
@@ -216,7 +214,9 @@ def pitch_check(
         for shift in (0.0, PITCH_SHIFT) if moves else (0.0,):
             try:
                 made = converter.whole(source, shift)
-                deviation, share = sound.pitch_errors(f0(source, rate), f0(made, voice.output_sample_rate), shift)
+                deviation, share = sound.pitch_errors(
+                    f0(source, rate), f0(made, voice.output_sample_rate), shift
+                )
             except VoiceConversionError as error:
                 return Check("pitch", "refused", limit=limit, reason=f"{name}: {error}")
             where = f"{name}, shifted by {shift:g}"
@@ -242,9 +242,7 @@ def _pitch_stage(engine: Engine) -> tuple[Engine, BaseVoice] | None:
         return None
 
 
-def agreement_check(
-    served: ServedRelease, converters: Converters, speech: Speech, suite: Suite
-) -> Check:
+def agreement_check(served: ServedRelease, converters: Converters, speech: Speech, suite: Suite) -> Check:
     """Whether one source comes out the same live, in a batch, and from the embedded runtime."""
     limit = f"{AGREEMENT:g}"
     target = suite.targets[0]
@@ -260,7 +258,11 @@ def agreement_check(
     def compare(name: str, made: FloatArray, expected: FloatArray) -> None:
         size = min(made.size, expected.size)
         fits = made.size == expected.size
-        off = float(np.abs(made.ravel()[:size] - expected.ravel()[:size]).max(initial=0.0)) if fits else math.nan
+        off = (
+            float(np.abs(made.ravel()[:size] - expected.ravel()[:size]).max(initial=0.0))
+            if fits
+            else math.nan
+        )
         worst.add(name, off, f"differs by {off:.1e}" if fits else f"{made.size} samples, not {expected.size}")
 
     for name, converter in converters.items():
@@ -280,15 +282,15 @@ def agreement_check(
                 compare(f"{name}, embedded live", embedded[f"live/{name}"], expected)
             compare(f"{name}, embedded", embedded[f"whole/{name}"], whole)
             if f"embedding/{name}" in embedded:
-                compare(f"{name}, embedding", embedded[f"embedding/{name}"], converter.target.tensors[EMBEDDING])
+                compare(
+                    f"{name}, embedding", embedded[f"embedding/{name}"], converter.target.tensors[EMBEDDING]
+                )
         except VoiceConversionError as error:
             return Check("agreement", "refused", limit=limit, reason=f"{name}: {error}")
     return worst.check("agreement", f"{worst.figure:.1e} apart", limit)
 
 
-def memory_check(
-    served: ServedRelease, converters: Converters, speech: Speech, requests: int
-) -> Check:
+def memory_check(served: ServedRelease, converters: Converters, speech: Speech, requests: int) -> Check:
     """Whether the server's memory stays flat over many requests of changing length, whole and live.
 
     Memory that grows is watched for longer: buffers reach their size in the end, leaks do not.
@@ -301,7 +303,9 @@ def memory_check(
     """
     limit = f"{GROWTH_BYTES / 1000:g} kB a request"
     names = list(converters)
-    steps = np.random.default_rng(0).permutation(round((MEMORY_SECONDS[1] - MEMORY_SECONDS[0]) / MEMORY_STEP_SECONDS))
+    steps = np.random.default_rng(0).permutation(
+        round((MEMORY_SECONDS[1] - MEMORY_SECONDS[0]) / MEMORY_STEP_SECONDS)
+    )
     sent = 0
 
     def send(count: int) -> None:

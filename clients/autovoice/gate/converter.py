@@ -11,7 +11,7 @@ from autovoice.audio.source import ArraySource
 from autovoice.config import BASE_VOICE, PipelineConfig
 from autovoice.engines.engine import Engine
 from autovoice.results import FloatArray
-from autovoice.voices.base import BaseVoice, read_base_voice
+from autovoice.voices.base import BaseVoice
 from autovoice.voices.catalogue import open_voice
 from autovoice.voices.embedding import embed_source
 from autovoice.voices.voice import Live, Target, Voice, VoiceRequest, VoiceStream, fit_length
@@ -40,7 +40,7 @@ class Converter:
         return self.batch([audio], shift)[0]
 
     def batch(self, audios: Sequence[FloatArray], shift: float = 0.0) -> list[FloatArray]:
-        """Convert several sources in one request, padded on the right; each result as far as it is its own."""
+        """Convert several sources in one request, padded on the right; each result without the padding."""
         target = replace(self.target, shift_semitones=shift)
         longest = max(audio.size for audio in audios)
         rows = [self.voice.offline_inputs(target, fit_length(audio, longest)) for audio in audios]
@@ -49,7 +49,9 @@ class Converter:
         made = outputs["CONVERTED_AUDIO"]
         if len(audios) == 1:
             return [made[0]]
-        return [row[: self.voice.converted_samples(audio.size)] for row, audio in zip(made, audios, strict=True)]
+        return [
+            row[: self.voice.converted_samples(audio.size)] for row, audio in zip(made, audios, strict=True)
+        ]
 
     def live(self, audio: FloatArray) -> FloatArray:
         """Convert mono audio [T] at the voice's rate as a live stream does, piece by piece."""

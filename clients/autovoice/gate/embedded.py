@@ -25,8 +25,11 @@ _REFERENCE, _RATE = "reference", "rate"
 
 
 def convert_embedded(
-    release: Path, sources: Mapping[str, FloatArray], converters: Mapping[str, Converter],
-    reference: FloatArray, rate: int,
+    release: Path,
+    sources: Mapping[str, FloatArray],
+    converters: Mapping[str, Converter],
+    reference: FloatArray,
+    rate: int,
 ) -> dict[str, FloatArray]:
     """Convert by the embedded runtime what a server has converted.
 
@@ -67,7 +70,9 @@ def convert_embedded(
         if done.returncode:
             said = done.stderr.strip().splitlines()
             ending = f"ended with signal {-done.returncode}" if done.returncode < 0 else "failed"
-            raise InferenceError(f"the embedded runtime {ending}: {said[-1] if said else 'it gave no reason'}")
+            raise InferenceError(
+                f"the embedded runtime {ending}: {said[-1] if said else 'it gave no reason'}"
+            )
         with np.load(after) as made:
             return dict(made)
 

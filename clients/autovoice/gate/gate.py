@@ -11,7 +11,7 @@ from autovoice.errors import InferenceError, ReleaseError, VoiceConversionError
 from autovoice.gate import checks
 from autovoice.gate.converter import Converter, open_converters
 from autovoice.gate.judging import MARGINS, judge_checks, load_judges
-from autovoice.gate.report import Check, Report
+from autovoice.gate.report import Check, Report, Verdict
 from autovoice.gate.serving import ServedRelease
 from autovoice.gate.speed import speed_checks
 from autovoice.gate.suite import LONG_SECONDS, Suite, conditions, long_source
@@ -90,7 +90,9 @@ def run_gate(
     release = read_release(path)
     other = None if against is None else read_release(against.path)
     if other is not None and (differences := other.check()):
-        raise ReleaseError(f"release {other.number}, to compare with, is damaged: {checks.listed(differences)}")
+        raise ReleaseError(
+            f"release {other.number}, to compare with, is damaged: {checks.listed(differences)}"
+        )
     made: list[Check] = []
     with ServedRelease(path, cache=options.cache) as served:
         run = _Run(release, other, served, against, suite, options, judges)
@@ -142,7 +144,6 @@ class _Run:
             for name, one in voices.items()
         }
         # The release in service follows the pitch: a stage that is wrong would agree with itself.
-        trackers = [self.served] if self.against is None else [self.against, self.served]
         served = [self.served] if self.against is None else [self.against, self.served]
         yield checks.pitch_check(voices, speech, [one.engine for one in served])
         yield checks.agreement_check(self.served, voices, speech, self.suite)
@@ -167,8 +168,10 @@ class _Run:
             differences = [str(error)]
         count = len(self.release.files)
         figure = f"{len(differences)} differences in {count} files"
-        verdict = "refused" if differences else "passed"
-        return Check("files", verdict, figure, "none", checks.listed(differences), {"differences": len(differences)})
+        verdict: Verdict = "refused" if differences else "passed"
+        return Check(
+            "files", verdict, figure, "none", checks.listed(differences), {"differences": len(differences)}
+        )
 
     def _contract(self) -> Check:
         try:
@@ -192,7 +195,7 @@ class _Run:
             elif mine[name] != model:
                 fields = [field for field in model if mine[name].get(field) != model[field]]
                 wrong.append(f"{name} has other {' and '.join(fields)}")
-        verdict = "refused" if wrong else "passed"
+        verdict: Verdict = "refused" if wrong else "passed"
         return Check("contract", verdict, figure, f"that of {self.other.number}", checks.listed(wrong))
 
     def _loads(self) -> Check:
@@ -203,7 +206,9 @@ class _Run:
             try:
                 self.served.start()
             except InferenceError as error:
-                return Check("loads", "refused", f"{number} of {wanted}", "all", str(error), {"loads": number})
+                return Check(
+                    "loads", "refused", f"{number} of {wanted}", "all", str(error), {"loads": number}
+                )
         return Check("loads", "passed", f"{wanted} of {wanted}", "all", "", {"loads": wanted})
 
     def _open(self, served: ServedRelease) -> dict[str, Converter]:
@@ -240,7 +245,9 @@ class _Run:
     def _judges(self, voices: dict[str, Converter], compared: dict[str, Converter]) -> Iterator[Check]:
         if self.judges is None:
             asked = self.options.judges
-            reason = "there is no release to compare with" if asked else "the judges were left out (--no-judges)"
+            reason = (
+                "there is no release to compare with" if asked else "the judges were left out (--no-judges)"
+            )
             yield from (Check(name, "left out", reason=reason) for name in MARGINS)
             return
         try:

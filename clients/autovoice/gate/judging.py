@@ -71,8 +71,8 @@ def load_judges() -> Any:
         return importlib.import_module("autovoice_training.evaluate.release")
     except ImportError as error:
         raise ConfigurationError(
-            f"the judges are not installed ({error}); run `pip install 'autovoice[judge]'`, or leave them out "
-            "by --no-judges"
+            f"the judges are not installed ({error}); run `pip install 'autovoice[judge]'`, or leave them "
+            "out by --no-judges"
         ) from error
 
 
@@ -96,7 +96,9 @@ def judge_checks(
         if name in old
     }
     for measure, margin in MARGINS.items():
-        pairs = {name: (mine[measure], other[measure]) for name, (mine, other) in found.items() if measure in mine}
+        pairs = {
+            name: (mine[measure], other[measure]) for name, (mine, other) in found.items() if measure in mine
+        }
         if not pairs:
             yield Check(measure, "left out", reason="no voice that both releases have can be judged by it")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from autovoice.gate.converter import LIVE_SECONDS, Converter
 from autovoice.gate.report import Check
 from autovoice.results import FloatArray
+from autovoice.voices.voice import VoiceStream
 
 RTF, P99 = "RTF", "p99"
 RATIOS = {RTF: 1.25, P99: 1.5}
@@ -107,7 +109,7 @@ def _measure(
 ) -> Iterator[Figure]:
     converters = [new] if old is None else [new, old]
     audio = np.resize(speech, round(WHOLE_SECONDS * new.voice.sample_rate))
-    whole = _take_turns([lambda one=one: one.whole(audio) for one in converters], rounds)
+    whole = _take_turns([functools.partial(one.whole, audio) for one in converters], rounds)
     yield from _figures(name, "whole", whole, WHOLE_SECONDS)
     streams = [one.open_live() for one in converters]
     try:
@@ -115,12 +117,16 @@ def _measure(
         for one, stream in zip(converters, streams, strict=True):
             length = round((rounds + 1) * LIVE_SECONDS * one.voice.sample_rate)
             pieces = iter(list(one.pieces(np.resize(speech, length))))
-            sends.append(lambda stream=stream, pieces=pieces: stream.push(next(pieces)))
+            sends.append(functools.partial(_push_next, stream, pieces))
         live = _take_turns(sends, rounds)
     finally:
         for stream in streams:
             stream.close()
     yield from _figures(name, "live", live, LIVE_SECONDS)
+
+
+def _push_next(stream: VoiceStream, pieces: Iterator[FloatArray]) -> None:
+    stream.push(next(pieces))
 
 
 def _take_turns(sends: Sequence[Send], rounds: int) -> list[list[float]]:
@@ -136,7 +142,9 @@ def _take_turns(sends: Sequence[Send], rounds: int) -> list[list[float]]:
     return seconds
 
 
-def _figures(name: str, kind: str, seconds: Sequence[Sequence[float]], audio_seconds: float) -> Iterator[Figure]:
+def _figures(
+    name: str, kind: str, seconds: Sequence[Sequence[float]], audio_seconds: float
+) -> Iterator[Figure]:
     rtf = [statistics.median(each) / audio_seconds for each in seconds]
     p99 = [float(np.percentile(each, 99)) for each in seconds]
     for measure, values in ((RTF, rtf), (P99, p99)):

@@ -86,7 +86,9 @@ def suite_folder() -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise ConfigurationError(f"no recordings found in {', '.join(map(str, places))}; name a folder by --suite")
+    raise ConfigurationError(
+        f"no recordings found in {', '.join(map(str, places))}; name a folder by --suite"
+    )
 
 
 def read_suite(folder: Path | None = None) -> Suite:
@@ -101,7 +103,9 @@ def read_suite(folder: Path | None = None) -> Suite:
     """
     folder = suite_folder() if folder is None else folder
     if not folder.is_dir():
-        raise ConfigurationError(f"suite {folder} is no folder; name one with recordings {SOURCE}* and {TARGET}*")
+        raise ConfigurationError(
+            f"suite {folder} is no folder; name one with recordings {SOURCE}* and {TARGET}*"
+        )
     found = {kind: tuple(_recordings(folder, kind)) for kind in (SOURCE, TARGET)}
     for kind, recordings in found.items():
         if not recordings:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf import text_format
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from autovoice.releases.publishing import publish
 from autovoice.releases.release import Release
 from autovoice.repository.model_config import read_config
 
-# What converts and streams in the base voice, and follows the pitch: half of the models, and of the time to load.
+# What converts and streams in the base voice, and follows the pitch: half of the time to load all.
 MODELS = (
     "content_encoder",
     "converter_stream",
@@ -95,7 +95,9 @@ def wrong_shape(repository: Path) -> None:
 
     def column(graph: onnx.GraphProto) -> None:
         axes = constant(graph, "last_axis", [2], np.int64)
-        append(graph, "CONVERTED_AUDIO", lambda made, out: [helper.make_node("Unsqueeze", [made, axes], [out])])
+        append(
+            graph, "CONVERTED_AUDIO", lambda made, out: [helper.make_node("Unsqueeze", [made, axes], [out])]
+        )
         (output,) = graph.output
         output.type.tensor_type.shape.dim.add().dim_value = 1
 
@@ -165,7 +167,6 @@ def wrong_rate(repository: Path) -> None:
         empty = constant(graph, "empty", [])
         scales = constant(graph, "scales", [1.0, 1.0, 2 / 3])
         one, two = constant(graph, "one", [1], np.int64), constant(graph, "two", [2], np.int64)
-        nothing = constant(graph, "none", [0], np.int64)
         three = constant(graph, "three", [0, 0, 0], np.int64)
 
         def nodes(made: str, out: str) -> list[onnx.NodeProto]:
@@ -181,19 +182,26 @@ def wrong_rate(repository: Path) -> None:
                 helper.make_node("Pad", ["shorter", "pads"], [out]),
             ]
 
-        del nothing
         append(graph, "CONVERTED_AUDIO", nodes)
 
     rewrite(repository, "trim_output", squeeze)
 
 
 def twice_as_slow(repository: Path) -> None:
-    """Products of large matrices, whose sum times zero is added."""
+    _slow_down(repository, 512)
+
+
+def many_times_as_slow(repository: Path) -> None:
+    _slow_down(repository, 1500)
+
+
+def _slow_down(repository: Path, size: int) -> None:
+    """Products of large matrices, of which nothing is added to the audio."""
 
     def work(graph: onnx.GraphProto) -> None:
         nothing = constant(graph, "nothing", [0.0])
-        ones = constant(graph, "ones", np.full((1, 1100), 1e-3))
-        random = np.random.default_rng(0).standard_normal((1100, 1100))
+        ones = constant(graph, "ones", np.full((1, size), 1e-3))
+        random = np.random.default_rng(0).standard_normal((size, size))
         matrix = constant(graph, "matrix", random / 100)
 
         def nodes(made: str, out: str) -> list[onnx.NodeProto]:
@@ -204,7 +212,8 @@ def twice_as_slow(repository: Path) -> None:
                 helper.make_node("Add", [matrix, "zero"], ["product0"]),
             ]
             products = [
-                helper.make_node("MatMul", [f"product{step}", matrix], [f"product{step + 1}"]) for step in range(8)
+                helper.make_node("MatMul", [f"product{step}", matrix], [f"product{step + 1}"])
+                for step in range(8)
             ]
             last = [
                 helper.make_node("MatMul", [ones, "product8"], ["row"]),
@@ -220,7 +229,7 @@ def twice_as_slow(repository: Path) -> None:
 
 
 def leaking_memory(repository: Path) -> None:
-    """Thousands of small steps: ONNX Runtime keeps a plan of their memory for every length that it has seen."""
+    """Thousands of small steps, of whose memory ONNX Runtime keeps a plan for every length it has seen."""
 
     def steps(graph: onnx.GraphProto) -> None:
         first, last = constant(graph, "first", [0], np.int64), constant(graph, "last", [2**62], np.int64)
@@ -258,7 +267,9 @@ def crash_on_load(repository: Path) -> None:
     change_config(repository, "trim_output", enlarge)
 
 
-def publish_changed(repository: Path, releases: Path, change: Callable[[Path], None] | None = None) -> Release:
+def publish_changed(
+    repository: Path, releases: Path, change: Callable[[Path], None] | None = None
+) -> Release:
     """Publish models after a change of them."""
     if change is None:
         return publish(repository, releases)
@@ -266,6 +277,3 @@ def publish_changed(repository: Path, releases: Path, change: Callable[[Path], N
     shutil.copytree(repository, changed)
     change(changed)
     return publish(changed, releases)
-
-
-__all__ = ["TensorProto"]
