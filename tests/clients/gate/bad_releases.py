@@ -188,11 +188,11 @@ def wrong_rate(repository: Path) -> None:
 
 
 def twice_as_slow(repository: Path) -> None:
-    _slow_down(repository, 512)
+    _slow_down(repository, 400)
 
 
 def many_times_as_slow(repository: Path) -> None:
-    _slow_down(repository, 1500)
+    _slow_down(repository, 800)
 
 
 def _slow_down(repository: Path, size: int) -> None:

@@ -11,7 +11,6 @@ import pytest
 from bad_releases import copy_models, publish_changed
 from triton_calls import find_repository
 
-
 from autovoice.gate.serving import ServedRelease
 from autovoice.gate.suite import Suite, read_suite
 

@@ -144,7 +144,8 @@ def test_wrong_sound_is_refused(
     _, voices = embedded(changed(models, tmp_path, change), suite)
     answers = checks.ask(voices, {RATE: conditions(suite, RATE, 5.0)})
     found = list(checks.sound_checks(answers))
-    assert set(refused(found)) == names
+    assert names <= set(refused(found))
+    assert ("answers" in refused(found)) == ("answers" in names)
     silent = next(answer for answer in answers if answer.condition.name == "silent")
     assert np.isfinite(silent.audio).all()
 
@@ -164,7 +165,7 @@ def test_slow_release_is_refused(models: Path, tmp_path: Path, suite: Suite) -> 
     _, usual = embedded(models, suite)
     _, slow = embedded(changed(models, tmp_path, bad_releases.many_times_as_slow), suite)
     speech = {"voice_conversion": long_source(suite, RATE, 2.0)}
-    found = {check.name: check for check in speed_checks(slow, usual, speech, rounds=3)}
+    found = {check.name: check for check in speed_checks(slow, usual, speech, rounds=2)}
     assert list(found) == list(SPEED)
     assert found["RTF, whole"].verdict == "refused"
     assert found["RTF, whole"].values["ratio"] > 2
@@ -195,7 +196,7 @@ class TrimOnly:
         self.served, self.voice = served, voice
 
     def whole(self, audio: np.ndarray) -> None:
-        padded = np.zeros((1, audio.size + 840), np.float32)
+        padded = np.zeros((1, (audio.size + 839) // 240 * 240), np.float32)
         self.served.engine.infer("trim_output", {"AUDIO": padded, "SOURCE_AUDIO": audio[None]})
 
     live = whole
@@ -215,6 +216,7 @@ def test_memory_that_grows_is_refused(
         stub: Any = {"voice": TrimOnly(served, voices["voice_conversion"].voice)}
         found = checks.memory_check(served, stub, speech, 20)
     assert found.verdict == ("refused" if leaks else "passed"), found
+    assert (found.values["bytes_a_request"] > checks.GROWTH_BYTES) == leaks
 
 
 def test_other_contract_is_refused_unloaded(
@@ -252,7 +254,6 @@ def test_command_reports_refusals_and_mistakes(
     assert "MODEL_CARD.md was added" in capsys.readouterr().out
     (path / "MODEL_CARD.md").unlink()
     assert verify(path).number == 1  # the report is about this release, and whole
-    assert run([*arguments, "--json"]) == 1 if (path / "MODEL_CARD.md").exists() else True
     assert run(["gate", "7", "--releases", str(folder)]) == 2
     assert run([*arguments, "--against", "1"]) == 2
     assert run([*arguments, "--suite", str(tmp_path)]) == 2
