@@ -32,6 +32,7 @@ COMMANDS = (
     "info",
     "serve",
     "publish",
+    "gate",
     "verify",
     "rollout",
     "build",
