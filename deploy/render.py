@@ -1,7 +1,7 @@
 """Write `manifests/` from the chart, for those who use no Helm: `python deploy/render.py`.
 
-It needs `pip install helm-python-sdk`, which holds Helm itself. `helm template autovoice deploy/chart --namespace
-autovoice [--values deploy/values/NAME.yaml]` prints the same objects.
+It needs `pip install helm-python-sdk`, which holds Helm itself. The same objects are printed by
+`helm template autovoice deploy/chart --namespace autovoice [--values deploy/values/NAME.yaml]`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import yaml
 DEPLOY = Path(__file__).resolve().parent
 CHART = DEPLOY / "chart"
 MANIFESTS = DEPLOY / "manifests"
-EXAMPLES = {"autovoice": None, "canary": DEPLOY / "values/canary.yaml", "kserve": DEPLOY / "values/kserve.yaml"}
+EXAMPLES = {
+    "autovoice": None,
+    "canary": DEPLOY / "values/canary.yaml",
+    "kserve": DEPLOY / "values/kserve.yaml",
+}
 
 
 def read_values(example: str) -> dict[str, Any]:

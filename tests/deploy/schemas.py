@@ -1,8 +1,8 @@
 """JSON schemas of Kubernetes' objects, strict: a field that they do not name is an error.
 
-Those of Kubernetes' own kinds are in kubernetes-validate. Those of Argo Rollouts, KEDA and the Prometheus operator are
-their CRDs' schemas, in npm packages; those of KServe are read from the classes of its SDK, whose wheel is not
-installed, because it asks for other versions than AutoVoice. `make build/crds` gets these files.
+Those of Kubernetes' own kinds are in kubernetes-validate. Those of Argo Rollouts, KEDA and the Prometheus
+operator are their CRDs' schemas, in npm packages; those of KServe are read from the classes of its SDK, whose
+wheel is not installed, because it asks for other versions than AutoVoice. `make build/crds` gets these files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUANTITY = {"type": ["string", "integer"]}
 
 @cache
 def validator(version: str, kind: str) -> jsonschema.Draft202012Validator:
-    """What checks objects of a kind, such as `apps/v1` and `Deployment`; skips the test without their package."""
+    """What checks objects of a kind, as `apps/v1`, `Deployment`; skips where their package is missing."""
     group = version.partition("/")[0]
     if (version, kind) in KSERVE_KINDS:
         schema = Kserve(_package(KSERVE)).schema(KSERVE_KINDS[version, kind])
@@ -72,10 +72,10 @@ def _core_file(name: str) -> Schema:
 
 
 def _resolved(schema: Any) -> Any:
-    """The schema with its references as one document with definitions, so that none is looked up elsewhere."""
-    text = json.dumps(schema).replace('"_definitions.json#/definitions/', '"#/definitions/')
-    whole = json.loads(text)
-    whole["definitions"] = _core_file("_definitions")["definitions"]
+    """The schema as one document with all definitions, so that none is looked up elsewhere."""
+    text = json.dumps(schema).replace('"/api/_definitions.json#/$defs/', '"#/$defs/')
+    whole = {name: each for name, each in json.loads(text).items() if name != "$id"}
+    whole["$defs"] = _core_file("_definitions")["$defs"]
     return whole
 
 
@@ -97,7 +97,7 @@ def _strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     if reference := schema.get("$ref"):
-        return {"$ref": f"#/definitions/{reference.rstrip('#')}"}
+        return {"$ref": f"#/$defs/{reference.rstrip('#')}"}
     made = {name: _strict(each) for name, each in schema.items()}
     if "properties" in schema and isinstance(schema["properties"], dict):
         made.setdefault("additionalProperties", False)
@@ -151,6 +151,6 @@ class Kserve:
             return self._of_class(name)
         for package in ("api.core.v1", "apimachinery.pkg.apis.meta.v1", "api.apps.v1"):
             known = f"io.k8s.{package}.{re.sub('^(V1|K8sIoApiAppsV1)', '', name)}"
-            if known in _core_file("_definitions")["definitions"]:
-                return {"$ref": f"#/definitions/{known}"}
+            if known in _core_file("_definitions")["$defs"]:
+                return {"$ref": f"#/$defs/{known}"}
         return {}

@@ -75,7 +75,13 @@ def _selectors(objects: list[Object]) -> Iterator[str]:
         spec = each["spec"] if each["kind"] != "ConfigMap" else {}
         selector = spec.get("selector", spec.get("podSelector"))
         if selector is None:
-            if each["kind"] in ("Service", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor", "Deployment"):
+            if each["kind"] in (
+                "Service",
+                "PodDisruptionBudget",
+                "NetworkPolicy",
+                "PodMonitor",
+                "Deployment",
+            ):
                 yield f"{_named(each)} has no selector"
             continue
         wanted = selector if each["kind"] == "Service" else selector.get("matchLabels", {})
