@@ -176,5 +176,5 @@ $(VENV)/.dev: $(VENV)/.runtime $(VENV)/.compiler
 
 $(VENV)/.ray: $(VENV)/.dev
 	@echo "installing Ray into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[ray]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,ray]'
 	@touch $@
