@@ -48,6 +48,10 @@ class RepositoryError(VoiceConversionError):
     """A model repository that is missing, incomplete, corrupt, or at odds with its own configs."""
 
 
+class ReleaseError(VoiceConversionError):
+    """A release that is not as it was published, is not signed by the key given, or cannot be published."""
+
+
 class StreamClosedError(VoiceConversionError):
     """Audio pushed into a stream, or a call made on a pipeline or an engine, that has been closed."""
 

@@ -1,14 +1,12 @@
-"""Triton's ``ModelConfig`` messages from the dataclasses of `autovoice_export.config_types`, and their text.
+"""Triton's ``ModelConfig`` messages from the dataclasses of `autovoice_export.config_types`.
 
-They are read back by `autovoice.repository.model_config`.
+Their text is `autovoice.repository.model_config`'s.
 """
 
 from __future__ import annotations
 
 from functools import singledispatch
 from typing import Any
-
-from google.protobuf import text_format
 
 from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, ONNX_BACKEND, protobuf_module
 from autovoice_export.config_types import (
@@ -38,14 +36,9 @@ def to_message(config: AnyModelConfig) -> Any:
         input=[_tensor(pb.ModelInput, tensor) for tensor in config.inputs],
         output=[_tensor(pb.ModelOutput, tensor) for tensor in config.outputs],
     )
-    message.version_policy.latest.num_versions = 1
+    message.version_policy.specific.versions.append(config.version)
     _fill(config, message)
     return message
-
-
-def dumps(message: Any) -> str:
-    """Text of a message; equal messages give equal text."""
-    return str(text_format.MessageToString(message, use_short_repeated_primitives=True))
 
 
 def _tensor(kind: Any, tensor: TensorConfig) -> Any:
@@ -86,7 +79,7 @@ def _(config: EnsembleConfig, message: Any) -> None:
     for step in config.steps:
         message.ensemble_scheduling.step.add(
             model_name=step.model,
-            model_version=-1,  # the newest
+            model_version=step.version,
             input_map=dict(step.inputs),
             output_map=dict(step.outputs),
         )

@@ -16,6 +16,9 @@ import numpy as np
 VARIABLE = -1
 """A dimension whose size the request decides."""
 
+FIRST_VERSION = 1
+"""Of a model that was not there before."""
+
 DataType = Literal["FP32", "INT64"]
 """What a tensor holds, in Triton's words."""
 
@@ -151,6 +154,7 @@ class StageModelConfig:
             warm-up requests past the scheduler that adds the state.
         max_input_bytes: of any one input of a request.
         parameters: facts about the model that tools read.
+        version: the one that is served.
     """
 
     name: str
@@ -162,6 +166,7 @@ class StageModelConfig:
     warmup: Mapping[str, tuple[int, ...]] | None = None
     max_input_bytes: int = MAX_INPUT_BYTES
     parameters: Mapping[str, str] = field(default_factory=dict)
+    version: int = FIRST_VERSION
 
     def __post_init__(self) -> None:
         _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)
@@ -181,11 +186,14 @@ class EnsembleStep:
         model: name of the model.
         inputs: the model's input name to the ensemble's tensor name.
         outputs: the model's output name to the ensemble's tensor name; unused outputs are left out.
+        version: of the model. Never "the newest": while two changed stages are loaded one after the other,
+            that would be a mix of old and new.
     """
 
     model: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    version: int = FIRST_VERSION
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,7 @@ class EnsembleConfig:
         steps: in any order; data flow decides.
         max_batch_size: at most that of the steps.
         parameters: facts that clients read instead of hard-coding them.
+        version: the one that is served.
     """
 
     name: str
@@ -207,6 +216,7 @@ class EnsembleConfig:
     steps: tuple[EnsembleStep, ...]
     max_batch_size: int
     parameters: Mapping[str, str] = field(default_factory=dict)
+    version: int = FIRST_VERSION
 
     def __post_init__(self) -> None:
         _check_model(self.name, self.inputs, self.outputs, self.max_batch_size)

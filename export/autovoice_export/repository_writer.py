@@ -12,14 +12,12 @@ from typing import Any
 
 from autovoice.atomic import atomic_path, reason_of, sync
 from autovoice.errors import RepositoryError
-from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME
+from autovoice.repository.model_config import DEFAULT_MODEL_FILENAME, dump_config
 from autovoice.repository.reader import CONFIG_FILENAME, UPDATE_FOLDER, UPDATE_JOURNAL, ModelRepository
-from autovoice_export.config_files import dumps, to_message
-from autovoice_export.config_types import AnyModelConfig, EnsembleConfig
+from autovoice_export.config_files import to_message
+from autovoice_export.config_types import FIRST_VERSION, AnyModelConfig, EnsembleConfig
 from autovoice_export.repository_check import check_repository
 from autovoice_export.tensorrt.plan_config import config_path
-
-FIRST_VERSION = 1
 
 
 class RepositoryWriter:
@@ -99,12 +97,11 @@ class RepositoryWriter:
                 f"the models of {self.root} could not be exchanged ({error}); {state}"
             ) from error
 
-    def add(self, config: AnyModelConfig, version: int = FIRST_VERSION, *, tensorrt: Any = None) -> Path:
+    def add(self, config: AnyModelConfig, *, tensorrt: Any = None) -> Path:
         """Makes the folder of a model with its configs and its version folder.
 
         Args:
-            config: of the model.
-            version: the number of the version folder; above 1 it joins the versions that are there already.
+            config: of the model; a version above the first joins the versions that are there already.
             tensorrt: ``ModelConfig`` message for servers with TensorRT, kept as ``configs/tensorrt.pbtxt``.
 
         Returns:
@@ -120,16 +117,16 @@ class RepositoryWriter:
                 "to there, or make the whole repository the link"
             )
         folder = self._new / config.name
-        versions = folder / str(version)
+        versions = folder / str(config.version)
         versions.mkdir(parents=True)
-        for number in model_versions(present) if version > FIRST_VERSION else ():
-            if number != version:
+        for number in model_versions(present) if config.version > FIRST_VERSION else ():
+            if number != config.version:
                 _copy_tree(present / str(number), folder / str(number))
-        (folder / CONFIG_FILENAME).write_text(dumps(to_message(config)), encoding="utf-8")
+        (folder / CONFIG_FILENAME).write_text(dump_config(to_message(config)), encoding="utf-8")
         if tensorrt is not None:
             path = config_path(folder)
             path.parent.mkdir()
-            path.write_text(dumps(tensorrt), encoding="utf-8")
+            path.write_text(dump_config(tensorrt), encoding="utf-8")
         if isinstance(config, EnsembleConfig):
             # Git keeps no empty folders, and Triton refuses a model without a version folder.
             (versions / ".gitkeep").touch()

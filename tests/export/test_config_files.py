@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
 from autovoice.errors import RepositoryError
-from autovoice.repository.model_config import parse_config, read_config
+from autovoice.repository.model_config import dump_config, parse_config, read_config
 from autovoice_export.base import build, wiring
 from autovoice_export.base.checkpoint import Checkpoint, load_checkpoint
-from autovoice_export.config_files import dumps, to_message
+from autovoice_export.config_files import to_message
 from autovoice_export.config_types import (
     DynamicBatching,
     EnsembleConfig,
@@ -38,9 +38,9 @@ def messages(family: dict[str, Stage]) -> dict[str, pb.ModelConfig]:
 
 def test_text_and_back_is_the_same_message(messages: dict[str, pb.ModelConfig]) -> None:
     for name, message in messages.items():
-        text = dumps(message)
+        text = dump_config(message)
         assert parse_config(text, "text") == message, name
-        assert dumps(parse_config(text, "text")) == text, name
+        assert dump_config(parse_config(text, "text")) == text, name
 
 
 NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
@@ -75,7 +75,7 @@ def test_every_setting_survives_the_file(
         SequenceBatching(states, max_sequences=count, idle_seconds=idle),
         Instances(kind, count, 4),  # type: ignore[arg-type]
     )
-    message = parse_config(dumps(to_message(config)), "text")
+    message = parse_config(dump_config(to_message(config)), "text")
     assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in message.input) == inputs
     assert tuple(TensorConfig(t.name, tuple(t.dims)) for t in message.output) == outputs
     assert message.max_batch_size == batch
@@ -148,6 +148,15 @@ def test_ensembles_tell_clients_what_they_need(messages: dict[str, pb.ModelConfi
         assert all(step.endswith("_stream") for step in steps) == name.endswith("_stream")
 
 
+def test_a_config_serves_its_own_version_and_asks_for_those_of_its_steps() -> None:
+    steps = (EnsembleStep("a", {"X": "AUDIO"}, {"Y": "P"}, 3), EnsembleStep("b", {"X": "P"}, {"Y": "F0"}, 7))
+    message = to_message(EnsembleConfig("e", (AUDIO,), (F0,), steps, 1, version=5))
+    assert list(message.version_policy.specific.versions) == [5]
+    assert [step.model_version for step in message.ensemble_scheduling.step] == [3, 7]
+    stage = to_message(StageModelConfig("s", (AUDIO,), (F0,), 1, version=4))
+    assert list(stage.version_policy.specific.versions) == [4]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -202,4 +211,13 @@ def test_committed_configs_are_the_generated_ones() -> None:
     checkpoint = load_checkpoint(trained) if trained.is_file() else Checkpoint.untrained(0)
     for config in wiring.model_configs(wiring.stages(checkpoint), Instances()):
         committed = (build.DEFAULT_REPOSITORY / config.name / "config.pbtxt").read_text()
-        assert committed == dumps(to_message(config)), f"{config.name}: run  make export"
+        assert committed == dump_config(to_message(config)), f"{config.name}: run  make export"
+
+
+def test_every_committed_config_is_pinned() -> None:
+    paths = sorted(build.DEFAULT_REPOSITORY.glob("*/**/*.pbtxt"))
+    assert paths
+    for path in paths:
+        config = read_config(path)
+        assert list(config.version_policy.specific.versions) == [1], path
+        assert all(step.model_version == 1 for step in config.ensemble_scheduling.step), path

@@ -10,8 +10,7 @@ import onnx
 import pytest
 
 from autovoice.errors import RepositoryError
-from autovoice.repository.model_config import read_config
-from autovoice_export.config_files import dumps
+from autovoice.repository.model_config import dump_config, read_config
 from autovoice_export.repository_check import check_repository
 
 
@@ -19,7 +18,7 @@ def edit(root: Path, model: str, change: Callable[[Any], None]) -> None:
     path = root / model / "config.pbtxt"
     message = read_config(path)
     change(message)
-    path.write_text(dumps(message))
+    path.write_text(dump_config(message))
 
 
 def rename_input(message: Any) -> None:

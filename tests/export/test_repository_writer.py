@@ -33,7 +33,7 @@ def write(root: Path, text: str, models: tuple[str, ...] = MODELS, *, version: i
     """Writes models whose files hold a text; nothing checks them."""
     with RepositoryWriter(root) as writer:
         for name in models:
-            writer.add(StageModelConfig(name, (X,), (Y,), 1), version).write_text(text)
+            writer.add(StageModelConfig(name, (X,), (Y,), 1, version=version)).write_text(text)
         steps = tuple(EnsembleStep(name, {"X": "X"}, {"Y": "Y"}) for name in models[:1])
         writer.add(EnsembleConfig("whole", (X,), (Y,), steps, 1))
 

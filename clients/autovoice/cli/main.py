@@ -24,7 +24,7 @@ from autovoice.cli.console import INTERRUPTED, report_error, report_warning
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
-COMMANDS = ("convert", "embed", "stream", "voices", "info", "serve", "build", "import")
+COMMANDS = ("convert", "embed", "stream", "voices", "info", "serve", "publish", "verify", "build", "import")
 
 
 def make_app(command: str | None = None) -> typer.Typer:

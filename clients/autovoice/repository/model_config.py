@@ -172,6 +172,13 @@ def read_config(path: Path) -> Any:
     return parse_config(text, str(path))
 
 
+def dump_config(config: Any) -> str:
+    """Text of a `ModelConfig` message; equal messages give equal text."""
+    from google.protobuf import text_format
+
+    return str(text_format.MessageToString(config, use_short_repeated_primitives=True))
+
+
 def spec_from_config(config: Any, origin: str) -> ModelSpec:
     """Turn a `ModelConfig` message into a `ModelSpec` without version and file.
 

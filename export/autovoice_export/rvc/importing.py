@@ -15,18 +15,13 @@ from torch import Tensor, nn
 from autovoice.repository.model_config import read_config
 from autovoice.repository.reader import CONFIG_FILENAME, ModelRepository
 from autovoice_export.build_errors import ImportFailure
-from autovoice_export.config_types import NUMPY_TYPES, EnsembleConfig, Instances
+from autovoice_export.config_types import FIRST_VERSION, NUMPY_TYPES, EnsembleConfig, Instances
 from autovoice_export.examples import example
 from autovoice_export.onnx.export import export_stage
 from autovoice_export.onnx.graph import load_model
 from autovoice_export.onnx.half import measure_ranges, to_half
 from autovoice_export.parity import Agreement
-from autovoice_export.repository_writer import (
-    FIRST_VERSION,
-    RepositoryWriter,
-    finish_interrupted_change,
-    model_versions,
-)
+from autovoice_export.repository_writer import RepositoryWriter, finish_interrupted_change, model_versions
 from autovoice_export.rvc import parity, plans, wiring
 from autovoice_export.rvc.archive import unpacked
 from autovoice_export.rvc.content_encoders import CONTENTVEC, check_encoder, content_model, where
@@ -171,7 +166,7 @@ def import_voice(
     }
     own = _own_stages(models, voice, index, bridges_gaps=request.unvoiced == "interpolate")
     parameters = _parameters(request, voice, models)
-    whole, window = wiring.ensembles(models, parameters)
+    whole, window = wiring.ensembles(models, parameters, version)
     assert isinstance(whole, EnsembleConfig)
     assert isinstance(window, EnsembleConfig)
     _check_revisions(request.repository, {step.model for step in whole.steps} - set(models.possible))
@@ -179,15 +174,13 @@ def import_voice(
     settings = instances or Instances()
     with RepositoryWriter(request.repository) as repository:
         for config_of_ensemble in (whole, window):
-            repository.add(config_of_ensemble, version)
+            repository.add(config_of_ensemble)
         for stage in (*absent.values(), *own):
             mine = stage in own
             facts = {} if mine else fingerprints[stage.name]
-            config_of_model = wiring.model_config(stage, settings, facts)
+            config_of_model = wiring.model_config(stage, settings, facts, version if mine else FIRST_VERSION)
             plan = plans.plan_config(stage, config_of_model)
-            path = repository.add(
-                config_of_model, version if mine else FIRST_VERSION, tensorrt=plan and to_message(plan)
-            )
+            path = repository.add(config_of_model, tensorrt=plan and to_message(plan))
             progress(stage.name)
             export_stage(stage, path, metadata if mine else {"family": "rvc", **facts})
             if request.half and stage.name in (models.content, models.synthesizer):

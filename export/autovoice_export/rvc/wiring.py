@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from autovoice_export.config_types import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
 from autovoice_export.config_types import (
+    FIRST_VERSION,
     VARIABLE,
     AnyModelConfig,
     EnsembleConfig,
@@ -17,6 +17,7 @@ from autovoice_export.config_types import (
     StageModelConfig,
     TensorConfig,
 )
+from autovoice_export.config_types import MAX_INPUT_BYTES as DEFAULT_MAX_INPUT_BYTES
 from autovoice_export.rvc.geometry import FRAME, GRID, SOURCE_RATE
 from autovoice_export.rvc.pitch import YinPitch
 from autovoice_export.rvc.source_audio import HighPass, MixLoudness, PadToGrid, SpareSettings, TrimToSource
@@ -184,7 +185,9 @@ def synthesizer_stage(models: VoiceModels, module: nn.Module, size: int) -> Stag
     return Stage(models.synthesizer, module, tuple(inputs), outputs)
 
 
-def model_config(stage: Stage, instances: Instances, parameters: Mapping[str, str]) -> StageModelConfig:
+def model_config(
+    stage: Stage, instances: Instances, parameters: Mapping[str, str], version: int = FIRST_VERSION
+) -> StageModelConfig:
     """Config of a stage."""
     # What has no weights gains nothing on the GPU.
     small = stage.name.startswith(("rvc_pad", "rvc_high_pass", "rvc_spare", "rvc_loudness", "rvc_trim"))
@@ -198,12 +201,21 @@ def model_config(stage: Stage, instances: Instances, parameters: Mapping[str, st
         instances=where,
         warmup={tensor.name: tensor.shape(1, _WARMUP_SIZES)[1:] for tensor in stage.inputs},
         parameters=parameters,
+        version=version,
         max_input_bytes=MAX_INPUT_BYTES if takes_source else DEFAULT_MAX_INPUT_BYTES,
     )
 
 
-def ensembles(models: VoiceModels, parameters: Mapping[str, str]) -> tuple[AnyModelConfig, ...]:
-    """The two ensembles of a voice: whole recordings, and windows of longer ones."""
+def ensembles(
+    models: VoiceModels, parameters: Mapping[str, str], version: int = FIRST_VERSION
+) -> tuple[AnyModelConfig, ...]:
+    """The two ensembles of a voice: whole recordings, and windows of longer ones.
+
+    Args:
+        models: their names.
+        parameters: what the ensembles tell their clients.
+        version: of the voice's own models; those that voices share have the first.
+    """
     source = TensorConfig("SOURCE_AUDIO", (VARIABLE,))
     converted = TensorConfig("CONVERTED_AUDIO", (VARIABLE,))
     settings = tuple(tensor.config() for tensor in _SETTINGS)
@@ -214,18 +226,21 @@ def ensembles(models: VoiceModels, parameters: Mapping[str, str]) -> tuple[AnyMo
     whole = _steps(models, "PADDED_AUDIO", "FIRST_FRAME", {"AUDIO": "SYNTHESISED_AUDIO"}, "MIXED_AUDIO")
     made = {"AUDIO": "SYNTHESISED_AUDIO", "SOURCE_F0": "F0"}
     window = _steps(models, "SOURCE_AUDIO", "ANCHOR_FRAME", made, "CONVERTED_AUDIO")
+
+    def ensemble(
+        name: str,
+        inputs: tuple[TensorConfig, ...],
+        outputs: tuple[TensorConfig, ...],
+        steps: tuple[EnsembleStep, ...],
+    ) -> EnsembleConfig:
+        pinned = tuple(
+            replace(step, version=version) if step.model in models.possible else step for step in steps
+        )
+        return EnsembleConfig(name, inputs, outputs, pinned, MAX_BATCH_SIZE, parameters, version)
+
     return (
-        EnsembleConfig(
-            models.name, (source, *settings), (converted,), (pad, *whole, trim), MAX_BATCH_SIZE, parameters
-        ),
-        EnsembleConfig(
-            models.window,
-            (source, *settings, *place),
-            (converted, _F0.config()),
-            window,
-            MAX_BATCH_SIZE,
-            parameters,
-        ),
+        ensemble(models.name, (source, *settings), (converted,), (pad, *whole, trim)),
+        ensemble(models.window, (source, *settings, *place), (converted, _F0.config()), window),
     )
 
 

@@ -200,7 +200,11 @@ def test_a_new_version_replaces_the_voice(
     assert after["plain_synthesizer/1/model.onnx"] == before["plain_synthesizer/1/model.onnx"]
     config = read_config(repository / "plain" / "config.pbtxt")
     assert config.parameters["default_speaker"].string_value == "2"
-    assert config.version_policy.latest.num_versions == 1
+    assert list(config.version_policy.specific.versions) == [2]
+    # What voices share stays at the version that they were made for.
+    versions = {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
+    assert versions.pop("plain_synthesizer") == 2
+    assert set(versions.values()) == {1}
     check_repository(repository)
 
 

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
 from autovoice.errors import RepositoryError
-from autovoice.repository.model_config import parse_config
+from autovoice.repository.model_config import dump_config, parse_config
 from autovoice.repository.reader import ModelRepository
 from autovoice_export.base import build, plans, wiring
 from autovoice_export.base.checkpoint import load_checkpoint
 from autovoice_export.build_errors import PlanError
-from autovoice_export.config_files import dumps
 from autovoice_export.config_types import Instances, SequenceBatching
 from autovoice_export.stage import Stage
 from autovoice_export.tensorrt import plan_config
@@ -56,14 +55,14 @@ def test_every_chunk_of_a_stream_has_a_profile(frames: int, batch: int) -> None:
 
 def test_configuration_says_what_a_server_needs(engines: dict[str, PlanConfig]) -> None:
     for name, engine in engines.items():
-        message = parse_config(dumps(plan_config.to_message(engine)), "text")
+        message = parse_config(dump_config(plan_config.to_message(engine)), "text")
         assert message.backend == "tensorrt"
         assert message.cc_model_filenames["8.6"] == "sm_86.plan"
         assert message.default_model_filename not in message.cc_model_filenames.values()
         (group,) = message.instance_group
         assert group.kind == pb.ModelInstanceGroup.KIND_GPU
         assert list(group.profile) == [str(index) for index in range(len(engine.profiles))]
-        assert message.version_policy.latest.num_versions == 1
+        assert list(message.version_policy.specific.versions) == [1]
         assert plan_config.read_profiles(message) == engine.profiles
         streaming = name.endswith("_stream")
         assert bool(message.sequence_batching.state) == streaming
@@ -91,7 +90,7 @@ def test_committed_configurations_are_the_generated_ones() -> None:
     assert ours == set(made)
     for name, engine in made.items():
         committed = plan_config.config_path(build.DEFAULT_REPOSITORY / name).read_text()
-        assert committed == dumps(plan_config.to_message(engine)), f"{name}: run  make export"
+        assert committed == dump_config(plan_config.to_message(engine)), f"{name}: run  make export"
     check_plan_configs(ModelRepository(build.DEFAULT_REPOSITORY))
 
 
@@ -120,7 +119,7 @@ def test_profiles_survive_the_file(axes: dict[str, list[tuple[int, int, int]]]) 
     message = pb.ModelConfig(name="model")
     message.instance_group.add(profile=["0"])
     message.parameters["profile_0"].string_value = plan_config.dump_profile(profile)
-    assert plan_config.read_profiles(parse_config(dumps(message), "text")) == (profile,)
+    assert plan_config.read_profiles(parse_config(dump_config(message), "text")) == (profile,)
 
 
 ONE = ShapeRange((1, 1), (1, 1), (16, 9))
@@ -169,7 +168,7 @@ def test_nonsense_is_refused(
 def edit(root: Path, model: str, change: Callable[[Any], object]) -> None:
     message = plan_config.read_plan_config(root / model)
     change(message)
-    plan_config.config_path(root / model).write_text(dumps(message))
+    plan_config.config_path(root / model).write_text(dump_config(message))
 
 
 def set_profile(text: str) -> Callable[[Any], object]:

@@ -1,0 +1,1 @@
+"""Releases: numbered, immutable model repositories, each of them hashed and signed as a whole."""
