@@ -52,6 +52,10 @@ class ReleaseError(VoiceConversionError):
     """A release that is not as it was published, is not signed by the key given, or cannot be published."""
 
 
+class RolloutError(VoiceConversionError):
+    """A rollout that cannot go on: a release that is not admitted, no service, or another one on trial."""
+
+
 class StreamClosedError(VoiceConversionError):
     """Audio pushed into a stream, or a call made on a pipeline or an engine, that has been closed."""
 
