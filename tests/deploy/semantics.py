@@ -261,7 +261,7 @@ def _option(container: Object, name: str) -> int | str:
 def _queries(objects: list[Object], promtool: str) -> Iterator[str]:
     """Queries that Prometheus does not understand, by its own program."""
     rules = [
-        {"record": f"query_{number}", "expr": re.sub(r"\{\{args\.\w+\}\}", "2", query)}
+        {"record": f"query_{number}", "expr": query.replace("{{args.candidate}}", "2")}
         for number, (_, query) in enumerate(queries(objects))
     ]
     text = json.dumps({"groups": [{"name": "queries", "rules": rules}]})

@@ -21,11 +21,13 @@ import grpc
 import pytest
 import urllib3
 import yaml
+from test_chart import RENDER
 
+from autovoice.rollout.envoy import BOOTSTRAP, ROUTES, render
+from autovoice.rollout.state import RolloutState, ServerEntry, Service
 from autovoice.server.options import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "deploy" / "chart"
 INFER = "/v2/models/voice_conversion_stream/infer"
 CALLS = (
     "/inference.GRPCInferenceService/ServerLive",
@@ -170,12 +172,43 @@ def is_ready(front: Front) -> bool:
         return False
 
 
-def test_the_guard_is_that_of_the_other_proxy() -> None:
-    """One text for the chart and for the configuration of the documentation."""
-    config = yaml.safe_load((ROOT / "docs" / "proxy" / "envoy.yaml").read_text(encoding="utf-8"))
-    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    lua = manager["http_filters"][0]["typed_config"]["default_source_code"]["inline_string"]
-    assert (CHART / "files" / "guard.lua").read_text(encoding="utf-8").strip() == lua.strip()
+PATHS = ("path", "watched_directory")  # of files
+SERVERS = {number: ServerEntry(1, 8000, 8001, 8002, ready=True) for number in (1, 2)}
+
+
+def without(value: Any, *names: str) -> Any:
+    """A copy without the fields of these names."""
+    if isinstance(value, dict):
+        return {name: without(each, *names) for name, each in value.items() if name not in names}
+    return [without(each, *names) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("share", "shadow"), [(10, 0), (0, 25), (100, 0)])
+def test_routes_are_those_of_the_rollout_on_one_machine(share: int, shadow: int) -> None:
+    """But that a live sequence has one replica of several."""
+    pytest.importorskip("helm_python", reason="no Helm: pip install helm-python-sdk")
+    values = RENDER.read_values("canary") | {"share": share, "shadow": shadow}
+    (files,) = (
+        each["data"] for each in yaml.safe_load_all(RENDER.render(values)) if each["kind"] == "ConfigMap"
+    )
+    state = RolloutState(releases="", stable=1, candidate=2, share=share, shadow=shadow)
+    wanted = render(state, SERVERS, Service(1, "0.0.0.0", 9000, 9001, 9002))
+    for protocol in ("http", "grpc"):
+        made = yaml.safe_load(files[f"routes_{protocol}.yaml"])["resources"]
+        routes = [route for each in made for route in each["virtual_hosts"][0]["routes"]]
+        sticky = [{"header": {"header_name": "autovoice-sequence"}}]
+        assert all(route["route"]["hash_policy"] == sticky for route in routes if "route" in route)
+        assert without(made, "hash_policy") == wanted[ROUTES[protocol]]["resources"]
+
+
+def test_listeners_are_those_of_the_rollout_on_one_machine() -> None:
+    made = yaml.safe_load(files_of("canary")["bootstrap.yaml"])
+    wanted = render(RolloutState(releases=""), {}, Service(1, "0.0.0.0", 9000, 9001, 9002))[BOOTSTRAP]
+    assert made["stats_config"] == wanted["stats_config"]
+    assert made["stats_flush_interval"] == wanted["stats_flush_interval"]
+    listeners = {each["name"]: each for each in made["static_resources"]["listeners"]}
+    for each in wanted["static_resources"]["listeners"][:2]:
+        assert without(listeners[each["name"]], *PATHS) == without(each, *PATHS)
 
 
 def test_a_share_goes_to_the_candidate_and_every_answer_names_its_release(front: Front) -> None:

@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
 - match: {{ printf "{%s, headers: [{name: autovoice-release, present_match: true}]}" .match }}
   {{- $gone := "no such release is served here any more; begin again without the header autovoice-release" }}
   {{- if eq .protocol "http" }}
-  direct_response: {status: 410, body: {inline_string: {{ dict "error" $gone | toJson | quote }}}}
+  direct_response: {status: 410, body: {inline_string: {{ printf "{\"error\": %q}" $gone | quote }}}}
   response_headers_to_add: [{header: {key: content-type, value: application/json}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
   {{- else }}
   direct_response: {status: 503, body: {inline_string: {{ $gone | quote }}}} # Envoy makes UNAVAILABLE of it
@@ -81,9 +81,11 @@ capabilities: {drop: [ALL]}
     {{- include "autovoice.manner" . | nindent 4 }}
     weighted_clusters:
       clusters:
+        {{- if lt (int $values.share) 100 }}
         - name: release_{{ $values.stable }}_{{ .protocol }}
           weight: {{ sub 100 $values.share }}
           {{- include "autovoice.naming" $values.stable | nindent 10 }}
+        {{- end }}
         {{- if $values.share }}
         - name: release_{{ $values.candidate }}_{{ .protocol }}
           weight: {{ $values.share }}
@@ -105,33 +107,15 @@ hash_policy: [{header: {header_name: autovoice-sequence}}]
 response_headers_to_add: [{header: {key: autovoice-release, value: {{ . | quote }}}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
 {{- end }}
 
-{{- /* What Prometheus is asked about a candidate, as YAML: the query and the most that is allowed of each. Takes
-       namespace, candidate and stable. Both rules and analysis use it. */ -}}
-{{- define "autovoice.queries" -}}
-failed-requests:
-  says: requests of the candidate fail
-  query: >-
-    sum(rate(nv_inference_request_failure{namespace="{{ .namespace }}",version="{{ .candidate }}"}[1m]))
-    / sum(rate({__name__=~"nv_inference_request_(success|failure)",namespace="{{ .namespace }}",version="{{ .candidate }}"}[1m]))
-  most: 0.01
-refused-requests:
-  says: Envoy has no answer from the candidate
-  query: >-
-    sum(rate(envoy_cluster_upstream_rq_xx{namespace="{{ .namespace }}",envoy_cluster_name=~"release_{{ .candidate }}_.*",envoy_response_code_class="5"}[1m]))
-    / sum(rate(envoy_cluster_upstream_rq_total{namespace="{{ .namespace }}",envoy_cluster_name=~"release_{{ .candidate }}_.*"}[1m]))
-  most: 0.01
-faulty-answers:
-  says: answers of the candidate are not finite, silent or clipped
-  query: >-
-    max(sum by (model) (rate(autovoice_faulty_answers_total{namespace="{{ .namespace }}",version="{{ .candidate }}"}[1m]))
-    / sum by (model) (rate(autovoice_answers_total{namespace="{{ .namespace }}",version="{{ .candidate }}"}[1m])))
-  most: 0.01
-slower-p99:
-  says: the p99 of the candidate is far above that of the stable release
-  query: >-
-    histogram_quantile(0.99, sum by (le) (rate(envoy_cluster_upstream_rq_time_bucket{namespace="{{ .namespace }}",envoy_cluster_name=~"release_{{ .candidate }}_.*"}[1m])))
-    / histogram_quantile(0.99, sum by (le) (rate(envoy_cluster_upstream_rq_time_bucket{namespace="{{ .namespace }}",envoy_cluster_name=~"release_{{ .stable }}_.*"}[1m])))
-  most: 1.5
+{{- /* Relabelings of prometheus.yml in the words of the Prometheus operator. */ -}}
+{{- define "autovoice.relabelings" -}}
+{{- range . }}
+- {{ with .source_labels }}sourceLabels: {{ toJson . }}
+  {{ end }}{{ with .target_label }}targetLabel: {{ . }}
+  {{ end }}{{ with .replacement }}replacement: {{ . | quote }}
+  {{ end }}{{ with .action }}action: {{ . }}
+  {{ end }}regex: {{ .regex | toJson }}
+{{- end }}
 {{- end }}
 
 {{- /* A predictor of KServe; takes top and number. */ -}}
