@@ -56,6 +56,11 @@ def faults(found: Schema) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in checker.iter_errors(found)]
 
 
+def is_valid(found: Schema) -> bool:
+    """Whether the schema takes an object; quicker than to ask for all that is wrong."""
+    return bool(validator(found["apiVersion"], found["kind"]).is_valid(found))
+
+
 def _package(name: str) -> Path:
     path = PACKAGES / name
     if not path.is_file():
