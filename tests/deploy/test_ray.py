@@ -22,7 +22,7 @@ from autovoice.errors import AudioFileError, ConfigurationError
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy" / "ray" / "convert.py"
 TARGET = ROOT / "demo" / "target_slt.flac"
-RATE = 24_000
+DRIVERS: list[subprocess.Popen[str]] = []
 
 
 def load_script() -> Any:
@@ -125,11 +125,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "object_store_memory": 200 * 1024 * 1024, "node_ip_address": "127.0.0.1"}
+    options = {"num_cpus": 1, "object_store_memory": 200 * 1024 * 1024}
     made = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     made.add_node(**options)
     made.wait_for_nodes()
     yield made
+    for driver in DRIVERS:
+        driver.kill()
     made.shutdown()
 
 
@@ -147,13 +149,15 @@ def recordings(tmp_path: Path) -> Path:
 
 def start(cluster: Any, source: str | Path, output: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, SCRIPT, str(source), str(output), "--target", TARGET]
-    return subprocess.Popen(
+    driver = subprocess.Popen(
         [*map(str, command), "--address", cluster.address, "--format", "wav"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ
         | {"RAY_AUTH_MODE": "disabled", "AUTOVOICE_REPOSITORY": str(ROOT / "model_repository")},
     )
+    DRIVERS.append(driver)
+    return driver
 
 
 def until(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
