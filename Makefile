@@ -31,12 +31,15 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
-# Prometheus and its promtool, for the tests of the rollout; likewise.
-define INSTALL_PROMETHEUS
-if ! command -v prometheus >/dev/null && [ -z "$(APT)" ]; then \
-    echo "prometheus is not installed; as root on Debian or Ubuntu: apt-get install prometheus" >&2; false; \
-elif ! command -v prometheus >/dev/null; then \
-    echo "installing prometheus"; apt-get update -qq && $(APT_INSTALL) prometheus >/dev/null; fi
+# What the tests of releases and of the rollout start; likewise.
+SERVICES := prometheus docker-registry skopeo iproute2
+define INSTALL_SERVICES
+missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(SERVICES) 2>/dev/null | sed -n 's/^installed //p' | \
+    grep -vxFf - <(printf '%s\n' $(SERVICES)) | xargs); \
+if [ -n "$$missing" ] && [ -z "$(APT)" ]; then \
+    echo "not installed: $$missing; as root on Debian or Ubuntu: apt-get install $$missing" >&2; false; \
+elif [ -n "$$missing" ]; then \
+    echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
 # Schemas of what Kubernetes is extended by, from packages that are too much, or too old, to be installed.
@@ -68,13 +71,13 @@ check: $(VENV)/.dev ## what to run before a commit: linters and the quick tests
 test: $(VENV)/.dev ## linters and all tests but the slow ones
 	@$(MAKE) -s build/crds || echo "the tests of KServe's, Argo's, KEDA's and Prometheus' objects by their schemas are skipped"
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
-	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
+	@{ $(INSTALL_SERVICES); } || echo "the tests that need them are skipped"
 	$(LINT)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.ray ## the slow tests
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
-	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
+	@{ $(INSTALL_SERVICES); } || echo "the tests that need them are skipped"
 	$(PYTEST) -m slow $(ARGS)
 
 voices: ## install the speech synthesisers of the evaluation's sets (needs root)
