@@ -182,16 +182,27 @@ def test_new_version_under_load(
 ) -> None:
     """20 clients convert while a version is rolled out and back: every answer is that of one of the two."""
     folder = copy / "synthesizer"
+    stage, ensemble = (copy / name / "config.pbtxt" for name in ("synthesizer", "voice_conversion"))
+    before = stage.read_text(), ensemble.read_text()
+    step = 'model_name: "synthesizer"\n    model_version: '
     with grpc_client(fragile.options) as client:
+
+        def serve(versions: list[int], pinned: int) -> None:
+            stage.write_text(before[0].replace("versions: [1]", f"versions: {versions}"))
+            ensemble.write_text(before[1].replace(f"{step}1", f"{step}{pinned}"))
+            for name in ("synthesizer", "voice_conversion"):
+                client.connection.load_model(name)
+
         old = conversions(client, 20)
         with Callers(fragile, 20) as callers:
             callers.wait_for_answers(20)
             halve_output(folder / "1" / "model.onnx", folder / "2" / "model.onnx")
-            client.connection.load_model("synthesizer")
+            serve([1, 2], 2)
             callers.wait_for_answers(40)
             new = conversions(client, 20)
+            serve([1, 2], 1)
             shutil.rmtree(folder / "2")
-            client.connection.load_model("synthesizer")
+            serve([1], 1)
             callers.wait_for_answers(40)
         back = conversions(client, 20)
     for before, between, after in zip(old, new, back, strict=True):
