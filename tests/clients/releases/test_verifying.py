@@ -145,6 +145,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: shutil.copy(path / "gate.sig", path / "release.sig"),
         "7 was altered after it was signed",
     ),
+    "the same signature in other bytes": (
+        lambda path: (path / "release.sig").write_text((path / "release.sig").read_text() + "\n"),
+        "release.sig was changed$",
+    ),
     "no signature": (lambda path: (path / "release.sig").write_text("{}"), "release.sig was changed"),
 }
 
