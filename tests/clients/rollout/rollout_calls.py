@@ -48,7 +48,7 @@ input { name: "X" data_type: TYPE_FP32 dims: [1] }
 output { name: "Y" data_type: TYPE_FP32 dims: [1] }
 instance_group { count: 1 kind: KIND_CPU }
 sequence_batching {
-  max_sequence_idle_microseconds: 1500000
+  max_sequence_idle_microseconds: %d
   oldest { max_candidate_sequences: 64 }
   state {
     input_name: "SUM_IN" output_name: "SUM_OUT" data_type: TYPE_FP32 dims: [1]
@@ -58,8 +58,11 @@ sequence_batching {
 """
 
 
-def write_repository(folder: Path, mark: float) -> Path:
-    """Write two models: `mark` adds 1000 `mark` to X, `count` to the sum of all X of its sequence."""
+def write_repository(folder: Path, mark: float, idle_seconds: float = 1.5) -> Path:
+    """Write two models: `mark` adds 1000 `mark` to X, `count` to the sum of all X of its sequence.
+
+    Sequences may be idle for so many seconds, which is also how long a release drains.
+    """
 
     def value(name: str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1])
@@ -69,7 +72,7 @@ def write_repository(folder: Path, mark: float) -> Path:
     graphs = {
         "mark": (_MARK, [helper.make_node("Identity", ["X"], ["SUM_OUT"]), add], ["X"], ["Y"]),
         "count": (
-            _COUNT,
+            _COUNT % (1e6 * idle_seconds),
             [helper.make_node("Add", ["X", "SUM_IN"], ["SUM_OUT"]), add],
             ["X", "SUM_IN"],
             ["Y", "SUM_OUT"],
@@ -86,11 +89,11 @@ def write_repository(folder: Path, mark: float) -> Path:
     return folder
 
 
-def publish_marked(releases: Path, number: int) -> Release:
-    """Publish a release whose mark is its number."""
+def publish_marked(releases: Path, number: int, idle_seconds: float = 1.5) -> Release:
+    """Publish a release whose mark is its number; see `write_repository`."""
     source = releases.parent / f"source-{number}"
     try:
-        return publish(write_repository(source, number), releases, number)
+        return publish(write_repository(source, number, idle_seconds), releases, number)
     finally:
         shutil.rmtree(source)
 

@@ -39,7 +39,11 @@ def rollouts(draw: st.DrawFn) -> tuple[RolloutState, dict[int, ServerEntry]]:
         serial=draw(st.integers(0, 9)),
     )
     entries = st.builds(ServerEntry, ports, ports, ports, ports, st.booleans(), st.booleans())
-    return state, draw(st.dictionaries(st.integers(1, 7), entries, max_size=4))
+    servers = draw(st.dictionaries(st.integers(1, 7), entries, max_size=3))
+    for number in state.wanted:
+        if draw(st.booleans()):
+            servers[number] = draw(entries)
+    return state, servers
 
 
 def routes_of(files: dict[str, Any], protocol: str) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def test_change_that_is_killed_happened_or_did_not(folder: RolloutFolder, place:
     shares = [event.share for event in folder.history() if event.event == "share"]
     assert shares == ([10] if share else [])
     folder.set_share(2, 100)
-    assert [event.share for event in folder.history() if event.event == "share"][-1] == 100
+    assert [event.share for event in folder.history() if event.event == "share"] == [*shares, 100]
     lines = (folder.path / "history.jsonl").read_text().splitlines()
     assert len(lines) == len({json.dumps(json.loads(line)) for line in lines}) == len(folder.history())
 
