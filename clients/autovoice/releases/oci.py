@@ -75,7 +75,8 @@ class OciStore:
         with tempfile.TemporaryDirectory(prefix="autovoice-image-") as folder:
             digest = write_image(release, Path(folder))
             target = f"docker://{self._place}:{number}"
-            self._skopeo("copy", self._tls("--dest-"), f"oci:{folder}:{number}", target)
+            # Not compressed on the way, which would give the image another digest.
+            self._skopeo("copy", "--preserve-digests", self._tls("--dest-"), f"oci:{folder}:{number}", target)
         found = self._skopeo("inspect", self._tls("--"), "--format", "{{.Digest}}", target).strip()
         if found != digest:
             raise ReleaseError(

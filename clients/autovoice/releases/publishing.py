@@ -36,6 +36,7 @@ from autovoice.repository.reader import ModelRepository
 
 _PACKAGES = ("autovoice", "numpy", "onnx", "onnxruntime", "protobuf", "torch", "tritonclient")
 _PARTIAL = ".partial"
+_LARGEST = 2**31 - 1  # what Triton's clients take for a version
 
 
 def publish(
@@ -153,8 +154,8 @@ def _made_by() -> dict[str, str]:
 
 
 def _require_free(folder: Path, number: int) -> None:
-    if number < 1:
-        raise ReleaseError(f"number {number} is none of a release: give 1 or more")
+    if not 1 <= number <= _LARGEST:
+        raise ReleaseError(f"number {number} is none of a release: give 1 to {_LARGEST}")
     if os.path.lexists(folder / str(number)):
         raise ReleaseError(
             f"release {number} exists in {folder} and was left as it is: give another number, or none for "
@@ -193,7 +194,8 @@ def _place(release: Path, target: Path) -> None:
             f"release {target.name} was published in {target.parent} by another process meanwhile: publish "
             "again for the next number"
         ) from None
-    sync(target.parent)
+    with suppress(OSError):  # it is published
+        sync(target.parent)
 
 
 @contextmanager
@@ -266,6 +268,6 @@ def _errors_of(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ReleaseError(
-            f"no release could be published in {folder} ({error.filename or 'writing'}: {reason_of(error)}); "
-            "nothing has changed there"
+            f"no release could be published in {folder} ({error.filename or 'writing'}: {reason_of(error)}): "
+            "free some space, or choose a folder that you can write to"
         ) from error

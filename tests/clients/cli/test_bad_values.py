@@ -49,6 +49,8 @@ COMMANDS: dict[str, list[str]] = {
     "voices": [],
     "info": [],
     "serve": ["--repository", "nowhere"],
+    "publish": ["--repository", "nowhere"],
+    "verify": ["nowhere"],
     "build": ["--checkpoint", "nowhere.safetensors", "--out", "models"],
     "import rvc": ["nowhere.pth", "--name", "anna", "--repository", "models"],
 }
