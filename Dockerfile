@@ -47,7 +47,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libexpat1 libsndfile1 libstdc++6 zlib1g \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheels /wheels
-RUN pip install --no-cache-dir "$(echo /wheels/autovoice-*.whl)[server]"
+RUN pip install --no-cache-dir "$(echo /wheels/autovoice-*.whl)[server,release]"
 COPY model_repository /models
 RUN useradd --create-home --uid 10001 autovoice
 USER autovoice

@@ -31,6 +31,17 @@ elif [ -n "$$missing" ]; then \
     echo "installing $$missing"; apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; fi
 endef
 
+# Prometheus and its promtool, for the tests of the rollout; likewise.
+define INSTALL_PROMETHEUS
+if ! command -v prometheus >/dev/null && [ -z "$(APT)" ]; then \
+    echo "prometheus is not installed; as root on Debian or Ubuntu: apt-get install prometheus" >&2; false; \
+elif ! command -v prometheus >/dev/null; then \
+    echo "installing prometheus"; apt-get update -qq && $(APT_INSTALL) prometheus >/dev/null; fi
+endef
+
+# Schemas of what Kubernetes is extended by, from packages that are too much, or too old, to be installed.
+CRDS := @kubernetes-models/argo-rollouts@0.3.2 @kubernetes-models/keda@0.3.1 @kubernetes-models/prometheus-operator@1.6.3
+
 # ruff, mypy, and the contracts of pyproject.toml on which package may import which.
 define LINT
 $(BIN)/ruff check .
@@ -55,12 +66,15 @@ check: $(VENV)/.dev ## what to run before a commit: linters and the quick tests
 	$(PYTEST) -m "not (server or slow or gpu or heavy)" $(ARGS)
 
 test: $(VENV)/.dev ## linters and all tests but the slow ones
+	@$(MAKE) -s build/crds || echo "the tests of KServe's, Argo's, KEDA's and Prometheus' objects by their schemas are skipped"
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
 	$(LINT)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev ## the slow tests
+test-slow: $(VENV)/.dev $(VENV)/.ray ## the slow tests
 	@{ $(INSTALL_VOICES); } || echo "the tests that render a corpus are skipped"
+	@{ $(INSTALL_PROMETHEUS); } || echo "the tests of automatic rollback are skipped"
 	$(PYTEST) -m slow $(ARGS)
 
 voices: ## install the speech synthesisers of the evaluation's sets (needs root)
@@ -98,6 +112,15 @@ bench-triton: $(VENV)/.dev ## the server under load, with perf_analyzer and live
 .PHONY: docs
 docs: $(VENV)/.docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+build/crds: | $(VENV)/.created
+	@if ! command -v npm >/dev/null; then \
+	    if [ -z "$(APT)" ]; then echo "npm is not installed; as root on Debian or Ubuntu: apt-get install npm" >&2; exit 2; fi; \
+	    apt-get update -qq && $(APT_INSTALL) npm >/dev/null; fi
+	@rm -rf $@.partial; mkdir -p $@.partial
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps --dest $@.partial kserve==0.21.0
+	@cd $@.partial && npm pack --silent $(CRDS) >/dev/null
+	@mv $@.partial $@
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) demo_output build dist site
@@ -159,4 +182,9 @@ $(VENV)/.judge: $(VENV)/.runtime $(VENV)/.compiler
 $(VENV)/.dev: $(VENV)/.runtime $(VENV)/.compiler
 	@echo "installing what tests need into $(VENV)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.ray: $(VENV)/.dev
+	@echo "installing Ray into $(VENV)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,ray]'
 	@touch $@

@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from autovoice.errors import ConfigurationError
 
 API_KEY_HEADER = "autovoice-key"
+RELEASE_HEADER = "autovoice-release"  # the release that a request has to go to, or that an answer came from
+SEQUENCE_HEADER = "autovoice-sequence"  # the sequence of a request: all of its chunks go to one replica
+RELEASE_GONE = "no such release is served"  # in what a proxy answers, HTTP 410 or gRPC UNAVAILABLE
 GRPC_HEADER_PREFIX = "triton-grpc-protocol-"  # before the header in gRPC metadata
 _DEFAULT_PORTS = {"http": 8000, "grpc": 8001}
 

@@ -26,9 +26,16 @@ from autovoice.audio.samples import (
 )
 from autovoice.audio.source import ScaledSource, Source
 from autovoice.config import PipelineConfig
-from autovoice.engines.engine import MAX_RESTARTS, Engine, StepTiming, observe_steps
+from autovoice.engines.engine import (
+    MAX_RESTARTS,
+    Engine,
+    ReleasePin,
+    StepTiming,
+    observe_steps,
+    on_release,
+)
 from autovoice.engines.pool import EnginePool
-from autovoice.errors import InferenceError, PassthroughWarning, SequenceError
+from autovoice.errors import InferenceError, PassthroughWarning, ReleaseGoneError, SequenceError
 from autovoice.results import ConversionProfile, FloatArray, Progress, ProgressCallback
 from autovoice.settings import RvcSettings
 from autovoice.streaming import StreamSession, samples_needed
@@ -152,12 +159,14 @@ class Conversion:
         target_embedding: speaker to convert to [E].
         source_f0: pitch to use instead of the source's own.
         timer: times the stages of a batch; None for a timer of this conversion's own.
+        pin: holds a batch to one release; None for a pin of this conversion's own.
         voice_settings, output_sample_rate, pitch_shift_semitones, target_median_f0, input_gain_db,
             progress_callback: see `ConversionOptions`.
 
     Attributes:
         engine: runs the models.
         device: where the last of them ran.
+        release: number of the release that answered last, where a server said so.
         source: what is converted.
         name: what it is called in errors.
         output_sample_rate: Hz.
@@ -181,6 +190,7 @@ class Conversion:
         target_embedding: npt.ArrayLike | None = None,
         source_f0: npt.ArrayLike | None = None,
         timer: StageTimer | None = None,
+        pin: ReleasePin | None = None,
         *,
         voice_settings: RvcSettings | None = None,
         output_sample_rate: int | None = None,
@@ -192,7 +202,7 @@ class Conversion:
         request = VoiceRequest(
             target_embedding, source_f0, pitch_shift_semitones, target_median_f0, voice_settings
         )
-        self.target = voice.target(request, source, config)
+        self.target = self._asked = voice.target(request, source, config)
         self.output_sample_rate = (
             source.sample_rate
             if output_sample_rate is None
@@ -207,6 +217,8 @@ class Conversion:
         self.timer = timer if timer is not None else StageTimer(engine.device, progress_callback)
         self.engine = engine
         self.device = engine.device
+        self.release: int | None = None
+        self._pin = ReleasePin() if pin is None else pin
         self._voice = voice
         self._config = config
         self._block = max(1, round(config.block_seconds * source.sample_rate))
@@ -231,8 +243,8 @@ class Conversion:
         """Convert the source and return what `consume` makes of its blocks.
 
         Args:
-            consume: takes all blocks; called a second time, from the start, when the engine fails and the
-                unconverted input is the result.
+            consume: takes all blocks; called again, from the start, when the release that began is gone, or
+                when the engine fails and the unconverted input is the result.
 
         Raises:
             InferenceError: when the engine failed and `fallback` is not `"passthrough"`.
@@ -240,13 +252,24 @@ class Conversion:
         Warns:
             PassthroughWarning: when the unconverted input is the result.
         """
-        try:
-            made = consume(self.blocks())
-        except InferenceError as error:
-            self.allow_passthrough(error)
-            made = consume(self.passthrough_blocks())
+        for left in reversed(range(MAX_RESTARTS + 1)):
+            try:
+                made = consume(self.blocks())
+                break
+            except InferenceError as error:
+                if left and isinstance(error, ReleaseGoneError):
+                    self.begin_again(error)
+                    continue
+                self.allow_passthrough(error)
+                made = consume(self.passthrough_blocks())
+                break
         self.timer.finish()
         return made
+
+    def begin_again(self, error: ReleaseGoneError) -> None:
+        """Forget what the release that is gone has found out."""
+        logger.warning("converting %s from its start again, on another release: %s", self.name, error)
+        self.target = self._asked
 
     def allow_passthrough(self, error: InferenceError) -> None:
         """Warn that the unconverted input is the result.
@@ -277,6 +300,7 @@ class Conversion:
         Raises:
             AudioInputError: when the source holds less than one frame.
             InferenceError: when the engine failed.
+            ReleaseGoneError: the release that made what was yielded is gone.
         """
         self.resolve()
         yielded = 0
@@ -287,7 +311,12 @@ class Conversion:
             )
             try:
                 with StreamSession(
-                    stream, self._voice, self.source.sample_rate, self.output_sample_rate, gain=self.gain()
+                    stream,
+                    self._voice,
+                    self.source.sample_rate,
+                    self.output_sample_rate,
+                    gain=self.gain(),
+                    pin=self._pin,
                 ) as session:
                     for chunk in itertools.chain(self.source.blocks(self._block), [None]):
                         self._advance(chunk)
@@ -300,7 +329,7 @@ class Conversion:
                             yield fresh
                 return
             except SequenceError as error:
-                if not left:
+                if not left or isinstance(error, ReleaseGoneError):
                     raise
                 logger.warning("converting %s from its start again: %s", self.name, error)
 
@@ -315,12 +344,12 @@ class Conversion:
 
     def on_step(self, timing: StepTiming) -> None:
         """Record a model run."""
-        self.device = timing.device
+        self.device, self.release = timing.device, timing.release
         self.timer.on_step(timing)
 
     def resolve(self) -> None:
         """Find the target's pitch shift where the request leaves it open."""
-        with observe_steps(self.on_step):
+        with observe_steps(self.on_step), on_release(self._pin):
             source = ScaledSource(self.source, self.input_gain_db)
             self.target = self._voice.resolve(self.engine, self.target, source, self._block)
 
@@ -365,7 +394,7 @@ class _Row:
 
 
 def convert_batch(
-    pool: EnginePool, voice: Voice, conversions: Sequence[Conversion], timer: StageTimer
+    pool: EnginePool, voice: Voice, conversions: Sequence[Conversion], timer: StageTimer, pin: ReleasePin
 ) -> list[FloatArray]:
     """Convert sources together; each result equals that of its own conversion.
 
@@ -377,6 +406,7 @@ def convert_batch(
         voice: what all are converted with.
         conversions: of sources in memory.
         timer: times the stages.
+        pin: holds all requests to one release; that of the conversions.
 
     Returns:
         Converted audio per source, each exactly as long as its source at its output rate.
@@ -411,7 +441,7 @@ def convert_batch(
             for row in members:
                 row.conversion.device = timing.device
 
-        with observe_steps(on_step):
+        with observe_steps(on_step), on_release(pin):
             converted = _infer(engine, voice, members)
         with timer.stage("resample"):
             for row, audio in zip(members, converted, strict=True):

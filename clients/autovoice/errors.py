@@ -52,6 +52,10 @@ class ReleaseError(VoiceConversionError):
     """A release that is not as it was published, is not signed by the key given, or cannot be published."""
 
 
+class RolloutError(VoiceConversionError):
+    """A rollout that cannot go on: a release that is not admitted, no service, or another one on trial."""
+
+
 class StreamClosedError(VoiceConversionError):
     """Audio pushed into a stream, or a call made on a pipeline or an engine, that has been closed."""
 
@@ -89,6 +93,10 @@ class SequenceError(InferenceError):
     """A request names a sequence the engine does not hold (never started, ended, or evicted)."""
 
     transient: ClassVar[bool] = False
+
+
+class ReleaseGoneError(SequenceError):
+    """The release that a sequence or a conversion began on is not served any more; begin again."""
 
 
 class RequestError(InferenceError):

@@ -30,7 +30,7 @@ from autovoice.audio.source import ArraySource, Source, at_usual_level
 from autovoice.audio.speech import SpeechSource
 from autovoice.config import PipelineConfig, as_config
 from autovoice.conversion import BatchOptions, Conversion, ConversionOptions, StageTimer, convert_batch
-from autovoice.engines.engine import Engine
+from autovoice.engines.engine import MAX_RESTARTS, Engine, ReleasePin, on_one_release, on_release
 from autovoice.engines.gpus import gpu_uses
 from autovoice.engines.opening import open_engines, share_work
 from autovoice.engines.operators import OperatorRecorder
@@ -39,6 +39,7 @@ from autovoice.errors import (
     AudioInputError,
     ConfigurationError,
     InferenceError,
+    ReleaseGoneError,
     StreamClosedError,
 )
 from autovoice.repository.reader import ModelRepository
@@ -235,6 +236,7 @@ class VoiceConversionPipeline:
             conversion.shift_semitones,
             conversion.passthrough,
             self._count_success(conversion),
+            conversion.release,
         )
 
     def convert_file(
@@ -327,6 +329,7 @@ class VoiceConversionPipeline:
             conversion.passthrough,
             self._count_success(conversion),
             found,
+            conversion.release,
         )
 
     def batch_convert(
@@ -371,6 +374,7 @@ class VoiceConversionPipeline:
         settings = _per_item(voice_settings, count, "voice_settings")
         with self._counting_failures(count):
             timer = StageTimer(self._engine.device, options.get("progress_callback"))
+            pin = ReleasePin()
             conversions = []
             for index, audio in enumerate(sources):
                 name = f"source audio {index}"
@@ -384,18 +388,26 @@ class VoiceConversionPipeline:
                         embeddings[index],
                         tracks[index],
                         timer,
+                        pin,
                         voice_settings=settings[index],
                         **options,
                     )
                 )
             if not conversions:
                 return []
-            try:
-                results = convert_batch(self._pool, self._voice, conversions, timer)
-            except InferenceError as error:
-                for conversion in conversions:
-                    conversion.allow_passthrough(error)
-                results = [np.concatenate(list(each.passthrough_blocks())) for each in conversions]
+            for left in reversed(range(MAX_RESTARTS + 1)):
+                try:
+                    results = convert_batch(self._pool, self._voice, conversions, timer, pin)
+                    break
+                except InferenceError as error:
+                    if left and isinstance(error, ReleaseGoneError):
+                        for conversion in conversions:
+                            conversion.begin_again(error)
+                        continue
+                    for conversion in conversions:
+                        conversion.allow_passthrough(error)
+                    results = [np.concatenate(list(each.passthrough_blocks())) for each in conversions]
+                    break
             timer.finish()
         durations = [each.source.frames / each.source.sample_rate for each in conversions]
         profile = timer.profile(sum(durations), sum(each.source.frames for each in conversions))
@@ -631,8 +643,9 @@ class VoiceConversionPipeline:
             stream = self._voice.open_stream(
                 self._engine, target, block_seconds=self._config.block_seconds, live=live
             )
-            stream.push(quiet)
-            stream.flush()
+            with on_release(ReleasePin()):
+                stream.push(quiet)
+                stream.flush()
         return time.perf_counter() - started
 
     def close(self) -> None:
@@ -664,11 +677,12 @@ class VoiceConversionPipeline:
         return ArraySource(samples, rate)
 
     def _embed(self, source: Source, name: str) -> FloatArray:
-        return embed_source(self._engine, self._base.clock, source, name)
+        return on_one_release(lambda: embed_source(self._engine, self._base.clock, source, name))
 
     def _track_f0(self, source: Source) -> FloatArray:
         block = max(1, round(self._config.block_seconds * source.sample_rate))
-        return track_source_f0(self._engine, self._base.clock, at_usual_level(source), block)
+        usual = at_usual_level(source)
+        return on_one_release(lambda: track_source_f0(self._engine, self._base.clock, usual, block))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -139,6 +139,7 @@ class ConversionResult:
         pitch_shift_semitones: the shift applied, with `"auto"` resolved.
         passthrough: True when `audio` is the level-normalised INPUT because the engine failed.
         profile: timings.
+        release: number of the release that converted it, where a server said so.
     """
 
     audio: FloatArray
@@ -146,6 +147,7 @@ class ConversionResult:
     pitch_shift_semitones: float
     passthrough: bool
     profile: ConversionProfile
+    release: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class FileResult:
         passthrough: True when the file holds the level-normalised INPUT because the engine failed.
         profile: timings.
         warnings: what was found in the source, such as damage, a sentence each.
+        release: number of the release that converted it, where a server said so.
     """
 
     output: Path
@@ -169,6 +172,7 @@ class FileResult:
     passthrough: bool
     profile: ConversionProfile
     warnings: tuple[str, ...] = ()
+    release: int | None = None
 
 
 @dataclass(frozen=True)

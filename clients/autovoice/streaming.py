@@ -20,6 +20,7 @@ from autovoice.audio.samples import (
     output_length,
     resampling_delay_seconds,
 )
+from autovoice.engines.engine import ReleasePin, on_release
 from autovoice.errors import StreamClosedError
 from autovoice.results import FloatArray
 from autovoice.voices.voice import Voice, VoiceStream, fit_length
@@ -48,6 +49,7 @@ class StreamSession:
         *,
         gain: FixedGain | FollowedGain | None = None,
         quality: str = RESAMPLING_QUALITY,
+        pin: ReleasePin | None = None,
         on_finish: Callable[[StreamSession, bool], None] | None = None,
     ) -> None:
         self.sample_rate = sample_rate
@@ -59,6 +61,7 @@ class StreamSession:
         self._stream = stream
         self._gain = FixedGain(0.0) if gain is None else gain
         self._quality = quality
+        self._pin = ReleasePin() if pin is None else pin
         self._resampler_in = Resampler(sample_rate, voice.sample_rate, quality)
         self._resampler_out = Resampler(voice.output_sample_rate, output_sample_rate, quality)
         self._on_finish = on_finish
@@ -137,7 +140,8 @@ class StreamSession:
         """End the stream without its rest; does nothing after `flush` or a second time."""
         if self._open:
             self._open = False
-            self._stream.close()
+            with on_release(self._pin):
+                self._stream.close()
 
     def __enter__(self) -> StreamSession:
         return self
@@ -152,7 +156,8 @@ class StreamSession:
         """Add up the time of the block; close the stream when it fails."""
         started = time.perf_counter()
         try:
-            yield
+            with on_release(self._pin):
+                yield
         except BaseException:
             self.close()
             if self._on_finish is not None:

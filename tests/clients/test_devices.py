@@ -6,6 +6,7 @@ The devices are engines of their own on the CPU, over the real models and over t
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -200,6 +201,7 @@ def test_what_the_progress_callback_raises_ends_a_shared_batch(toy: Path, voice:
 
     def stop(progress: Any) -> None:
         seen.append(progress.fraction)
+        time.sleep(0.05)  # others end meanwhile, and the rest is not begun
         raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):

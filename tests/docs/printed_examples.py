@@ -2,7 +2,7 @@
 
 An HTML comment above a block says how: `<!-- not run: REASON -->` leaves it out, except that the options of
 its `autovoice` commands are checked; `<!-- dry run: REASON -->` lets make print what it would do, in the
-checkout. A block that consists of `autovoice serve` starts a server that stays until the end. Ports are
+checkout. A block that consists of one `autovoice serve` starts a server that stays until the end. Ports are
 replaced by free ones, and nothing else is changed.
 """
 
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -29,6 +30,12 @@ SHELL = ("bash", "sh")
 RUN = (*SHELL, "python")
 PORTS = {8000: "--http-port", 8001: "--grpc-port", 8002: "--metrics-port"}
 SECONDS = 900  # until a block counts as hanging
+_SERVE = re.compile(r"autovoice serve( --rollout \S+ --releases \S+)?")
+_FIGURES = {
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d": "TIME",
+    r"\d+ files, \d+\.\d [kMG]B": "SIZE",
+    r"(?m)(?<=  )\d+$": "PID",
+}
 _COMMENT = re.compile(r"<!-- (not run|dry run): (.+?) -->")
 
 
@@ -60,7 +67,7 @@ class Block:
     @property
     def serves(self) -> bool:
         """Whether it starts a server."""
-        return self.how == "run" and self.code.strip() == "autovoice serve"
+        return self.how == "run" and _SERVE.fullmatch(self.code.strip()) is not None
 
 
 def blocks_of(file: Path) -> list[Block]:
@@ -157,6 +164,25 @@ def run_all(blocks: list[Block], runner: Runner) -> dict[str, str]:
             elif block.language in RUN and block.how != "not run":
                 printed[block.where] = runner.run(block)
     return printed
+
+
+def check_output(blocks: list[Block], printed: dict[str, str]) -> int:
+    """Hold each block of text to what the block above it printed; how many there were.
+
+    Times, process ids and sizes may differ.
+    """
+    count = 0
+    for block, text in pairwise(blocks):
+        if text.language == "text" and block.where in printed:
+            assert _without_figures(printed[block.where]) == _without_figures(text.code), text.where
+            count += 1
+    return count
+
+
+def _without_figures(text: str) -> list[str]:
+    for figure, name in _FIGURES.items():
+        text = re.sub(figure, name, text)
+    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def check_commands(block: Block) -> int:

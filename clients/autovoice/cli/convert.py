@@ -391,6 +391,8 @@ def _as_dict(batch: Batch, skipped: Sequence[Skipped], device: str, profile: boo
                 "warnings": list(result.warnings),
                 "rtf": result.profile.rtf,
             }
+            if result.release is not None:
+                entry["release"] = result.release
             if profile:
                 entry["profile"] = result.profile.to_dict()
             results.append(entry)

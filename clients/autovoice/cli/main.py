@@ -24,7 +24,20 @@ from autovoice.cli.console import INTERRUPTED, report_error, report_warning
 # it exports in both, and the base of all its usage errors is two steps up.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
-COMMANDS = ("convert", "embed", "stream", "voices", "info", "serve", "publish", "gate", "verify", "build", "import")
+COMMANDS = (
+    "convert",
+    "embed",
+    "stream",
+    "voices",
+    "info",
+    "serve",
+    "publish",
+    "gate",
+    "verify",
+    "rollout",
+    "build",
+    "import",
+)
 
 
 def make_app(command: str | None = None) -> typer.Typer:
@@ -42,6 +55,8 @@ def make_app(command: str | None = None) -> typer.Typer:
         module = importlib.import_module(f"autovoice.cli.{'build' if name == 'import' else name}")
         if name == "import":
             app.add_typer(module.import_app, name="import")
+        elif name == "rollout":
+            app.add_typer(module.rollout_app, name="rollout")
         elif name == "build":
             app.command(cls=module.BuildCommand)(module.build)
         else:

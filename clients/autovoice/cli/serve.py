@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,10 +14,11 @@ import typer
 
 from autovoice.cli.options import RepositoryOption, read_key
 from autovoice.config import API_KEY_VARIABLE, PipelineConfig
-from autovoice.errors import VoiceConversionError
+from autovoice.errors import ConfigurationError, VoiceConversionError
 from autovoice.server.logs import LogRecord
 
 if TYPE_CHECKING:
+    from autovoice.rollout.service import RolloutService
     from autovoice.server.options import ServeOptions
     from autovoice.server.supervision import Supervisor
 
@@ -23,6 +26,7 @@ CONTROL_KEY_VARIABLE = "AUTOVOICE_CONTROL_KEY"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECURITY = "Security"
 _LOG = "Log and traces"
+_ROLLOUT = "Releases"
 
 
 def serve(
@@ -95,13 +99,55 @@ def serve(
     startup_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long loading the models may take.")
     ] = 300.0,
+    rollout: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Serve releases behind Envoy, as `autovoice rollout` wants them: a folder for that, made "
+            "where it is missing. --repository, TLS and --no-metrics are then not available.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    releases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the releases are. Default: where they were the last time.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Key that must have signed each release. Default: that of the last time, if any.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    drain_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="How long a release without a share is served to its live streams. Default: 10m.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Roll candidates back for alerts of this Prometheus, which needs the configuration in "
+            "DIR/prometheus. Default: start the one on PATH.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = None,
     extra: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="Further options of tritonserver, after --."),
     ] = None,
 ) -> int:
     """Serve the model repository with NVIDIA Triton over HTTP and gRPC until interrupted."""
-    server: Supervisor | None = None
+    server: Supervisor | RolloutService | None = None
     told = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -116,8 +162,14 @@ def serve(
         from autovoice.server.options import ServeOptions, parse_gpus
         from autovoice.server.supervision import Supervisor
 
+        if rollout is None:
+            given = {"--releases": releases, "--public-key": public_key, "--drain-limit": drain_limit}
+            _require_rollout({**given, "--prometheus": prometheus})
+        if rollout is not None:
+            tls = tls_certificate or tls_key or tls_client_ca
+            _require_available(repository=repository, tls=tls, no_metrics=not metrics)
         options = ServeOptions(
-            repository=PipelineConfig(repository=repository).repository_path(),
+            repository=rollout or PipelineConfig(repository=repository).repository_path(),
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
@@ -138,7 +190,12 @@ def serve(
             startup_seconds=startup_timeout,
             extra=tuple(extra or ()),
         )
-        server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
+        if rollout is None:
+            server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
+        else:
+            server = _rollout_service(
+                rollout, releases, public_key, drain_limit, prometheus, options, log_format
+            )
         if told:  # before there was a server to tell
             return 0
         server.run()
@@ -149,6 +206,78 @@ def serve(
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
+
+
+def _require_rollout(options: Mapping[str, object]) -> None:
+    """Refuse options that have a meaning with --rollout only.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"{name} is for --rollout DIR; give that too")
+
+
+def _require_available(**values: object) -> None:
+    """Refuse options that have no meaning with --rollout.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    options = {
+        "repository": "--repository (give the folder of the releases with --releases)",
+        "tls": "TLS (put a proxy that ends it in front)",
+        "no_metrics": "--no-metrics (releases are judged by them)",
+    }
+    for name, value in values.items():
+        if value:
+            raise ConfigurationError(f"{options[name]} is not available with --rollout; leave it out")
+
+
+def _rollout_service(
+    folder: Path,
+    releases: Path | None,
+    public_key: Path | None,
+    drain_limit: str | None,
+    prometheus: str | None,
+    options: ServeOptions,
+    log_format: str,
+) -> RolloutService:
+    from autovoice.rollout.promotion import parse_duration
+    from autovoice.rollout.service import DRAIN_LIMIT_SECONDS, RolloutService
+    from autovoice.rollout.state import RolloutFolder, Service
+    from autovoice.rollout.watching import open_watcher
+
+    def announce(service: Service) -> None:
+        _announce(
+            replace(
+                options,
+                http_port=service.http,
+                grpc_port=service.grpc,
+                metrics_port=service.metrics,
+                metrics=False,
+            )
+        )
+        print(f"metrics: http://127.0.0.1:{service.metrics}/stats/prometheus", flush=True)
+        if watcher is not None:
+            print(f"prometheus: {watcher.url}", flush=True)
+
+    def log(record: LogRecord) -> None:
+        if record.shown_at(options.log_level):
+            print(record.as_text() if log_format == "text" else record.as_json(), file=sys.stderr, flush=True)
+
+    watcher = open_watcher(folder, prometheus, log)
+    return RolloutService(
+        RolloutFolder(folder),
+        releases,
+        options,
+        public_key=public_key,
+        on_ready=announce,
+        on_log=log,
+        watcher=watcher,
+        drain_limit=DRAIN_LIMIT_SECONDS if drain_limit is None else parse_duration(drain_limit),
+    )
 
 
 class _Log:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
+from autovoice.errors import ReleaseGoneError
 from autovoice.repository.model_config import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 MAX_RESTARTS = 3  # of one sequence at one place, when the engine keeps losing its state
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,13 @@ class StepTiming:
         model: its name.
         seconds: wall time.
         device: where it ran.
+        release: number of the release that answered, None where the models run in this process.
     """
 
     model: str
     seconds: float
     device: str
+    release: int | None = None
 
 
 StepListener = Callable[[StepTiming], None]
@@ -154,3 +161,70 @@ def report_step(timing: StepTiming) -> None:
     listener = _listener.get()
     if listener is not None:
         listener(timing)
+
+
+@dataclass
+class ReleasePin:
+    """The release that the requests of one conversion or stream go to: that of the first answer.
+
+    Attributes:
+        number: of the release, None before the first answer.
+        versions: of each model that has answered.
+    """
+
+    number: int | None = None
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def note(self, model: str, version: int) -> None:
+        """Take in which version of a model answered.
+
+        Raises:
+            ReleaseGoneError: another one answered before; the pin is taken off.
+        """
+        known = self.versions.setdefault(model, version)
+        if known != version:
+            self.clear()
+            raise ReleaseGoneError(
+                f"model {model} went from version {known} to {version} within one conversion; begin it again"
+            )
+        if self.number is None:
+            self.number = version
+
+    def clear(self) -> None:
+        """Let the next request go to any release."""
+        self.number = None
+        self.versions.clear()
+
+
+_pin: ContextVar[ReleasePin | None] = ContextVar("autovoice_release_pin", default=None)
+
+
+@contextmanager
+def on_release(pin: ReleasePin) -> Iterator[None]:
+    """Have the requests of this thread (or task) inside the block go to the release of `pin`."""
+    token = _pin.set(pin)
+    try:
+        yield
+    finally:
+        _pin.reset(token)
+
+
+def current_pin() -> ReleasePin | None:
+    """The pin of this thread, if any."""
+    return _pin.get()
+
+
+def on_one_release(work: Callable[[], _Answer]) -> _Answer:
+    """Do some work that takes several requests on one release, from the start again when that is gone.
+
+    Raises:
+        ReleaseGoneError: it happened more often than `MAX_RESTARTS`.
+    """
+    for _ in range(MAX_RESTARTS):
+        try:
+            with on_release(ReleasePin()):
+                return work()
+        except ReleaseGoneError as error:
+            logger.warning("beginning again: %s", error)
+    with on_release(ReleasePin()):
+        return work()

@@ -23,7 +23,7 @@ import platformdirs
 from autovoice.atomic import atomic_path
 from autovoice.errors import DeviceError
 from autovoice.repository.model_config import ModelSpec, read_config
-from autovoice.repository.plans import CONFIG_NAME, profile_texts, sha256
+from autovoice.repository.plans import CONFIG_NAME, Shape, parse_profile, profile_texts, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ STREAM_FRAMES = (1, 2, 1000)
 _lock = threading.Lock()
 _registered = False
 
-Shape = tuple[int, ...]
 Ranges = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
@@ -207,7 +206,7 @@ def profile(spec: ModelSpec, inputs: Sequence[Any]) -> Ranges | None:
     assert spec.model_file is not None
     path = spec.model_file.parent.parent / "configs" / f"{CONFIG_NAME}.pbtxt"
     if path.is_file():
-        return _widest([_parsed(text) for text in profile_texts(read_config(path))])
+        return _widest([parse_profile(text)[1] for text in profile_texts(read_config(path))])
     if not spec.states:
         return None
     batches = (1, 1, max(1, spec.max_batch_size))
@@ -220,16 +219,6 @@ def profile(spec: ModelSpec, inputs: Sequence[Any]) -> Ranges | None:
         return tuple(sizes)
 
     return {item.name: (shape(item.shape, 0), shape(item.shape, 1), shape(item.shape, 2)) for item in inputs}
-
-
-def _parsed(text: str) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """A profile as the configs for TensorRT hold it: ``short: AUDIO=1x240:8x24000:16x48720,...``."""
-    ranges = {}
-    for item in text.partition(": ")[2].split(","):
-        name, _, shapes = item.partition("=")
-        low, usual, high = (tuple(int(size) for size in shape.split("x")) for shape in shapes.split(":"))
-        ranges[name] = (low, usual, high)
-    return ranges
 
 
 def _widest(profiles: Sequence[Ranges]) -> dict[str, tuple[Shape, Shape, Shape]]:

@@ -26,6 +26,7 @@ CONFIG_NAME = "tensorrt"
 
 PLUGINS_VARIABLE = "AUTOVOICE_PLUGINS"
 PROFILE_PARAMETER = "profile_{}"
+Shape = tuple[int, ...]
 """Parameter of a configuration that holds the optimisation profile of an index; Triton itself ignores it."""
 
 LIBRARY_PATTERN = "libautovoice_plugins_trt{}.so"
@@ -202,6 +203,26 @@ def profile_texts(config: Any) -> tuple[str, ...]:
     """Optimisation profiles of a `ModelConfig` in the order of their indices, each as text."""
     indices = sorted({int(index) for group in config.instance_group for index in group.profile})
     return tuple(config.parameters[PROFILE_PARAMETER.format(index)].string_value for index in indices)
+
+
+def parse_profile(text: str) -> tuple[str, dict[str, tuple[Shape, Shape, Shape]]]:
+    """Name of a profile and the smallest, typical and largest shape of each input.
+
+    Args:
+        text: such as ``short: AUDIO=1x240:8x24000:16x48720``, shapes as trtexec writes them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    name, separator, inputs = text.partition(": ")
+    if not separator or not name.isidentifier():
+        raise ValueError(f"{text!r} is no profile")
+    ranges = {}
+    for item in inputs.split(","):
+        tensor, _, shapes = item.partition("=")
+        low, usual, high = (tuple(int(size) for size in shape.split("x")) for shape in shapes.split(":"))
+        ranges[tensor] = (low, usual, high)
+    return name, ranges
 
 
 def models_with_plans(repository: ModelRepository, config_name: str | None) -> dict[str, Any]:

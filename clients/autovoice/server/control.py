@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import urllib3
 
@@ -58,17 +59,67 @@ def reload_model(url: str, model: str, headers: Mapping[str, str]) -> None:
     Raises:
         UnavailableError: the server refused or did not answer.
     """
+    # Triton does not load a model whose files are unchanged, unless it is given a config to use.
+    load_model(url, model, headers, config=json.dumps(model_config(url, model)))
+
+
+def model_config(url: str, model: str) -> dict[str, Any]:
+    """The config that a model was loaded with.
+
+    Args:
+        url: of the server.
+        model: its name.
+
+    Raises:
+        UnavailableError: the server refused or did not answer.
+    """
     try:
-        config = _request("GET", f"{url}/v2/models/{model}/config", _CONFIG_SECONDS)
-        # Triton does not load a model whose files are unchanged, unless it is given a config to use.
-        body = json.dumps({"parameters": {"config": config.data.decode()}}).encode()
-        loaded = _request(
-            "POST", f"{url}/v2/repository/models/{model}/load", LOAD_SECONDS, headers=headers, body=body
+        answer = _request("GET", f"{url}/v2/models/{model}/config", _CONFIG_SECONDS)
+    except urllib3.exceptions.HTTPError as error:
+        raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
+    _check(answer)
+    config: dict[str, Any] = json.loads(answer.data)
+    return config
+
+
+def load_model(url: str, model: str, headers: Mapping[str, str], *, config: str | None = None) -> None:
+    """Load a model; what it answered with before goes on until the new one is ready.
+
+    Args:
+        url: of the server.
+        model: its name.
+        headers: that model control asks for.
+        config: JSON to load it with; None for the file's.
+
+    Raises:
+        UnavailableError: the server refused or did not answer.
+    """
+    _control(url, f"{model}/load", headers, {} if config is None else {"config": config})
+
+
+def unload_model(url: str, model: str, headers: Mapping[str, str]) -> None:
+    """Unload a model when the requests that it has are done.
+
+    Args:
+        url: of the server.
+        model: its name.
+        headers: that model control asks for.
+
+    Raises:
+        UnavailableError: the server refused or did not answer.
+    """
+    _control(url, f"{model}/unload", headers, {})
+
+
+def _control(url: str, call: str, headers: Mapping[str, str], parameters: Mapping[str, str]) -> None:
+    body = json.dumps({"parameters": dict(parameters)}).encode()
+    try:
+        answer = _request(
+            "POST", f"{url}/v2/repository/models/{call}", LOAD_SECONDS, headers=headers, body=body
         )
     except urllib3.exceptions.HTTPError as error:
         raise UnavailableError(f"the server at {url} did not answer ({error}); see its log") from error
-    for answer in (config, loaded):
-        _check(answer)
+    _check(answer)
 
 
 def _is_ok(url: str) -> bool:

@@ -42,6 +42,7 @@ class Supervisor:
         self._on_log = on_log
         self._cache = cache
         self._told = False
+        self._was_ready = False
         self._server = TritonServer(options, on_log=on_log, cache=cache)
 
     def run(self) -> None:
@@ -74,6 +75,23 @@ class Supervisor:
             reason = self._serve()
             served.append(time.monotonic() - begun)
 
+    @property
+    def options(self) -> ServeOptions:
+        """What is served and how, with the ports in use."""
+        return self._server.options
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a server is there that was ready and has not ended."""
+        process = self._server.process
+        return self._was_ready and process is not None and process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process, None before the first was started."""
+        process = self._server.process
+        return None if process is None else process.pid
+
     def terminate(self) -> None:
         """Tell the server to end, and start no other; see `TritonServer.terminate`."""
         self._told = True
@@ -83,6 +101,7 @@ class Supervisor:
         """Run one server to its end; returns how it ended."""
         try:
             with self._server as server:
+                self._was_ready = True
                 self._on_ready(server.options)
                 server.wait()
                 return server.ending
@@ -90,3 +109,5 @@ class Supervisor:
             if first and not self._told:
                 raise
             return str(error)
+        finally:
+            self._was_ready = False

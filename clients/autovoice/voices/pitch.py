@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autovoice.audio.samples import Resampler, frame_count
 from autovoice.audio.source import Source
 from autovoice.engines.engine import MAX_RESTARTS, Engine, Sequence, new_sequence_id
-from autovoice.errors import PitchError, SequenceError
+from autovoice.errors import PitchError, ReleaseGoneError, SequenceError
 from autovoice.results import FloatArray
 from autovoice.voices.voice import MAX_SHIFT_SEMITONES, FrameClock
 
@@ -85,6 +85,8 @@ def track_source_f0(engine: Engine, clock: FrameClock, source: Source, block: in
     for _ in range(MAX_RESTARTS):
         try:
             return track_f0(engine, clock, resampled())
+        except ReleaseGoneError:
+            raise
         except SequenceError as error:
             logger.warning("following the pitch from the start again: %s", error)
     return track_f0(engine, clock, resampled())

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from autovoice.repository.plans import Shape
 from autovoice_export.examples import example
 from autovoice_export.parity import Arrays, Run, Tolerance, cases, compare
 from autovoice_export.stage import STATE_INPUT, STATE_OUTPUT
-from autovoice_export.tensorrt.plan_config import Profile, Shape
+from autovoice_export.tensorrt.plan_config import Profile
 
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 1e-3, scale="rms", ties=0.01),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ from autovoice.repository.plans import (
     CONFIG_NAME,
     PLAN_BACKEND,
     PROFILE_PARAMETER,
+    Shape,
+    parse_profile,
     plan_filename,
     profile_texts,
 )
@@ -26,9 +27,6 @@ COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3"
 """GPUs that the plugin library has code for: those it is compiled for, and later minors of each."""
 
 _NO_PLAN = "no_plan_for_this_gpu.plan"
-_PROFILE = re.compile(r"(\w+): (.+)")
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -218,14 +216,5 @@ def dump_profile(profile: Profile) -> str:
 
 
 def _load_profile(text: str) -> Profile:
-    match = _PROFILE.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    shapes = {}
-    for item in match[2].split(","):
-        name, _, ranges = item.partition("=")
-        smallest, typical, largest = (
-            tuple(int(size) for size in shape.split("x")) for shape in ranges.split(":")
-        )
-        shapes[name] = ShapeRange(smallest, typical, largest)
-    return Profile(match[1], shapes)
+    name, ranges = parse_profile(text)
+    return Profile(name, {tensor: ShapeRange(*shapes) for tensor, shapes in ranges.items()})

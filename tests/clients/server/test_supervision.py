@@ -123,6 +123,7 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., Service]]:
         service = Service(serve(repository, environment, *arguments), "")
         started.append(service)
         service.ready = service.next_ready()
+        assert service.ready, service.process.communicate()[1]
         return service
 
     yield begin
@@ -271,8 +272,10 @@ def test_server_that_serves_in_between_is_not_given_up(
     assert times == supervision.RESTARTS + 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("pause", [0.0, 0.15, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize(
+    ("pause", "number"),
+    zip([0.0, 0.15, 0.4, 0.8, 1.2], [signal.SIGTERM, signal.SIGINT] * 3, strict=False),
+)
 def test_signal_while_the_server_starts_again(
     small: Path, start: Callable[..., Service], number: int, pause: float
 ) -> None:

@@ -36,9 +36,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
             folder.mkdir(exist_ok=True)
             # Attention over a minute is what costs most.
             published.save_voice(made.sung, widths=published.Widths(layers=1))
-            widths = published.Widths(decoder=32, branches=2)
             published.save_voice(
-                made.plain, version="v1", sample_rate=48000, f0=False, speakers=1, widths=widths, seed=10
+                made.plain,
+                version="v1",
+                sample_rate=48000,
+                f0=False,
+                speakers=1,
+                widths=published.NARROW,
+                seed=10,
             )
             published.save_voice(made.tracked, sample_rate=32000, speakers=1, widths=published.NARROW, seed=3)
             published.save_hubert(made.contentvec)

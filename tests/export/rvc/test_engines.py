@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from autovoice.repository.reader import ModelRepository
 def test_every_model_of_imported_voices_has_an_engine(
     rtx: Builder, files: Files, tmp_path: Path, capabilities: str
 ) -> None:
-    done = rtx(files.repository, tmp_path, "--compute-capability", capabilities)
-    assert done.returncode == 0, done.stderr
     repository = ModelRepository(files.repository)
     models = {name for name in repository.names() if repository.spec(name).model_file is not None}
+    if capabilities == "7.5":  # which takes twice as long: once what differs in the rate alone
+        rates = re.compile(r"rvc_.*_(32|48)000|tracked_synthesizer")
+        models = {name for name in models if not rates.fullmatch(name)}
+    chosen = [option for name in sorted(models) for option in ("--model", name)]
+    done = rtx(files.repository, tmp_path, *chosen, "--compute-capability", capabilities)
+    assert done.returncode == 0, done.stderr
     assert {manifest["model"] for manifest in manifests(tmp_path)} == models
     for manifest in manifests(tmp_path):
         spec = ModelRepository(files.repository).spec(manifest["model"])

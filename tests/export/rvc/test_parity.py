@@ -33,7 +33,7 @@ def sung_f0(frames: int, generator: torch.Generator) -> torch.Tensor:
     return torch.round(f0 * 2**18) / 2**18
 
 
-@pytest.mark.parametrize("seconds", [1, 10, 60])
+@pytest.mark.parametrize("seconds", [1, 10, pytest.param(60, marks=pytest.mark.slow)])
 def test_synthesizer_is_the_reference(files: Files, generator: torch.Generator, seconds: int) -> None:
     steps, frames = 50 * seconds, 100 * seconds
     content = torch.randn(1, steps, 768, generator=generator)

@@ -72,7 +72,7 @@ def steep(tensors: dict[str, Any]) -> None:
     tensors["fc.1.weight"].mul_(20)
 
 
-@pytest.mark.parametrize("edit", [ties, steep])
+@pytest.mark.parametrize("edit", [ties, pytest.param(steep, marks=pytest.mark.slow)])
 def test_ill_conditioned_weights_are_imported(
     edit: Callable[[dict[str, Any]], object], files: Files, tmp_path: Path
 ) -> None:

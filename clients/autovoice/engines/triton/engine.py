@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from autovoice.address import ServerAddress
 from autovoice.config import BASE_VOICE
-from autovoice.engines.engine import Sequence, StepTiming, Tensors, report_step
+from autovoice.engines.engine import Sequence, StepTiming, Tensors, current_pin, report_step
 from autovoice.engines.triton.probing import explain_protocol
 from autovoice.engines.triton.wire import (
     LOADING,
@@ -31,6 +31,7 @@ from autovoice.errors import (
     ConfigurationError,
     InferenceError,
     InferenceTimeoutError,
+    ReleaseGoneError,
     RepositoryError,
     RequestError,
     SequenceError,
@@ -52,7 +53,8 @@ class TritonEngine:
     """`Engine` over a server.
 
     The server keeps the states of sequences, and drops those of a request that fails: any failure inside a
-    sequence is a `SequenceError`.
+    sequence is a `SequenceError`. Requests under a `ReleasePin` go to the release that answered the first of
+    them, where a proxy stands before several.
 
     Args:
         address: the server's.
@@ -159,16 +161,24 @@ class TritonEngine:
 
         Raises:
             ConfigurationError: the server wants another API key.
+            ReleaseGoneError: the release of the pin is not served any more; the pin is taken off.
         """
         self._check_open()
         if timeout is not None and timeout <= 0:
             raise InferenceTimeoutError(f"no time was left for {model}; raise timeout_seconds")
-        request = encode(model, secrets.token_hex(8), inputs, sequence)
+        pin = current_pin()
+        release = None if pin is None else pin.number
+        request = encode(model, secrets.token_hex(8), inputs, sequence, release)
         started = time.perf_counter()
         try:
-            outputs = decode(request, self._transport.infer(request, timeout))
+            answer = self._transport.infer(request, timeout)
+            outputs = decode(request, answer)
         except TransportError as error:
             explained = self._explain(model, request.id, error)
+            if isinstance(explained, ReleaseGoneError):
+                if pin is not None:
+                    pin.clear()
+                raise explained from error
             # Whether the server had already moved the state on is not known here.
             if sequence is None or sequence.start or not isinstance(explained, InferenceError):
                 raise explained from error
@@ -176,7 +186,9 @@ class TritonEngine:
         self._answered = True
         elapsed = time.perf_counter() - started
         logger.debug("request %s: %s took %.1f ms on %s", request.id, model, elapsed * 1e3, self._address)
-        report_step(StepTiming(model, elapsed, self.device))
+        if pin is not None and answer.version:
+            pin.note(model, answer.version)
+        report_step(StepTiming(model, elapsed, self.device, answer.version or None))
         return outputs
 
     def end_sequence(self, model: str, inputs: Tensors, sequence_id: int) -> None:
@@ -211,6 +223,8 @@ class TritonEngine:
                 f"{where}: the server asks for another API key ({reason}); pass PipelineConfig(api_key=...) "
                 "or set AUTOVOICE_API_KEY"
             )
+        if kind is FailureKind.GONE:
+            return ReleaseGoneError(f"{where}: {reason}; begin the stream or the conversion again")
         if kind is FailureKind.UNKNOWN_MODEL:
             return RepositoryError(f"{where}: {reason}; load the model or ask another server")
         if kind is FailureKind.REFUSED:

@@ -19,6 +19,7 @@ from autovoice.engines.triton.wire import (
     WireResponse,
     WireTensor,
     newest,
+    parse_version,
     refine_kind,
 )
 
@@ -95,7 +96,7 @@ class GrpcTransport:
                 message.parameters[name].bool_param = value
             else:
                 message.parameters[name].int64_param = value
-        answer = self._call(self._service.ModelInfer, message, timeout)
+        answer = self._call(self._service.ModelInfer, message, timeout, tuple(request.headers.items()))
         if len(answer.outputs) != len(answer.raw_output_contents):
             raise TransportError(FailureKind.BROKEN, "outputs came without their contents")
         return WireResponse(
@@ -104,6 +105,7 @@ class GrpcTransport:
                 WireTensor(output.name, output.datatype, tuple(output.shape), data)
                 for output, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
             ),
+            parse_version(answer.model_version),
         )
 
     def models(self, timeout: float | None) -> dict[str, int]:
@@ -120,9 +122,11 @@ class GrpcTransport:
         """Close the connection; calls under way end with an error."""
         self._channel.close()
 
-    def _call(self, method: Any, message: Any, timeout: float | None) -> Any:
+    def _call(
+        self, method: Any, message: Any, timeout: float | None, headers: tuple[tuple[str, str], ...] = ()
+    ) -> Any:
         try:
-            return method(message, timeout=timeout, metadata=self._metadata)
+            return method(message, timeout=timeout, metadata=(*self._metadata, *headers))
         except grpc.RpcError as error:
             reason = (error.details() or error.code().name).strip().splitlines()[0]
             kind = refine_kind(_KINDS.get(error.code(), FailureKind.BROKEN), reason)

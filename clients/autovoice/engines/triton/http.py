@@ -32,6 +32,7 @@ from autovoice.engines.triton.wire import (
     WireResponse,
     WireTensor,
     newest,
+    parse_version,
     refine_kind,
 )
 from autovoice.repository.model_config import protobuf_module
@@ -43,6 +44,7 @@ _KINDS = {
     401: FailureKind.FORBIDDEN,
     403: FailureKind.FORBIDDEN,
     404: FailureKind.UNKNOWN_MODEL,
+    410: FailureKind.GONE,
     413: FailureKind.REFUSED,
     429: FailureKind.BUSY,
     501: FailureKind.REFUSED,
@@ -116,7 +118,11 @@ class HttpTransport:
         }
         text = json.dumps(header).encode()
         body = b"".join((text, *(tensor.data for tensor in request.tensors)))
-        headers = {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+        headers = {
+            HEADER_LENGTH: str(len(text)),
+            "Content-Type": "application/octet-stream",
+            **request.headers,
+        }
         answer = self._exchange("POST", f"/v2/models/{request.model}/infer", timeout, body, headers)
         try:
             return _parse(answer.data, int(answer.headers.get(HEADER_LENGTH, len(answer.data))))
@@ -243,7 +249,7 @@ def _parse(answer: bytes, header_length: int) -> WireResponse:
         shape = tuple(int(axis) for axis in output["shape"])
         tensors.append(WireTensor(output["name"], output["datatype"], shape, data[:size]))
         data = data[size:]
-    return WireResponse(header.get("id", ""), tuple(tensors))
+    return WireResponse(header.get("id", ""), tuple(tensors), parse_version(header.get("model_version")))
 
 
 def _reason(answer: BaseHTTPResponse) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from autovoice.address import RELEASE_GONE, RELEASE_HEADER, SEQUENCE_HEADER
 from autovoice.engines.engine import Sequence, Tensors
 
 _DATATYPES: Mapping[str, str] = {
@@ -38,6 +39,7 @@ class FailureKind(Enum):
     REFUSED = "refused"
     UNKNOWN_MODEL = "unknown model"
     FORBIDDEN = "forbidden"
+    GONE = "release gone"
     FOREIGN = "no answer of Triton's"
 
 
@@ -52,6 +54,8 @@ def refine_kind(kind: FailureKind, reason: str) -> FailureKind:
         return FailureKind.FORBIDDEN
     if LOADING in reason:  # the server loads the model, or ends and has unloaded it
         return FailureKind.UNREACHABLE
+    if RELEASE_GONE in reason:  # over gRPC proxies have no status for it alone
+        return FailureKind.GONE
     return kind
 
 
@@ -123,20 +127,29 @@ class WireRequest:
         id: comes back with the answer and stands in the server's log.
         tensors: inputs.
         parameters: `sequence_id`, `sequence_start` and `sequence_end` where there is a sequence.
+        headers: for a proxy that chooses the server by them.
     """
 
     model: str
     id: str
     tensors: tuple[WireTensor, ...]
     parameters: Mapping[str, int | bool]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class WireResponse:
-    """One answer."""
+    """One answer.
+
+    Attributes:
+        id: of the request.
+        tensors: outputs.
+        version: of the model that answered, 0 when unknown.
+    """
 
     id: str
     tensors: tuple[WireTensor, ...]
+    version: int = 0
 
 
 class Transport(Protocol):
@@ -203,21 +216,38 @@ def newest(models: Iterable[tuple[str, str | int]]) -> dict[str, int]:
     return found
 
 
-def encode(model: str, request_id: str, inputs: Tensors, sequence: Sequence | None) -> WireRequest:
-    """Turn arrays into a request, without copying those that are contiguous."""
+def parse_version(text: object) -> int:
+    """The version of a model as an answer names it, 0 where it names none."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else 0
+
+
+def encode(
+    model: str, request_id: str, inputs: Tensors, sequence: Sequence | None, release: int | None = None
+) -> WireRequest:
+    """Turn arrays into a request, without copying those that are contiguous.
+
+    Args:
+        model: what to run.
+        request_id: see `WireRequest`.
+        inputs: by name.
+        sequence: position in one, None for none.
+        release: number of the release that has to answer, None for any.
+    """
     tensors = []
     for name, value in inputs.items():
         values = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
         data = memoryview(cast(Any, values.reshape(-1).view(np.uint8)))
         tensors.append(WireTensor(name, _DATATYPES[value.dtype.name], value.shape, data))
     parameters: dict[str, int | bool] = {}
+    headers = {} if release is None else {RELEASE_HEADER: str(release)}
     if sequence is not None:
+        headers[SEQUENCE_HEADER] = str(sequence.id)
         parameters = {
             "sequence_id": sequence.id,
             "sequence_start": sequence.start,
             "sequence_end": sequence.end,
         }
-    return WireRequest(model, request_id, tuple(tensors), parameters)
+    return WireRequest(model, request_id, tuple(tensors), parameters, headers)
 
 
 def decode(request: WireRequest, response: WireResponse) -> dict[str, npt.NDArray[Any]]:

@@ -3,7 +3,7 @@
 Lies in the backend directory as `onnxruntime/model.py` and serves every model whose config says
 `backend: "onnxruntime"`, so that one config.pbtxt means the same here and with NVIDIA's C++ backend. It reads
 the parameters of that backend under their own names and, beyond it, refuses values that are not finite and
-inputs of more than `max_input_bytes`.
+inputs of more than `max_input_bytes`, and counts answers and their faults for Prometheus.
 
 One process of Python serves one instance of one model. It imports only the modules of this package that read
 a config and make a session, which every process pays for when it starts.
@@ -33,6 +33,14 @@ try:
         ModelSpec,
         protobuf_module,
         spec_from_config,
+    )
+    from autovoice.server.answers import (
+        ANSWERS,
+        AUDIO_TENSORS,
+        FAULTS,
+        NOT_FINITE,
+        AnswerCounter,
+        audio_faults,
     )
 except ImportError as error:
     raise ImportError(
@@ -150,6 +158,9 @@ class TritonPythonModel:
         self._sequences = SequenceStates(
             2 * (batching.oldest.max_candidate_sequences or DEFAULT_MAX_SEQUENCES), 1.5 * idle
         )
+        self._audio = _audio_tensors(spec)
+        self._families, metrics = _metrics(self._name, args["model_version"])
+        self._counter = AnswerCounter(metrics)
         if self._states:
             # Triton cannot warm up a model with implicit state: its requests would come without the state.
             self._session.run(None, self._smallest_inputs(spec))
@@ -163,6 +174,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Free the model; Triton ends the process next."""
+        self._counter.close()
         del self._session
 
     def _admit(self, request: Any) -> Work:
@@ -259,10 +271,19 @@ class TritonPythonModel:
                 # The inputs were finite: whoever sent them has done nothing wrong that could be told.
                 reason = f"{bad} came out as not a number from finite inputs; audio belongs within [-1, 1]"
                 self._fail(work, InferenceError(reason))
+                self._counter.count([NOT_FINITE])
                 continue
+            self._count_answer(work, made)
             if self._states:
                 self._keep_states(work, made)
             work.outputs = made
+
+    def _count_answer(self, work: Work, made: Arrays) -> None:
+        faults = []
+        if self._audio is not None and self._audio[1] in made:
+            source, converted = self._audio
+            faults = audio_faults(work.inputs[source], made[converted])
+        self._counter.count(faults)
 
     def _keep_states(self, work: Work, made: Arrays) -> None:
         states = {source: made.pop(target) for source, target in self._states.items()}
@@ -297,6 +318,34 @@ class TritonPythonModel:
         return {
             tensor.name: np.zeros(_smallest(self._shapes[tensor.name]), tensor.dtype) for tensor in tensors
         }
+
+
+def _audio_tensors(spec: ModelSpec) -> tuple[str, str] | None:
+    """Names of the audio that a model converts and answers, None for one that does something else."""
+    inputs = {tensor.name for tensor in spec.inputs}
+    outputs = {tensor.name for tensor in spec.outputs}
+    for source, converted in AUDIO_TENSORS:
+        if source in inputs and converted in outputs:
+            return source, converted
+    return None
+
+
+def _metrics(model: str, version: str) -> tuple[list[Any], dict[str, Any]]:
+    """The counters that Triton shows at /metrics, after their families, which must outlive them."""
+    counter = pb_utils.MetricFamily.COUNTER
+    answers = pb_utils.MetricFamily(
+        name="autovoice_answers_total",
+        description="Answers of models of the onnxruntime backend, faulty ones included",
+        kind=counter,
+    )
+    faulty = pb_utils.MetricFamily(
+        name="autovoice_faulty_answers_total",
+        description="Answers that are not finite, silent though the source was not, or clipped",
+        kind=counter,
+    )
+    labels = {"model": model, "version": version}
+    metrics = {fault: faulty.Metric(labels={**labels, "fault": fault}) for fault in FAULTS}
+    return [answers, faulty], {ANSWERS: answers.Metric(labels=labels), **metrics}
 
 
 def _smallest(shape: tuple[Any, ...]) -> list[int]:

@@ -1,0 +1,250 @@
+"""Rollouts inside one server: no request fails or mixes releases, and a refused release changes nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from small_releases import LOOKAHEAD, RATE, SPEAKER, expected, write_release
+from triton_calls import Client, grpc_client, http_client, kill, local_options
+
+from autovoice import PipelineConfig, VoiceConversionPipeline
+from autovoice.errors import ReleaseError, UnavailableError
+from autovoice.repository.model_config import read_config
+from autovoice.rollout.in_place import InPlace
+from autovoice.server.server import TritonServer
+
+pytestmark = pytest.mark.server
+SOURCE = np.random.default_rng(7).uniform(-0.5, 0.5, 4800).astype(np.float32)
+FEEDS = {
+    "SOURCE_AUDIO": SOURCE[None],
+    "TARGET_EMBEDDING": SPEAKER[None],
+    "PITCH_SHIFT": np.zeros((1, 1), np.float32),
+}
+CLIENTS = (grpc_client, http_client, grpc_client, http_client)
+
+
+class Rollouts:
+    """A server with two releases, in turn.
+
+    Args:
+        server: that serves the view.
+        models: the releases in it.
+    """
+
+    def __init__(self, server: TritonServer, models: InPlace, releases: Path, view: Path) -> None:
+        self.server = server
+        self.models = models
+        self.releases = releases
+        self.view = view
+        self.url = server.options.http_url
+
+    @property
+    def number(self) -> int:
+        """The release that answers."""
+        (number,) = set(self.models.serving(self.url).values())
+        return number
+
+    def roll_out(self, number: int) -> float:
+        self.models.add(number, self.url)
+        return self.models.switch(number, self.url)
+
+    def pipeline(self, **options: object) -> VoiceConversionPipeline:
+        settings: dict[str, object] = {"backend": self.server.options.grpc_url, "fallback": "raise"}
+        return VoiceConversionPipeline(PipelineConfig(**(settings | options)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def _rollouts(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
+    folder = tmp_path_factory.mktemp("in-place")
+    for number in (1, 2, 3):
+        write_release(folder / "releases", number)
+    models = InPlace(folder / "releases", folder / "view")
+    models.start(1)
+    with TritonServer(local_options(folder / "view"), cache=cache) as server:
+        yield Rollouts(server, models, folder / "releases", folder / "view")
+        kill(server)  # it would wait for the sequences that a switch cut off
+
+
+@pytest.fixture
+def rollouts(_rollouts: Rollouts) -> Rollouts:
+    """With release 1 answering, whatever the test before did."""
+    _rollouts.roll_out(1)
+    return _rollouts
+
+
+def release_of(answer: np.ndarray, source: np.ndarray = SOURCE) -> int:
+    """The release that made an answer, 0 where it is none's."""
+    return next((n for n in (1, 2, 3) if np.array_equal(answer.reshape(-1), expected(source, n))), 0)
+
+
+@contextmanager
+def load(server: TritonServer, outcomes: list[object]) -> Iterator[None]:
+    """Clients that ask without a pause; the release of every answer, or what went wrong."""
+    stop = threading.Event()
+
+    def ask(client: Client) -> None:
+        while not stop.is_set():
+            try:
+                outcomes.append(release_of(client.infer("voice_conversion", FEEDS)["CONVERTED_AUDIO"]))
+            except Exception as error:  # which one is what the tests look at
+                outcomes.append(error)
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server.options)) for connect in CLIENTS]
+        threads = [threading.Thread(target=ask, args=(client,), daemon=True) for client in clients]
+        for thread in threads:
+            thread.start()
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(interval / 10)  # who switches is a process of its own elsewhere
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(interval)
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+
+
+def wait_for(outcomes: list[object], count: int, server: TritonServer) -> None:
+    wanted = len(outcomes) + count
+    while len(outcomes) < wanted:
+        assert server.process is not None
+        assert server.process.poll() is None
+        threading.Event().wait(0.01)
+
+
+def roll_out_under_load(rollouts: Rollouts, numbers: list[int], between: int) -> list[float]:
+    """The releases one after another, each with at least `between` requests; how long the switches took."""
+    outcomes: list[object] = []
+    seconds = []
+    with load(rollouts.server, outcomes):
+        for number in numbers:
+            wait_for(outcomes, between, rollouts.server)
+            seconds.append(rollouts.roll_out(number))
+            assert rollouts.models.resident == sorted({number, *rollouts.models.resident})
+            assert len(rollouts.models.resident) == 2
+        wait_for(outcomes, between, rollouts.server)
+    assert [each for each in outcomes if each not in (1, 2, 3)] == []
+    assert set(outcomes) == {1, *numbers}
+    return seconds
+
+
+def test_models_that_are_asked_alone_are_of_the_release_too(rollouts: Rollouts) -> None:
+    with http_client(rollouts.server.options) as client:
+        for number in (2, 1):
+            rollouts.roll_out(number)
+            louder = client.infer("alone", {"SOURCE_AUDIO": SOURCE[None]})["LOUDER"]
+            np.testing.assert_array_equal(louder[0], SOURCE * 2.0 ** (number - 1))
+
+
+def test_a_live_stream_goes_on_with_the_new_release(rollouts: Rollouts) -> None:
+    """Its audio so far is played to the new release, which then knows all that went before."""
+    source = np.random.default_rng(1).uniform(-0.5, 0.5, 4 * SOURCE.size).astype(np.float32)
+    first, second = source[: SOURCE.size], source[SOURCE.size :]
+    with rollouts.pipeline() as pipeline, pipeline.stream(SPEAKER) as stream:
+        before = stream.push(first)
+        rollouts.roll_out(2)
+        after = np.concatenate((stream.push(second), stream.flush()))
+    np.testing.assert_array_equal(before, expected(source, 1)[: SOURCE.size - LOOKAHEAD])
+    np.testing.assert_array_equal(after, expected(source, 2)[before.size :])
+
+
+def test_a_long_conversion_is_all_of_one_release(rollouts: Rollouts) -> None:
+    source = np.random.default_rng(2).uniform(-0.5, 0.5, 5 * RATE).astype(np.float32)
+    with rollouts.pipeline(block_seconds=1.0) as pipeline:
+
+        def switch(progress: object) -> None:
+            if getattr(progress, "chunk", 0) == 3 and rollouts.number == 1:
+                rollouts.roll_out(2)
+
+        result = pipeline.convert_detailed(
+            source, SPEAKER, None, RATE, input_gain_db=0.0, progress_callback=switch
+        )
+    assert release_of(result.audio, source) == result.release == 2
+
+
+def damage_file(release: Path) -> None:
+    (release / "back" / release.name / "model.onnx").write_bytes(b"no model")
+
+
+def rename_tensor(release: Path) -> None:
+    edit(release / "voice_conversion", lambda config: config.output[0].__setattr__("name", "AUDIO"))
+
+
+def change_lookahead(release: Path) -> None:
+    edit(
+        release / "voice_conversion",
+        lambda config: config.parameters["lookahead_samples"].__setattr__("string_value", "0"),
+    )
+
+
+def break_step(release: Path) -> None:
+    edit(
+        release / "voice_conversion_stream",
+        lambda config: config.ensemble_scheduling.step[0].input_map.__setitem__("NOTHING", "SOURCE_AUDIO"),
+    )
+
+
+def edit(model: Path, change: Callable[[object], None]) -> None:
+    config = read_config(model / "config.pbtxt")
+    change(config)
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+@pytest.mark.parametrize(
+    ("number", "spoil", "error", "reason"),
+    [
+        (4, damage_file, UnavailableError, "back"),
+        (5, rename_tensor, ReleaseError, "voice_conversion"),
+        (6, change_lookahead, ReleaseError, "voice_conversion"),
+        (7, break_step, UnavailableError, "NOTHING"),
+    ],
+)
+def test_what_cannot_be_rolled_out_changes_nothing(
+    rollouts: Rollouts, number: int, spoil: Callable[[Path], None], error: type[Exception], reason: str
+) -> None:
+    spoil(write_release(rollouts.releases, number))
+    outcomes: list[object] = []
+    with load(rollouts.server, outcomes):
+        with pytest.raises(error, match=reason):
+            rollouts.roll_out(number)
+        wait_for(outcomes, 8, rollouts.server)
+    assert set(outcomes) == {1}
+    assert rollouts.number == rollouts.models.wanted == 1
+    assert number not in rollouts.models.resident
+
+
+def test_the_release_that_answers_stays_loaded(rollouts: Rollouts) -> None:
+    with pytest.raises(ReleaseError, match="promote another"):
+        rollouts.models.remove(1, rollouts.url)
+    with pytest.raises(ReleaseError, match="add it first"):
+        rollouts.models.switch(9, rollouts.url)
+    assert rollouts.number == 1
+
+
+def test_a_server_started_again_answers_with_the_same_release(rollouts: Rollouts) -> None:
+    """The files say what the server answers with: the embedded runtime reads them as Triton does."""
+    for number in (2, 1):
+        rollouts.roll_out(number)
+        with VoiceConversionPipeline(PipelineConfig(repository=rollouts.view, threads=1)) as pipeline:
+            made = pipeline.convert(SOURCE, SPEAKER, None, RATE, input_gain_db=0.0)
+        assert release_of(made) == rollouts.models.wanted == number
+
+
+def test_no_request_fails_or_mixes_releases(rollouts: Rollouts) -> None:
+    """Forward, back to the one before, and to a third."""
+    roll_out_under_load(rollouts, [2, 1, 3], 20)
+
+
+@pytest.mark.slow
+def test_eight_rollouts_under_load(rollouts: Rollouts) -> None:
+    seconds = roll_out_under_load(rollouts, [2, 1, 3, 1, 2, 3, 2, 1], 300)
+    print(f"switches of {', '.join(f'{each * 1e3:.0f}' for each in seconds)} ms")
+    assert max(seconds) <= 0.1
