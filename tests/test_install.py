@@ -74,6 +74,8 @@ def test_wheel_holds_models_and_licences(wheels: tuple[Path, Path]) -> None:
     assert {f"autovoice/{name}" for name in models} == {
         name for name in direct if name.startswith(f"autovoice/{MODELS}/")
     }
+    recordings = {f"autovoice/demo/{path.name}" for path in (ROOT / "demo").glob("*.flac")}
+    assert recordings == {name for name in direct if name.startswith("autovoice/demo/")}
     licences = [name.rpartition("/")[2] for name in direct if ".dist-info/licenses/" in name]
     assert sorted(licences) == ["LICENSE", "resemblyzer-LICENSE.txt"]
     with zipfile.ZipFile(wheels[0]) as wheel:

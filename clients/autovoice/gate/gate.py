@@ -107,7 +107,8 @@ def run_gate(
     for name in NAMES[len(made) :]:
         made.append(Check(name, "not run", reason=f"{refused} was refused"))
         on_check(made[-1])
-    return Report(release, other, made, judges is not None, suite.digests())
+    counts = {name: getattr(options, name) for name in ("loads", "rounds", "requests", "long_seconds")}
+    return Report(release, other, made, judges is not None, suite.digests(), counts)
 
 
 @dataclass

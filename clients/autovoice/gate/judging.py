@@ -91,10 +91,19 @@ def judge_checks(
         InferenceError: a release failed.
     """
     found = {
-        name: [judges.measure(**vars(convert_suite(voices[name], suite))) for voices in (new, old)]
+        name: (_measure(judges, new[name], suite), _measure(judges, old[name], suite))
         for name in new
         if name in old
     }
+    yield from compare(found)
+
+
+def compare(found: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[Check]:
+    """Hold the figures of two releases against `MARGINS`.
+
+    Args:
+        found: for each voice, the figures of the release that is tried and of the other one.
+    """
     for measure, margin in MARGINS.items():
         pairs = {
             name: (mine[measure], other[measure]) for name, (mine, other) in found.items() if measure in mine
@@ -111,6 +120,11 @@ def judge_checks(
             yield Check(measure, "refused", figure, limit, f"{name} is {worse:.3g} worse", values)
         else:
             yield Check(measure, "passed", figure, limit, "", values)
+
+
+def _measure(judges: Any, converter: Converter, suite: Suite) -> Mapping[str, float]:
+    figures: Mapping[str, float] = judges.measure(**vars(convert_suite(converter, suite)))
+    return figures
 
 
 def convert_suite(converter: Converter, suite: Suite) -> Conversions:

@@ -55,6 +55,7 @@ class Report:
         checks: in the order in which they were made.
         judges: whether the judges were asked.
         suite: SHA-256 of each recording, by its name.
+        counts: how often the release was loaded and asked; see `GateOptions`.
     """
 
     release: Release
@@ -62,6 +63,7 @@ class Report:
     checks: Sequence[Check]
     judges: bool
     suite: Mapping[str, str]
+    counts: Mapping[str, float]
 
     @property
     def passed(self) -> bool:
@@ -80,6 +82,7 @@ class Report:
             "judges": self.judges,
             "checks": [asdict(check) for check in self.checks],
             "suite": dict(self.suite),
+            "counts": dict(self.counts),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "made_by": _versions(),
             "machine": {
@@ -108,23 +111,8 @@ def write_report(content: Mapping[str, Any], folder: Path, key: SigningKey | Non
         if key is None:
             signature.unlink(missing_ok=True)
             return
-        # Signatures name the file, so it is signed under its own name, in a folder of its own.
         with atomic_path(signature) as partial_signature:
-            sign_as(partial, report.name, partial_signature, key)
-
-
-def sign_as(file: Path, name: str, signature: Path, key: SigningKey) -> None:
-    """Sign a file under another name.
-
-    Raises:
-        ReleaseError: see `autovoice.releases.signing.sign`.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder, name)
-        named.write_bytes(file.read_bytes())
-        sign(named, signature, key)
+            sign(partial, partial_signature, key)
 
 
 def _versions() -> dict[str, str]:

@@ -55,6 +55,7 @@ COMMANDS: dict[str, list[str]] = {
     "rollout history": ["--rollout", "nowhere"],
     "publish": ["--repository", "nowhere"],
     "verify": ["nowhere"],
+    "gate": ["1", "--releases", "nowhere"],
     "build": ["--checkpoint", "nowhere.safetensors", "--out", "models"],
     "import rvc": ["nowhere.pth", "--name", "anna", "--repository", "models"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,19 +17,24 @@ import numpy as np
 import psutil
 import pytest
 from bad_releases import copy_models, publish_changed
+from keys import write_key_pair
 from serve_processes import ended, family
-from triton_calls import PATIENCE, until
+from triton_calls import PATIENCE, find_repository, until
 
 from autovoice.cli.main import run
 from autovoice.engines.local import LocalEngine
+from autovoice.errors import ReleaseError
 from autovoice.gate import checks
 from autovoice.gate.converter import Converter, open_converters
 from autovoice.gate.gate import NAMES, SPEED, GateOptions, run_gate
+from autovoice.gate.judging import MARGINS, compare
 from autovoice.gate.report import Check, Report
 from autovoice.gate.serving import ServedRelease
 from autovoice.gate.speed import P99, RTF, Figure, speed_checks
 from autovoice.gate.suite import Suite, conditions, long_source
+from autovoice.releases.publishing import publish
 from autovoice.releases.release import read_release
+from autovoice.releases.signing import SigningKey, TrustedKey
 from autovoice.releases.verifying import verify
 from autovoice.repository.reader import ModelRepository
 
@@ -278,3 +284,95 @@ def test_interrupted_gate_leaves_no_server_and_no_report(models: Path, tmp_path:
     assert not (path / "gate.json").exists()
     assert list(tmp_path.glob("autovoice-*")) == []
     assert read_release(path).check() == []
+
+
+def test_signed_report_is_that_of_the_release(models: Path, tmp_path: Path, no_server: None) -> None:
+    pytest.importorskip("model_signing")
+    private, public = write_key_pair(tmp_path)
+    folder = tmp_path / "releases"
+    few = copy_models(models, tmp_path / "few", LOADED)
+    path = publish(few, folder, key=SigningKey(private)).path
+    publish(few, folder)
+    unsigned = ["gate", "2", "--releases", str(folder), "--no-judges", "--public-key", str(public)]
+    assert run(unsigned) == 1
+    (card := path / "MODEL_CARD.md").write_text("added")
+    gate = ["gate", "1", "--releases", str(folder), "--no-judges", "--public-key", str(public)]
+    assert run([*gate, "--signing-key", str(private)]) == 1
+    card.unlink()
+    assert verify(path, TrustedKey(public)).number == 1
+    report = json.loads((path / "gate.json").read_text())
+    assert [check["verdict"] for check in report["checks"][:2]] == ["refused", "refused"]
+    assert "was altered after it was signed" in report["checks"][0]["reason"]
+    assert run(gate) == 1  # an unsigned report takes the place of the signed one, with its signature
+    assert not (path / "gate.sig").exists()
+    (folder / "2" / "gate.json").write_bytes((path / "gate.json").read_bytes())
+    with pytest.raises(ReleaseError, match="report of another release"):
+        verify(folder / "2")
+
+
+@pytest.mark.parametrize(
+    ("mine", "refusing"),
+    [
+        ({"words": 0.12, "identity": 0.49, "melody": 0.89, "naturalness": 2.95}, set()),
+        ({"words": 0.13}, {"words"}),
+        ({"identity": 0.47}, {"identity"}),
+        ({"melody": 0.87}, {"melody"}),
+        ({"naturalness": 2.8}, {"naturalness"}),
+        ({"words": 0.0, "identity": 0.9, "melody": 1.0, "naturalness": 4.0}, set()),
+    ],
+)
+def test_what_the_judges_hear_may_be_worse_by_a_margin(mine: dict[str, float], refusing: set[str]) -> None:
+    before = {"words": 0.105, "identity": 0.5, "melody": 0.9, "naturalness": 3.0}
+    found = compare({"voice": (before | mine, before)})
+    assert set(refused(list(found))) == refusing
+
+
+BAD = (
+    (bad_releases.truncated_file, "loads"),
+    (bad_releases.another_models_file, "loads"),
+    (bad_releases.wrong_shape, "loads"),
+    (bad_releases.nan_at_warm_up, "loads"),
+    (bad_releases.nan_on_speech, "answers"),
+    (bad_releases.silence, "level"),
+    (bad_releases.twice_as_slow, "RTF, whole"),
+    (bad_releases.leaking_memory, "memory"),
+    (bad_releases.wrong_rate, "pitch"),
+    (bad_releases.other_contract, "contract"),
+    (bad_releases.crash_on_load, "loads"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "check"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+def test_bad_release_is_refused_beside_the_one_in_service(
+    models: Path,
+    releases: Path,
+    in_service: ServedRelease,
+    suite: Suite,
+    cache: Path,
+    change: Change,
+    check: str,
+) -> None:
+    in_service.start()
+    served = in_service.engine
+    report = run_gate(publish_changed(models, releases, change).path, in_service, suite, quick(cache))
+    assert check in refused(report)
+    assert all(refused(report).values())
+    in_service.start()
+    assert in_service.engine is served
+    assert in_service.ending is None
+
+
+@pytest.mark.slow
+def test_whole_gate_with_its_judges(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped models beside themselves, as the command does it, but for fewer loads."""
+    pytest.importorskip("distillmos")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for _ in range(2):
+        publish(find_repository(), tmp_path)
+    run(["gate", "2", "--releases", str(tmp_path), "--loads", "2"])
+    report = json.loads((tmp_path / "2" / "gate.json").read_text())
+    found = {check["name"]: check for check in report["checks"]}
+    assert {name for name, check in found.items() if check["verdict"] == "refused"} <= set(SPEED)
+    if report["passed"]:
+        assert all(abs(found[name]["values"]["worse"]) < 1e-6 for name in MARGINS)
