@@ -356,7 +356,8 @@ def test_bad_release_is_refused_beside_the_one_in_service(
 ) -> None:
     in_service.start()
     served = in_service.engine
-    report = run_gate(publish_changed(models, releases, change).path, in_service, suite, quick(cache))
+    options = quick(cache, rounds=25 if check in SPEED else 3)
+    report = run_gate(publish_changed(models, releases, change).path, in_service, suite, options)
     assert check in refused(report)
     assert all(refused(report).values())
     in_service.start()
