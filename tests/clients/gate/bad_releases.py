@@ -188,7 +188,7 @@ def wrong_rate(repository: Path) -> None:
 
 
 def twice_as_slow(repository: Path) -> None:
-    _slow_down(repository, 400)
+    _slow_down(repository, 600)
 
 
 def many_times_as_slow(repository: Path) -> None:
