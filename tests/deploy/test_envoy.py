@@ -206,6 +206,7 @@ def test_listeners_are_those_of_the_rollout_on_one_machine() -> None:
     wanted = render(RolloutState(releases=""), {}, Service(1, "0.0.0.0", 9000, 9001, 9002))[BOOTSTRAP]
     assert made["stats_config"] == wanted["stats_config"]
     assert made["stats_flush_interval"] == wanted["stats_flush_interval"]
+    assert made["layered_runtime"] == wanted["layered_runtime"]
     listeners = {each["name"]: each for each in made["static_resources"]["listeners"]}
     for each in wanted["static_resources"]["listeners"][:2]:
         assert without(listeners[each["name"]], *PATHS) == without(each, *PATHS)
