@@ -317,7 +317,7 @@ def memory_check(served: ServedRelease, converters: Converters, speech: Speech, 
             # The longest comes first.
             seconds = MEMORY_SECONDS[1] - MEMORY_STEP_SECONDS * (steps[sent % steps.size] if sent else 0)
             if sent % 5 == 4:
-                converter.live(speech[name][:rate])
+                converter.live(speech[name][: round(seconds / 4 * rate)])
             else:
                 converter.whole(speech[name][: round(seconds * rate)])
             sent += 1
@@ -328,8 +328,8 @@ def memory_check(served: ServedRelease, converters: Converters, speech: Speech, 
         for _ in range(MEMORY_TRIES):
             before = served.memory_bytes()
             send(requests)
-            total += served.memory_bytes() - before
-            growth = (served.memory_bytes() - before) / requests
+            grown = served.memory_bytes() - before
+            total, growth = total + grown, grown / requests
             if growth <= GROWTH_BYTES:
                 break
     except VoiceConversionError as error:
