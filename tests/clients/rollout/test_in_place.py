@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,7 +23,6 @@ from rollout_calls import (
     Refused,
     RolloutProcess,
     flip_byte,
-    publish_marked,
     under_load,
     write_repository,
 )
@@ -268,25 +268,31 @@ def test_eight_rollouts_under_load(rollouts: Rollouts) -> None:
     assert max(seconds) <= 0.1
 
 
+def publish_mark(releases: Path, number: int) -> None:
+    """Publish a release of one model; 5 has another batch size, and 6 does not load."""
+    source = write_repository(releases.parent / f"source-{number}", number)
+    shutil.rmtree(source / "count")
+    config = source / "mark" / "config.pbtxt"
+    if number == 5:
+        config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
+    if number == 6:
+        (source / "mark" / "1" / "model.onnx").write_bytes(b"no model")
+    publish(source, releases, number)
+
+
 @pytest.fixture(scope="module")
 def _service(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RolloutProcess]:
     folder = tmp_path_factory.mktemp("in-place-service")
-    publish_marked(folder / "releases", 1)
-    process = RolloutProcess(folder / "rollout", environment, "--in-place", releases=folder / "releases")
+    releases = folder / "releases"
+    publish_mark(releases, 1)
+    process = RolloutProcess(folder / "rollout", environment, "--in-place", releases=releases)
     try:
         process.wait_ready()
-        for number in (2, 3, 4):
-            publish_marked(folder / "releases", number)
-        flip_byte(folder / "releases" / "4" / "mark" / "4" / "model.onnx")
-        other = write_repository(folder / "other", 5)
-        config = other / "mark" / "config.pbtxt"
-        config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
-        publish(other, folder / "releases", 5)
-        broken = write_repository(folder / "broken", 6)
-        (broken / "mark" / "1" / "model.onnx").write_bytes(b"no model")
-        publish(broken, folder / "releases", 6)
+        for number in (2, 3, 4, 5, 6):
+            publish_mark(releases, number)
+        flip_byte(releases / "4" / "mark" / "4" / "model.onnx")
         yield process
     finally:
         process.kill()
@@ -328,7 +334,7 @@ def test_command_promotes_and_rolls_back_in_one_server(
     service: RolloutProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pid = service.folder.servers()[1].pid
-    with under_load(service.urls, offline=4, live=0) as load:
+    with under_load(service.urls, offline=4, live=0, pause=0.02) as load:
         until(lambda: load.requests > 50)
         for arguments, number in ((("promote", "2"), 2), (("rollback",), 1), (("promote", "3"), 3)):
             assert command(service, *arguments) == 0
@@ -359,10 +365,10 @@ def test_command_promotes_and_rolls_back_in_one_server(
 
 
 def test_header_leads_to_the_promoted_release_alone(service: RolloutProcess) -> None:
-    promote(service.folder, 2)
-    assert is_answered(service, 2, {HEADER: "2"})
-    for gone in ("1", "3"):
-        with pytest.raises(Refused, match="410.*no such release is served here any more"):
+    promote(service.folder, 3)
+    assert is_answered(service, 3, {HEADER: "3"})
+    for gone in ("1", "2"):
+        with pytest.raises(Refused, match=r"410.*no such release is served here any more"):
             Connection(service.urls["http"]).infer("mark", 5.0, {HEADER: gone})
         with pytest.raises(grpc.RpcError, match="no such release is served here any more"):
             Connection(service.urls["grpc"]).infer("mark", 5.0, {HEADER: gone})
@@ -396,31 +402,45 @@ def test_command_refuses_what_cannot_be_rolled_out(
 
 
 def test_server_that_crashes_comes_back_with_the_promoted_release(service: RolloutProcess) -> None:
-    promote(service.folder, 2)
-    pid = service.folder.servers()[2].pid
+    promote(service.folder, 3)
+    pid = service.folder.servers()[3].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: service.folder.servers()[2].pid != pid and service.folder.servers()[2].ready)
-    until(lambda: is_answered(service, 2))
+    until(lambda: service.folder.servers()[3].pid != pid and service.folder.servers()[3].ready)
+    until(lambda: is_answered(service, 3))
     roll_back(service.folder)
     assert is_answered(service, 1)
 
 
+def test_server_that_a_release_ends_comes_back_without_it(service: RolloutProcess) -> None:
+    pid = service.folder.servers()[1].pid
+    assert pid is not None
+    service.folder.set_candidate(2, (100,), 0.0, 0)
+    until(lambda: (service.folder.path / "view" / "mark.2").is_dir())
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: service.folder.history()[-1].event == "rolled back")
+    until(lambda: service.folder.servers()[1].pid != pid and service.folder.servers()[1].ready)
+    until(lambda: is_answered(service, 1))
+    assert service.folder.read().stable == 1
+    assert 2 not in service.folder.servers()
+    assert not (service.folder.path / "view" / "mark.2").exists()
+
+
 def test_service_that_starts_again_goes_on(service: RolloutProcess, environment: dict[str, str]) -> None:
     """With the promoted release first, and then with what was to be promoted."""
-    promote(service.folder, 2)
+    promote(service.folder, 3)
     service.stop()
     assert service.process.returncode == 0
     with pytest.raises(RolloutError, match="no service runs"):
-        promote(service.folder, 3)
-    service.folder.set_candidate(3, (100,), 0.0, 0)
+        promote(service.folder, 1)
+    service.folder.set_candidate(1, (100,), 0.0, 0)
     again = RolloutProcess(service.folder.path, environment, "--in-place")
     try:
         again.wait_ready()
-        until(lambda: again.folder.read().stable == 3)
-        until(lambda: is_answered(again, 3))
-        assert sorted(again.folder.servers()) == [2, 3]
+        until(lambda: again.folder.read().stable == 1)
+        until(lambda: is_answered(again, 1))
+        assert sorted(again.folder.servers()) == [1, 3]
         roll_back(again.folder)
-        assert is_answered(again, 2)
+        assert is_answered(again, 3)
     finally:
         again.kill()
