@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -287,7 +288,8 @@ def _service(
     folder = tmp_path_factory.mktemp("in-place-service")
     releases = folder / "releases"
     publish_mark(releases, 1)
-    process = RolloutProcess(folder / "rollout", environment, "--in-place", releases=releases)
+    options = ("--in-place", "--log-level", "info")
+    process = RolloutProcess(folder / "rollout", environment, *options, releases=releases)
     try:
         process.wait_ready()
         for number in (2, 3, 4, 5, 6):
@@ -424,6 +426,21 @@ def test_server_that_a_release_ends_comes_back_without_it(service: RolloutProces
     assert service.folder.read().stable == 1
     assert 2 not in service.folder.servers()
     assert not (service.folder.path / "view" / "mark.2").exists()
+
+
+@pytest.mark.slow
+def test_eight_rollouts_of_the_service_under_load(service: RolloutProcess) -> None:
+    with under_load(service.urls, offline=10, live=0) as load:
+        for number in (2, 1) * 4:
+            reached = load.requests
+            until(lambda reached=reached: load.requests > reached + 300)  # type: ignore[misc]
+            promote(service.folder, number)
+    require_answers_of(load, {1, 2})
+    assert load.requests >= 2500
+    switches = [int(found) for found in re.findall(r"after a switch of (\d+) ms", "".join(service.log))][-8:]
+    print(f"{load.requests} requests, 0 failed; switches of {', '.join(map(str, switches))} ms")
+    assert len(switches) == 8
+    assert max(switches) <= 100
 
 
 def test_service_that_starts_again_goes_on(service: RolloutProcess, environment: dict[str, str]) -> None:
