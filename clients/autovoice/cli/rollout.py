@@ -33,17 +33,20 @@ def promote(
     number: Annotated[int, typer.Argument(metavar="N", help="The release.")],
     folder: FolderOption = _FOLDER,
     canary: Annotated[
-        str, typer.Option(metavar="LIST", help="Percent of the requests, step by step.")
-    ] = "1,10,50,100",
-    hold: Annotated[str, typer.Option(metavar="TIME", help="How long each step lasts: 60s, 5m.")] = "60s",
+        str | None,
+        typer.Option(metavar="LIST", help="Percent of the requests, step by step. Default: 1,10,50,100."),
+    ] = None,
+    hold: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long each step lasts: 60s, 5m. Default: 60s.")
+    ] = None,
     shadow: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="PERCENT",
             help="Before the first step, and as long as one, send a copy of so many requests to the release; "
-            "its answers go to nobody.",
+            "its answers go to nobody. Default: 0.",
         ),
-    ] = 0,
+    ] = None,
     require_gate: Annotated[
         bool | None,
         typer.Option(
@@ -56,11 +59,19 @@ def promote(
     """Give release N more and more of the requests, and in the end all of them.
 
     A promotion that was interrupted goes on where it was. Ctrl-C stops it, and the release keeps its share.
+    Where the service runs with --in-place, it has all at once; --canary, --hold and --shadow are then not
+    available.
     """
     from autovoice.rollout import promotion
-    from autovoice.rollout.state import RolloutFolder
+    from autovoice.rollout.state import HOLD_SECONDS, STEPS, RolloutFolder
 
-    plan = promotion.Plan(promotion.parse_steps(canary), promotion.parse_duration(hold), shadow)
+    plan = None
+    if (canary, hold, shadow) != (None, None, None):
+        plan = promotion.Plan(
+            STEPS if canary is None else promotion.parse_steps(canary),
+            HOLD_SECONDS if hold is None else promotion.parse_duration(hold),
+            shadow or 0,
+        )
     promotion.promote(RolloutFolder(folder), number, plan, needs_gate=require_gate, report=_report)
     return 0
 
@@ -100,7 +111,9 @@ def status(folder: FolderOption = _FOLDER, as_json: JsonOption = False) -> int:
         print(shown(line))
     table = make_table("release", "requests", "server", "pid", right=("requests", "pid"))
     for number, entry in sorted(found.servers.items()):
-        state = "draining" if entry.draining else "ready" if entry.ready else "starting"
+        is_kept = found.mode == "in-place" and number not in (found.stable, found.candidate)
+        waiting = "loaded" if is_kept else "starting"
+        state = "draining" if entry.draining else "ready" if entry.ready else waiting
         table.add_row(str(number), f"{found.shares.get(number, 0)} %", state, str(entry.pid or ""))
     if found.servers:
         print_table(table)

@@ -132,6 +132,16 @@ def serve(
             rich_help_panel=_ROLLOUT,
         ),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="One server for two releases, where memory has no room for two servers: no canary, and live "
+            "streams begin again at a switch. --instances, --gpus, --threads, --drain-limit and --prometheus "
+            "are then not available.",
+            rich_help_panel=_ROLLOUT,
+        ),
+    ] = False,
     prometheus: Annotated[
         str | None,
         typer.Option(
@@ -164,10 +174,13 @@ def serve(
 
         if rollout is None:
             given = {"--releases": releases, "--public-key": public_key, "--drain-limit": drain_limit}
-            _require_rollout({**given, "--prometheus": prometheus})
+            _require_rollout({**given, "--in-place": in_place or None, "--prometheus": prometheus})
         if rollout is not None:
             tls = tls_certificate or tls_key or tls_client_ca
             _require_available(repository=repository, tls=tls, no_metrics=not metrics)
+        if in_place:
+            loading = {"--instances": instances, "--gpus": gpus, "--threads": threads}
+            _require_none({**loading, "--drain-limit": drain_limit, "--prometheus": prometheus})
         options = ServeOptions(
             repository=rollout or PipelineConfig(repository=repository).repository_path(),
             host=host,
@@ -194,7 +207,7 @@ def serve(
             server = Supervisor(options, on_ready=_announce, on_log=_Log(options, log_format))
         else:
             server = _rollout_service(
-                rollout, releases, public_key, drain_limit, prometheus, options, log_format
+                rollout, releases, public_key, drain_limit, in_place, prometheus, options, log_format
             )
         if told:  # before there was a server to tell
             return 0
@@ -235,11 +248,23 @@ def _require_available(**values: object) -> None:
             raise ConfigurationError(f"{options[name]} is not available with --rollout; leave it out")
 
 
+def _require_none(options: Mapping[str, object]) -> None:
+    """Refuse options that have no meaning with --in-place.
+
+    Raises:
+        ConfigurationError: one is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"{name} is not available with --in-place; leave it out")
+
+
 def _rollout_service(
     folder: Path,
     releases: Path | None,
     public_key: Path | None,
     drain_limit: str | None,
+    in_place: bool,
     prometheus: str | None,
     options: ServeOptions,
     log_format: str,
@@ -267,7 +292,8 @@ def _rollout_service(
         if record.shown_at(options.log_level):
             print(record.as_text() if log_format == "text" else record.as_json(), file=sys.stderr, flush=True)
 
-    watcher = open_watcher(folder, prometheus, log)
+    # In place there is no trial to watch.
+    watcher = None if in_place else open_watcher(folder, prometheus, log)
     return RolloutService(
         RolloutFolder(folder),
         releases,
@@ -276,6 +302,7 @@ def _rollout_service(
         on_ready=announce,
         on_log=log,
         watcher=watcher,
+        mode="in-place" if in_place else "processes",
         drain_limit=DRAIN_LIMIT_SECONDS if drain_limit is None else parse_duration(drain_limit),
     )
 

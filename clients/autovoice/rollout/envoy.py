@@ -241,7 +241,7 @@ def _routes(protocol: str, state: RolloutState, servers: Mapping[int, ServerEntr
                     {
                         "match": {**path, "headers": [wanted]},
                         "route": {"cluster": cluster_name(number, protocol), **_manner(is_unary)},
-                        **_naming(number),
+                        **_naming(state, number),
                     }
                 )
         named = {"name": RELEASE_HEADER, "present_match": True}
@@ -251,7 +251,7 @@ def _routes(protocol: str, state: RolloutState, servers: Mapping[int, ServerEntr
             routes.append({"match": path, **_refusal(protocol, 503, _NOT_READY)})
             continue
         clusters = [
-            {"name": cluster_name(number, protocol), "weight": weight, **_naming(number)}
+            {"name": cluster_name(number, protocol), "weight": weight, **_naming(state, number)}
             for number, weight in sorted(shares.items())
         ]
         route = {"weighted_clusters": {"clusters": clusters}, **_manner(is_unary)}
@@ -282,7 +282,10 @@ def _manner(is_unary: bool) -> dict[str, Any]:
     }
 
 
-def _naming(release: int) -> dict[str, Any]:
+def _naming(state: RolloutState, release: int) -> dict[str, Any]:
+    """A header that names the release; in place a route does not tell it, and `model_version` alone does."""
+    if state.mode == "in-place":
+        return {}
     header = {"key": RELEASE_HEADER, "value": str(release)}
     return {"response_headers_to_add": [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]}
 

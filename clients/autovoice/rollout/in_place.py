@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ class InPlace:
         Raises:
             ReleaseError: clients would have to know that this is another release.
             RepositoryError: it cannot be read.
-            UnavailableError: the server refused one of the models, all of which are then unloaded again, or
-                does not answer.
+            UnavailableError: the server refused one of the models or does not answer; the view is then
+                without all of them, and so is a server that answers.
         """
         answering = set(self.serving(url).values())
         self._check_contract(number, answering)
@@ -119,7 +120,7 @@ class InPlace:
                 load_model(url, name, self._headers)
         except UnavailableError:
             if number not in answering:
-                self.remove(number, url)
+                self._discard(number, url)
             raise
 
     def switch(self, number: int, url: str) -> float:
@@ -166,6 +167,14 @@ class InPlace:
         for name in self._inner_names():
             if _number_of(name) == number:
                 unload_model(url, name, self._headers)
+                shutil.rmtree(self._view / name)
+
+    def _discard(self, number: int, url: str) -> None:
+        """Remove the models of a release that may have ended the server."""
+        for name in self._inner_names():
+            if _number_of(name) == number:
+                with suppress(UnavailableError):
+                    unload_model(url, name, self._headers)
                 shutil.rmtree(self._view / name)
 
     def _load_all(self, url: str, configs: Mapping[str, str]) -> None:

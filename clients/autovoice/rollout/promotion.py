@@ -42,29 +42,35 @@ class Plan:
 def promote(
     folder: RolloutFolder,
     number: int,
-    plan: Plan,
+    plan: Plan | None = None,
     *,
     needs_gate: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Give a release more and more of the requests, and in the end make it the stable one.
 
-    A trial of this release that was interrupted goes on at the share that it has.
+    A trial of this release that was interrupted goes on at the share that it has. In place, the service gives
+    it all of them at once.
 
     Args:
         folder: the rollout folder.
         number: of the release.
-        plan: its steps.
+        plan: its steps; None for those of `Plan()`, and in place, where there are none.
         needs_gate: refuse a release that no gate let pass; False: ask for no gate; None: where the stable
             release passed one, and in any case refuse one that its gate refused.
         report: called with a line for each step.
 
     Raises:
-        RolloutError: the release is not admitted, another one is on trial, it was rolled back meanwhile, or
-            no service runs.
+        RolloutError: the release is not admitted, another one is on trial, it was rolled back meanwhile, no
+            service runs, or there is a plan in place.
     """
     with folder.promoting():
         state = folder.read()
+        if state.mode == "in-place" and plan is not None:
+            raise RolloutError(
+                f"{folder.path} is served in place, where a release has all requests at once; leave out "
+                "--canary, --hold and --shadow"
+            )
         _require_service(folder)
         if state.stable == number:
             report(f"release {number} is promoted already; {served(state)}")
@@ -75,6 +81,11 @@ def promote(
             release = admit(state, number, needs_gate=needs_gate or _stable_passed(state))
         if state.stable is not None:
             require_same_contract(release, read_release(Path(state.releases, str(state.stable))))
+        if state.mode == "in-place":
+            folder.set_candidate(number, (100,), 0.0, 0)
+            _finish(folder, number, report)
+            return
+        plan = plan or Plan()
         folder.set_candidate(number, plan.steps, plan.hold_seconds, plan.shadow)
         _wait_ready(folder, number)
         begun = folder.require_candidate(number).share
@@ -89,7 +100,7 @@ def promote(
             if step > begun:
                 _wait_ready(folder, number)
                 state = folder.set_share(number, step)
-                _wait_applied(folder, state.serial, number)
+                wait_applied(folder, state.serial, number)
                 report(f"release {number} has {step} % of the requests")
                 _hold(folder, number, plan.hold_seconds)
         _finish(folder, number, report)
@@ -130,7 +141,6 @@ def roll_back(
         _require_service(folder)
         admit(state, number, needs_gate=None)
         folder.set_candidate(number, (), 0.0, 0)
-        _wait_ready(folder, number)
         _finish(folder, number, report)
 
 
@@ -179,9 +189,12 @@ def _stable_passed(state: RolloutState) -> bool:
 
 
 def _finish(folder: RolloutFolder, number: int, report: Callable[[str], None]) -> None:
-    _wait_ready(folder, number)
-    state = folder.promote(number)
-    _wait_applied(folder, state.serial)
+    if folder.read().mode == "in-place":
+        state = _wait_promoted(folder, number)
+    else:
+        _wait_ready(folder, number)
+        state = folder.promote(number)
+    wait_applied(folder, state.serial)
     report(f"release {number} is promoted; {served(state)}")
 
 
@@ -200,11 +213,26 @@ def _wait_ready(folder: RolloutFolder, number: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _wait_applied(folder: RolloutFolder, serial: int, candidate: int | None = None) -> None:
+def _wait_promoted(folder: RolloutFolder, number: int) -> RolloutState:
+    """Wait until the service has made the candidate the stable release."""
+    while (state := folder.read()).stable != number:
+        _require_service(folder)
+        if state.candidate != number:
+            folder.require_candidate(number)
+        time.sleep(_POLL_SECONDS)
+    return state
+
+
+def wait_applied(folder: RolloutFolder, serial: int, candidate: int | None = None) -> None:
     """Wait until Envoy's routes are those of a change.
 
+    Args:
+        folder: the rollout folder.
+        serial: of the state after the change.
+        candidate: which has to stay on trial meanwhile, None for any.
+
     Raises:
-        RolloutError: it does not take them.
+        RolloutError: it does not take them, no service runs, or the candidate is not on trial any more.
     """
     deadline = time.monotonic() + proxy.APPLY_SECONDS
     while True:

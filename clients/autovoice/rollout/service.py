@@ -18,7 +18,8 @@ from autovoice.releases.release import release_numbers
 from autovoice.rollout import proxy
 from autovoice.rollout.admission import admit, idle_seconds
 from autovoice.rollout.envoy import FOLDER, cluster_name, render
-from autovoice.rollout.state import RolloutFolder, RolloutState, ServerEntry, Service, write_json
+from autovoice.rollout.in_place_server import InPlaceServer
+from autovoice.rollout.state import Mode, RolloutFolder, RolloutState, ServerEntry, Service, write_json
 from autovoice.rollout.watching import SERVER_OPTIONS
 from autovoice.server.logs import Level, LogRecord
 from autovoice.server.options import ServeOptions
@@ -32,6 +33,7 @@ FINISH_SECONDS = 8.0
 _TICK_SECONDS = 0.1
 _WATCH_SECONDS = 1.0
 _ALERT_SECONDS = 0.25
+_VIEW = "view"  # of the server in in-place mode
 _QUIET_SECONDS = 1.0  # for requests on their way over connections that are open
 _ACTIVE = r"^http\.(http|grpc)\.downstream_(rq|cx)_active$"
 
@@ -62,6 +64,7 @@ class RolloutService:
         on_log: called with every line for the log, from any thread.
         watcher: of candidates, None for none.
         drain_limit: seconds; see `DRAIN_LIMIT_SECONDS`.
+        mode: one server process for each release, or both releases in one.
         cache: where the backend directory lies; see `backend_directory`.
     """
 
@@ -76,6 +79,7 @@ class RolloutService:
         on_log: Callable[[LogRecord], None],
         watcher: Watcher | None = None,
         drain_limit: float = DRAIN_LIMIT_SECONDS,
+        mode: Mode = "processes",
         cache: Path | None = None,
     ) -> None:
         self._folder = folder
@@ -86,10 +90,12 @@ class RolloutService:
         self._on_log = on_log
         self._watcher = watcher
         self._drain_limit = drain_limit
+        self._mode: Mode = mode
         self._cache = cache
         self._envoy = proxy.Envoy(folder.path)
         self._envoy_starts: deque[float] = deque(maxlen=RESTARTS + 1)
         self._servers: dict[int, _ReleaseServer] = {}
+        self._in_place: InPlaceServer | None = None
         self._failed: set[int] = set()
         self._written: dict[str, Any] = {}
         self._watched: object = None
@@ -110,7 +116,7 @@ class RolloutService:
             service = Service(
                 os.getpid(), _address(outer.host), outer.http_port, outer.grpc_port, outer.metrics_port
             )
-            self._begin(self._folder.begin(self._releases, self._public_key))
+            self._begin(self._folder.begin(self._releases, self._public_key, self._mode))
             self._folder.write_service(service)
             try:
                 while not self._told:
@@ -167,17 +173,35 @@ class RolloutService:
 
     def _tick(self, service: Service) -> None:
         """Bring what runs nearer to what is wanted."""
-        state = self._folder.read()
-        self._start_and_collect(state)
+        if self._mode == "in-place":
+            state, servers = self._tick_in_place()
+        else:
+            state, servers = self._tick_processes()
+        self._write(state, servers, service)
+        self._keep_envoy(state, servers, service)
+        self._watch(state, servers, service)
+
+    def _tick_processes(self) -> tuple[RolloutState, dict[int, ServerEntry]]:
+        self._start_and_collect(self._folder.read())
         state = self._folder.read()  # which a server that ended may have changed
         for number, server in self._servers.items():
             server.drain(number not in state.wanted, self._folder.path, self._drain_limit)
         servers = {
             number: entry for number, server in self._servers.items() if (entry := server.entry) is not None
         }
-        self._write(state, servers, service)
-        self._keep_envoy(state, servers, service)
-        self._watch(state, servers, service)
+        return state, servers
+
+    def _tick_in_place(self) -> tuple[RolloutState, dict[int, ServerEntry]]:
+        state = self._folder.read()
+        if self._in_place is not None and not self._in_place.is_alive:
+            self._replace_stable(state, self._in_place.failure)
+            self._in_place = None
+            state = self._folder.read()
+        if self._in_place is None:
+            options = _behind(self._options, self._folder.path / _VIEW)
+            self._in_place = InPlaceServer(self._folder, state, options, self._on_log, self._cache)
+        self._in_place.go_on(state)
+        return state, self._in_place.entries(state)
 
     def _start_and_collect(self, state: RolloutState) -> None:
         for number in state.wanted - set(self._servers):
@@ -256,13 +280,16 @@ class RolloutService:
             self._envoy.finish()
             if self._has_finished():
                 self._envoy.kill()  # servers wait for connections that stay open
-        for server in self._servers.values():
+        servers: list[_ReleaseServer | InPlaceServer] = [*self._servers.values()]
+        if self._in_place is not None:
+            servers.append(self._in_place)
+        for server in servers:
             server.terminate()
         killed = False
-        while any(server.is_alive for server in self._servers.values()):
+        while any(server.is_alive for server in servers):
             if self._told > 1 and not killed:
                 killed = True
-                for server in self._servers.values():
+                for server in servers:
                     server.terminate()
             time.sleep(_TICK_SECONDS)
         self._envoy.kill()
@@ -307,15 +334,7 @@ class _ReleaseServer:
         self._path = Path(state.releases, str(number))
         self._state = state
         self._number = number
-        self._options = replace(
-            options,
-            repository=self._path,
-            host="127.0.0.1",
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
-            extra=(*SERVER_OPTIONS, *options.extra),
-        )
+        self._options = _behind(options, self._path)
         self._on_log = on_log
         self._cache = cache
         self._supervisor: Supervisor | None = None
@@ -411,6 +430,19 @@ class _ReleaseServer:
 
     def _log(self, record: LogRecord) -> None:
         self._on_log(replace(record, text=f"release {self._number}: {record.text}"))
+
+
+def _behind(options: ServeOptions, repository: Path) -> ServeOptions:
+    """Options of a server behind Envoy."""
+    return replace(
+        options,
+        repository=repository,
+        host="127.0.0.1",
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        extra=(*SERVER_OPTIONS, *options.extra),
+    )
 
 
 def _address(host: str) -> str:

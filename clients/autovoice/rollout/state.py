@@ -178,16 +178,20 @@ class RolloutFolder:
         return state
 
     def begin(
-        self, releases: str | os.PathLike[str] | None, public_key: str | os.PathLike[str] | None = None
+        self,
+        releases: str | os.PathLike[str] | None,
+        public_key: str | os.PathLike[str] | None = None,
+        mode: Mode = "processes",
     ) -> RolloutState:
         """The state, which is made where there is none.
 
         Args:
             releases: folder of the releases; None for the one that the state names.
             public_key: of the signatures; likewise.
+            mode: of the folder, from its first start on.
 
         Raises:
-            RolloutError: neither names a folder of releases.
+            RolloutError: neither names a folder of releases, or the folder is of the other mode.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -195,7 +199,12 @@ class RolloutFolder:
             if state is None:
                 if releases is None:
                     raise RolloutError(f"{self.path} is new; name the folder of the releases with --releases")
-                state = RolloutState(os.path.abspath(releases))
+                state = RolloutState(os.path.abspath(releases), mode=mode)
+            if state.mode != mode:
+                was, remedy = ("with", "give it") if state.mode == "in-place" else ("without", "leave it out")
+                raise RolloutError(
+                    f"{self.path} was begun {was} --in-place; {remedy} here too, or name another folder"
+                )
             if releases is not None:
                 state = replace(state, releases=os.path.abspath(releases))
             if public_key is not None:

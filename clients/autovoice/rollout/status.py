@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autovoice.rollout.envoy import shadowed, weights
-from autovoice.rollout.state import Event, RolloutFolder, ServerEntry
+from autovoice.rollout.state import Event, Mode, RolloutFolder, ServerEntry
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Status:
         is_promoted_to: whether a promotion or rollback runs.
         servers: that run, by release.
         last: what happened last.
+        mode: one server process for each release, or both releases in one.
     """
 
     stable: int | None
@@ -33,6 +34,7 @@ class Status:
     is_promoted_to: bool
     servers: dict[int, ServerEntry]
     last: Event | None
+    mode: Mode
 
     def lines(self) -> list[str]:
         """It in words."""
@@ -76,4 +78,5 @@ def read_status(folder: RolloutFolder) -> Status:
         folder.is_promoted_to(),
         servers,
         state.last,
+        state.mode,
     )

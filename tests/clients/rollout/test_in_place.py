@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+import urllib3
 from google.protobuf import text_format
+from rollout_calls import (
+    HEADER,
+    Connection,
+    Load,
+    Refused,
+    RolloutProcess,
+    flip_byte,
+    under_load,
+    write_repository,
+)
 from small_releases import LOOKAHEAD, RATE, SPEAKER, expected, write_release
-from triton_calls import Client, grpc_client, http_client, kill, local_options
+from triton_calls import Client, grpc_client, http_client, kill, local_options, until
 
 from autovoice import PipelineConfig, VoiceConversionPipeline
-from autovoice.errors import ReleaseError, UnavailableError
+from autovoice.cli.main import run
+from autovoice.errors import ReleaseError, RolloutError, UnavailableError
+from autovoice.releases.publishing import publish
 from autovoice.repository.model_config import read_config
 from autovoice.rollout.in_place import InPlace
+from autovoice.rollout.promotion import promote, roll_back
 from autovoice.server.server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -248,3 +267,197 @@ def test_eight_rollouts_under_load(rollouts: Rollouts) -> None:
     seconds = roll_out_under_load(rollouts, [2, 1, 3, 1, 2, 3, 2, 1], 300)
     print(f"switches of {', '.join(f'{each * 1e3:.0f}' for each in seconds)} ms")
     assert max(seconds) <= 0.1
+
+
+def publish_mark(releases: Path, number: int) -> None:
+    """Publish a release of one model; 5 has another batch size, and 6 does not load."""
+    source = write_repository(releases.parent / f"source-{number}", number)
+    shutil.rmtree(source / "count")
+    config = source / "mark" / "config.pbtxt"
+    if number == 5:
+        config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
+    if number == 6:
+        (source / "mark" / "1" / "model.onnx").write_bytes(b"no model")
+    publish(source, releases, number)
+
+
+@pytest.fixture(scope="module")
+def _service(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RolloutProcess]:
+    folder = tmp_path_factory.mktemp("in-place-service")
+    releases = folder / "releases"
+    publish_mark(releases, 1)
+    options = ("--in-place", "--log-level", "info")
+    process = RolloutProcess(folder / "rollout", environment, *options, releases=releases)
+    try:
+        process.wait_ready()
+        for number in (2, 3, 4, 5, 6):
+            publish_mark(releases, number)
+        flip_byte(releases / "4" / "mark" / "4" / "model.onnx")
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def service(_service: RolloutProcess) -> RolloutProcess:
+    """`autovoice serve --rollout --in-place` with release 1 promoted."""
+    if _service.folder.read().stable != 1:
+        promote(_service.folder, 1)
+    return _service
+
+
+def command(service: RolloutProcess, *arguments: str) -> int:
+    """`autovoice rollout` without the time that a process takes; returns its exit code."""
+    return run(["rollout", *arguments, "--rollout", str(service.folder.path)])
+
+
+def require_answers_of(load: Load, numbers: set[int]) -> None:
+    """No request failed, and each answer is wholly of one of these releases, as its version says."""
+    assert [repr(error) for _, error in load.failures] == []
+    assert {(answer.mark, answer.version, answer.release) for _, answer in load.answers} == {
+        (number, str(number), None) for number in numbers
+    }
+
+
+def is_answered(service: RolloutProcess, number: int, headers: dict[str, str] | None = None) -> bool:
+    """Whether a release answers over both protocols."""
+    try:
+        answers = [
+            Connection(service.urls[protocol]).infer("mark", 5.0, headers) for protocol in ("http", "grpc")
+        ]
+    except (Refused, grpc.RpcError, urllib3.exceptions.HTTPError):
+        return False
+    return {(answer.mark, answer.version) for answer in answers} == {(number, str(number))}
+
+
+def test_command_promotes_and_rolls_back_in_one_server(
+    service: RolloutProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pid = service.folder.servers()[1].pid
+    with under_load(service.urls, offline=4, live=0, pause=0.02) as load:
+        until(lambda: load.requests > 50)
+        for arguments, number in ((("promote", "2"), 2), (("rollback",), 1), (("promote", "3"), 3)):
+            assert command(service, *arguments) == 0
+            told = capsys.readouterr().out
+            assert told == f"release {number} is promoted; release {number} has all requests\n"
+            assert is_answered(service, number)
+            reached = load.requests
+            until(lambda reached=reached: load.requests > reached + 50)  # type: ignore[misc]
+    require_answers_of(load, {1, 2, 3})
+    servers = service.folder.servers()
+    assert {number: (entry.pid, entry.ready) for number, entry in servers.items()} == {
+        1: (pid, False),
+        3: (pid, True),
+    }
+    events = [(event.event, event.release) for event in service.folder.history()[-9:]]
+    assert [event for event in events if event[0] in ("promoted", "rolled back")] == [
+        ("promoted", 2),
+        ("rolled back", 1),
+        ("promoted", 3),
+    ]
+    assert command(service, "status") == 0
+    status = capsys.readouterr().out.splitlines()
+    assert status[0] == "release 3 is promoted"
+    assert [line.split()[:4] for line in status[-2:]] == [
+        ["1", "0", "%", "loaded"],
+        ["3", "100", "%", "ready"],
+    ]
+
+
+def test_header_leads_to_the_promoted_release_alone(service: RolloutProcess) -> None:
+    promote(service.folder, 3)
+    assert is_answered(service, 3, {HEADER: "3"})
+    for gone in ("1", "2"):
+        with pytest.raises(Refused, match=r"410.*no such release is served here any more"):
+            Connection(service.urls["http"]).infer("mark", 5.0, {HEADER: gone})
+        with pytest.raises(grpc.RpcError, match="no such release is served here any more"):
+            Connection(service.urls["grpc"]).infer("mark", 5.0, {HEADER: gone})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["2", "--canary", "10,100"], "leave out --canary, --hold and --shadow"),
+        (["2", "--hold", "1s"], "leave out --canary, --hold and --shadow"),
+        (["2", "--shadow", "10"], "leave out --canary, --hold and --shadow"),
+        (["4"], "mark/4/model.onnx was changed"),
+        (["5"], "has other tensors than the stable release 1 (mark)"),
+        (["6"], "release 6 is not on trial any more: the server answered 400"),
+    ],
+)
+def test_command_refuses_what_cannot_be_rolled_out(
+    service: RolloutProcess, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pid = service.folder.servers()[1].pid
+    assert command(service, "promote", *arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert reason in error
+    assert error.count("\n") == 1
+    state = service.folder.read()
+    assert (state.stable, state.candidate, state.share) == (1, None, 0)
+    assert is_answered(service, 1)
+    assert service.folder.servers()[1].pid == pid
+    assert 6 not in service.folder.servers()
+
+
+def test_server_that_crashes_comes_back_with_the_promoted_release(service: RolloutProcess) -> None:
+    promote(service.folder, 3)
+    pid = service.folder.servers()[3].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: service.folder.servers()[3].pid != pid and service.folder.servers()[3].ready)
+    until(lambda: is_answered(service, 3))
+    roll_back(service.folder)
+    assert is_answered(service, 1)
+
+
+def test_server_that_a_release_ends_comes_back_without_it(service: RolloutProcess) -> None:
+    pid = service.folder.servers()[1].pid
+    assert pid is not None
+    service.folder.set_candidate(2, (100,), 0.0, 0)
+    until(lambda: (service.folder.path / "view" / "mark.2").is_dir())
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: service.folder.history()[-1].event == "rolled back")
+    until(lambda: service.folder.servers()[1].pid != pid and service.folder.servers()[1].ready)
+    until(lambda: is_answered(service, 1))
+    assert service.folder.read().stable == 1
+    assert 2 not in service.folder.servers()
+    assert not (service.folder.path / "view" / "mark.2").exists()
+
+
+@pytest.mark.slow
+def test_eight_rollouts_of_the_service_under_load(service: RolloutProcess) -> None:
+    with under_load(service.urls, offline=10, live=0) as load:
+        for number in (2, 1) * 4:
+            reached = load.requests
+            until(lambda reached=reached: load.requests > reached + 300)  # type: ignore[misc]
+            promote(service.folder, number)
+    require_answers_of(load, {1, 2})
+    assert load.requests >= 2500
+    switches = [int(found) for found in re.findall(r"after a switch of (\d+) ms", "".join(service.log))][-8:]
+    print(f"{load.requests} requests, 0 failed; switches of {', '.join(map(str, switches))} ms")
+    assert len(switches) == 8
+    assert max(switches) <= 100
+
+
+def test_service_that_starts_again_goes_on(service: RolloutProcess, environment: dict[str, str]) -> None:
+    """With the promoted release first, and then with what was to be promoted."""
+    promote(service.folder, 3)
+    service.stop()
+    assert service.process.returncode == 0
+    with pytest.raises(RolloutError, match="no service runs"):
+        promote(service.folder, 1)
+    service.folder.set_candidate(1, (100,), 0.0, 0)
+    again = RolloutProcess(service.folder.path, environment, "--in-place")
+    try:
+        again.wait_ready()
+        until(lambda: again.folder.read().stable == 1)
+        until(lambda: is_answered(again, 1))
+        assert sorted(again.folder.servers()) == [1, 3]
+        roll_back(again.folder)
+        assert is_answered(again, 3)
+    finally:
+        again.kill()
