@@ -12,16 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from autovoice.errors import ConfigurationError, UnavailableError
 from autovoice.rollout.envoy import ADMIN_SOCKET, BOOTSTRAP, FOLDER, ROUTES
+from autovoice.rollout.state import Service
 
 LOG = "log/envoy.log"
 APPLY_SECONDS = 30.0
 """How long Envoy may take to follow its files."""
 _ADMIN_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
 _VERSION = re.compile(r"\.rds\.(\w+)\.version_text: \"(\d+)-\w+\"")
 _libc = ctypes.CDLL(None)
@@ -98,10 +101,22 @@ class Envoy:
         """Whether there is a process."""
         return self._process is not None and self._process.poll() is None
 
-    def finish(self) -> None:
-        """Take no new connections, and close each of those that are open with its next answer."""
-        ask(self._folder, "/healthcheck/fail", method="POST")
+    def finish(self, service: Service) -> None:
+        """Take no new connections, and close each of those that are open with its next answer.
+
+        Its client opens another one: the listeners have to be gone by then, as the
+        kernel resets what has come to a listener that closes.
+
+        Raises:
+            UnavailableError: Envoy does not answer.
+        """
         ask(self._folder, "/drain_listeners", method="POST")
+        deadline = time.monotonic() + _ADMIN_SECONDS
+        while any(_is_open(service.host, port) for port in (service.http, service.grpc)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        ask(self._folder, "/healthcheck/fail", method="POST")
 
     def kill(self) -> None:
         """End the process at once."""
@@ -156,6 +171,12 @@ def statistics(folder: Path, pattern: str) -> dict[str, int]:
     """
     answer: dict[str, Any] = json.loads(ask(folder, f"/stats?format=json&filter={pattern}"))
     return {item["name"]: item["value"] for item in answer["stats"] if "name" in item and "value" in item}
+
+
+def _is_open(host: str, port: int) -> bool:
+    """Whether something listens at a port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        return probe.connect_ex((host, port)) == 0
 
 
 class _Connection(http.client.HTTPConnection):

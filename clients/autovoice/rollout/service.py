@@ -123,7 +123,7 @@ class RolloutService:
                     self._tick(service)
                     time.sleep(_TICK_SECONDS)
             finally:
-                self._end()
+                self._end(service)
 
     def terminate(self) -> None:
         """Finish the requests that are there, and end; a second call ends at once.
@@ -271,13 +271,13 @@ class RolloutService:
         if reason is not None and self._folder.roll_back(reason, candidate=state.candidate):
             self._report("error", f"release {state.candidate} is rolled back: {reason}")
 
-    def _end(self) -> None:
+    def _end(self, service: Service) -> None:
         """Finish the requests that are there, end the servers, and Envoy last."""
         self._told = max(self._told, 1)
         if self._watcher is not None:
             self._watcher.close()
         with suppress(UnavailableError):
-            self._envoy.finish()
+            self._envoy.finish(service)
             if self._has_finished():
                 self._envoy.kill()  # servers wait for connections that stay open
         servers: list[_ReleaseServer | InPlaceServer] = [*self._servers.values()]

@@ -8,9 +8,11 @@ import shutil
 import signal
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 import urllib3
@@ -252,8 +254,8 @@ def test_admin_interface_is_not_open_to_others(service: RolloutProcess) -> None:
     assert listening == {"127.0.0.1"}
 
 
-def stop_under_load(service: RolloutProcess) -> None:
-    """SIGTERM while clients ask without end: every request that was taken is answered."""
+def stop_under_load(service: RolloutProcess) -> float:
+    """SIGTERM while clients ask without end: every request that was taken is answered; seconds it took."""
     with under_load(service.urls, offline=4, live=2, pause=0.002, goes_on=False) as load:
         until(lambda: load.requests > 100)
         begun = time.monotonic()
@@ -263,7 +265,7 @@ def stop_under_load(service: RolloutProcess) -> None:
     assert [repr(error) for _, error in load.failures if not is_failed_over(error)] == []
     assert load.mixed() == []
     assert load.failures  # each client met the end
-    assert seconds < 30
+    return seconds
 
 
 def test_end_under_load_and_starts_after_it(environment: dict[str, str], tmp_path: Path) -> None:
@@ -314,21 +316,24 @@ def test_end_under_load_and_starts_after_it(environment: dict[str, str], tmp_pat
 @pytest.mark.slow
 def test_twenty_ends_under_load(environment: dict[str, str], tmp_path: Path) -> None:
     publish_marked(tmp_path / "releases", 1)
+    seconds: list[float] = []
     for number in range(20):
         folder = tmp_path / f"rollout-{number}"
         service = RolloutProcess(folder, environment, releases=tmp_path / "releases")
         try:
             service.wait_ready()
-            stop_under_load(service)
+            seconds.append(stop_under_load(service))
         finally:
             service.kill()
+    print(f"20 ends took {min(seconds):.1f} to {max(seconds):.1f} s")
+    assert max(seconds) < 30  # what Kubernetes waits
 
 
 @pytest.mark.slow
 def test_twenty_promotions_and_rollbacks_under_load(environment: dict[str, str], tmp_path: Path) -> None:
     """Streams may be idle for longer than a busy machine keeps a client waiting."""
     for number in (1, 2):
-        publish_marked(tmp_path / "releases", number, idle_seconds=8.0)
+        publish_marked(tmp_path / "releases", number, idle_seconds=3.0)
     service = RolloutProcess(tmp_path / "rollout", environment, releases=tmp_path / "releases")
     try:
         service.wait_ready()
@@ -339,13 +344,24 @@ def test_twenty_promotions_and_rollbacks_under_load(environment: dict[str, str],
                 assert done.returncode == 0, done.stderr
                 done = service.rollout("rollback", "1")
                 assert done.returncode == 0, done.stderr
-        ends = [event for event in service.folder.history() if event.event == "ended"]
+        history = service.folder.history()
     finally:
         service.kill()
-    gaps = sorted(seconds for _, seconds in load.gaps)
+    ends = [event for event in history if event.event == "ended"]
+    since_boot = time.time() - time.monotonic()
+    changes = [
+        datetime.fromisoformat(event.time).timestamp() - since_boot
+        for event in history
+        if event.event in ("share", "promoted", "rolled back")
+    ]
+    at_changes, others = [], []
+    for begun, seconds in load.gaps:
+        is_near = any(-0.1 < begun - change < 0.3 for change in changes)
+        (at_changes if is_near else others).append(1000 * seconds)
     print(
-        f"40 switches, {len(ends)} servers ended, {load.requests} requests, {len(load.failures)} failed, "
-        f"{len(load.mixed())} mixed, {len(load.sequences)} live sequences; chunks: "
-        + ", ".join(f"p{p} {1000 * gaps[int(p / 100 * (len(gaps) - 1))]:.1f} ms" for p in (50, 99, 100))
+        f"{len(changes)} changes of routes, {len(ends)} servers ended, {load.requests} requests, "
+        f"{len(load.failures)} failed, {len(load.mixed())} mixed, {len(load.sequences)} live sequences; "
+        f"chunks (p50, p99, longest; ms) at changes {np.percentile(at_changes, [50, 99, 100]).round(1)}, "
+        f"at other times {np.percentile(others, [50, 99, 100]).round(1)}"
     )
     require_whole(load, 5000)
