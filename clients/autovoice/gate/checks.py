@@ -35,7 +35,7 @@ PITCH_SHIFT = 4.0
 PITCH_SECONDS = 12.0
 AGREEMENT = 1e-4
 AGREEMENT_SECONDS = 3.0
-GROWTH_BYTES = 50_000
+GROWTH_BYTES = 25_000
 """Of resident memory, for each request."""
 MEMORY_TRIES = 3
 MEMORY_FIRST = 8  # requests at least, which fill the buffers

@@ -30,7 +30,7 @@ MODELS = (
     "voice_conversion_stream",
 )
 
-LEAKING_STEPS = 12000
+LEAKING_STEPS = 24000
 
 
 def copy_models(repository: Path, to: Path, names: Iterable[str] = MODELS) -> Path:
