@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Content encoder and synthesizer are there twice, alone and in the converter of live streams: ONNX Runtime
 # reads no weights outside a model's own folder, so that two different models cannot share them.
 MAX_REPOSITORY_BYTES = 90_000_000
-# Paths of the computer something was made on, and hosts of package mirrors.
+# Paths of the computer something was made on, but not KServe's /mnt/models; and hosts of package mirrors.
 PRIVATE = re.compile(
-    r"(?<![\w.])/(?:home|Users|root|work|mnt)/[\w.]|\b(?:pypi|files)\.[\w-]+\.(?:org|com|io)\b|index-url|find-links"
+    r"(?<![\w.])/(?:home|Users|root|work|mnt(?!/models\b))/[\w.]|\b(?:pypi|files)\.[\w-]+\.(?:org|com|io)\b|index-url|find-links"
 )
 
 

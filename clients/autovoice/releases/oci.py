@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autovoice.errors import ReleaseError
@@ -20,6 +20,7 @@ MODELS = "models"
 """Folder of the repository in the image."""
 
 _IMAGE = "application/vnd.oci.image"
+_EXTRACTION: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 class OciStore:
@@ -182,7 +183,22 @@ def read_image(folder: Path, target: Path) -> None:
             for member in archive:
                 member.name = member.name.removeprefix(f"{MODELS}/")
                 member.linkname = member.linkname.removeprefix(f"{MODELS}/")
-                archive.extract(member, target, filter="data")
+                _require_inside(member)
+                archive.extract(member, target, **_EXTRACTION)
+
+
+def _require_inside(member: tarfile.TarInfo) -> None:
+    """Refuse what no layer of ours holds and what would be written elsewhere.
+
+    Python before 3.10.12 and 3.11.4 has no filters that do.
+
+    Raises:
+        tarfile.TarError: it is such a member.
+    """
+    is_plain = member.isfile() or member.isdir() or member.islnk()
+    paths = [PurePosixPath(member.name), PurePosixPath(member.linkname)]
+    if not is_plain or any(path.is_absolute() or ".." in path.parts for path in paths):
+        raise tarfile.TarError(f"{member.name} does not belong into a release")
 
 
 def _write_layer(release: Release, blobs: Path) -> dict[str, Any]:

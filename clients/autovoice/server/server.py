@@ -98,6 +98,7 @@ class TritonServer:
         self._exception = ""
         self._crash: int | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._regions: set[str] = set()
         self._mender: Mender | None = None
         self._ending = False
         self._deadline: float | None = None
@@ -167,6 +168,7 @@ class TritonServer:
         if self._ending:
             raise ServerError("the server was told to stop while it started")
         self._models_changed.clear()
+        self._note_regions()
         self._mender = Mender(
             self._running().pid, self.options.http_url, self.options.control_headers(), self._report
         )
@@ -432,19 +434,27 @@ class TritonServer:
         """Remove what a server leaves that was killed: backend processes, their shared memory, our folder."""
         group = self._running().pid
         killed: list[psutil.Process] = []
+        self._note_regions()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):  # it may end while it is looked at
                 if os.getpgid(process.pid) == group:
                     killed.append(process)
-                    command = " ".join(process.cmdline())
                     process.kill()
-                    for region in _SHARED_MEMORY.findall(command):
-                        Path("/dev/shm", region).unlink(missing_ok=True)
+        for region in self._regions:
+            Path("/dev/shm", region).unlink(missing_ok=True)
         _wait_for(killed, group)
         if self._keeper is not None:
             self._keeper.join(5)
         self._refusing.close()
         self._remove_folder()
+
+    def _note_regions(self) -> None:
+        """Note the shared memory of the backend processes: one that has ended no longer tells its own."""
+        group = self._running().pid
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == group:
+                    self._regions.update(_SHARED_MEMORY.findall(" ".join(process.cmdline())))
 
     def _remove_folder(self) -> None:
         if self._folder is not None:

@@ -167,7 +167,7 @@ def test_killed_promotion_leaves_the_truth_and_the_next_goes_on(service: Rollout
 
         def is_reached(share: int = share) -> bool:
             state = service.folder.read()
-            return state.candidate == 2 and state.share == share
+            return state.candidate == 2 and state.share >= share  # it may have gone on
 
         until(is_reached)
         trial.kill()
