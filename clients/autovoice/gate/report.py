@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +83,7 @@ class Report:
             "suite": dict(self.suite),
             "counts": dict(self.counts),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "made_by": _versions(),
+            "made_by": documents.versions_of(_PACKAGES),
             "machine": {
                 "platform": platform.platform(),
                 "cores": usable_cores(),
@@ -113,13 +112,3 @@ def write_report(content: Mapping[str, Any], folder: Path, key: SigningKey | Non
             return
         with atomic_path(signature) as partial_signature:
             sign(partial, partial_signature, key)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

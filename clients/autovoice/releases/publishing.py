@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
 import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from autovoice.atomic import as_path, reason_of, sync
@@ -117,7 +115,7 @@ def _write(source: ModelRepository, target: Path, number: int, parent: int | Non
         "parent": parent,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git_commit(source.path),
-        "made_by": _made_by(),
+        "made_by": documents.versions_of(_PACKAGES),
         "contract": contract,
         "files": {
             name: {"sha256": sha256(Path(entry.path)), "size": entry.stat().st_size}
@@ -141,16 +139,6 @@ def git_commit(folder: Path) -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _made_by() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _require_free(folder: Path, number: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import json
 import os
@@ -19,15 +18,14 @@ from typing import Any
 from autovoice.errors import ConfigurationError, UnavailableError
 from autovoice.rollout.envoy import ADMIN_SOCKET, BOOTSTRAP, FOLDER, ROUTES
 from autovoice.rollout.state import Service
+from autovoice.server.children import end_with_parent
 
 LOG = "log/envoy.log"
 APPLY_SECONDS = 30.0
 """How long Envoy may take to follow its files."""
 _ADMIN_SECONDS = 5.0
 _POLL_SECONDS = 0.02
-_PR_SET_PDEATHSIG = 1
 _VERSION = re.compile(r"\.rds\.(\w+)\.version_text: \"(\d+)-\w+\"")
-_libc = ctypes.CDLL(None)
 
 
 def find_envoy() -> Path:
@@ -66,13 +64,6 @@ class Envoy:
         (self._folder / FOLDER / ADMIN_SOCKET).unlink(missing_ok=True)
         command = [str(self._program), "-c", f"{FOLDER}/{BOOTSTRAP}", "--disable-hot-restart"]
         command += ["--log-level", "warning", "--log-path", LOG]
-        parent = os.getpid()
-
-        def end_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         try:
             self._process = subprocess.Popen(
                 command,
@@ -81,7 +72,7 @@ class Envoy:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the service, which lets Envoy finish its requests
-                preexec_fn=end_with_parent,
+                preexec_fn=end_with_parent(),
             )
         except OSError as error:
             raise ConfigurationError(

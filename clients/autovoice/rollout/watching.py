@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +16,7 @@ import urllib3
 from autovoice.atomic import atomic_path
 from autovoice.errors import ConfigurationError
 from autovoice.rollout.state import RolloutState, ServerEntry, Service
+from autovoice.server.children import end_with_parent
 from autovoice.server.logs import LogRecord
 from autovoice.server.options import free_ports
 
@@ -32,8 +30,6 @@ SERVER_OPTIONS = ("--metrics-config=summary_latencies=true",)
 _RETENTION = "6h"
 _ASK_SECONDS = 0.5
 _RESTART_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def targets(state: RolloutState, servers: Mapping[int, ServerEntry], service: Service) -> dict[str, Any]:
@@ -193,13 +189,6 @@ class PrometheusWatcher:
             f"--web.listen-address={self.url.removeprefix('http://')}",
             "--log.level=warn",
         ]
-        parent = os.getpid()
-
-        def end_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         try:
             with path.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -209,7 +198,7 @@ class PrometheusWatcher:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    preexec_fn=end_with_parent,
+                    preexec_fn=end_with_parent(),
                 )
         except OSError as error:
             self._program = None

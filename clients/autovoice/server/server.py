@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -12,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from autovoice.repository.model_config import ENSEMBLE
 from autovoice.repository.plans import plan_arguments
 from autovoice.repository.reader import ModelRepository
 from autovoice.server import command_line, control
+from autovoice.server.children import end_with_parent
 from autovoice.server.installation import Installation, backend_directory, find_installation
 from autovoice.server.listening import refuse_connections
 from autovoice.server.logs import LogRecord, parse_line
@@ -42,10 +42,8 @@ _UNLOADING_SECONDS = 3.0
 _CRASHES = {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV}
 _POLL_SECONDS = 0.1
 _DEATH_SECONDS = 5.0  # how long the kernel may take to end a process that is killed
-_PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = re.compile(r"\btriton_\w+_shm_region_[\w-]+")
 _SHELL_SAFE = re.compile(r"[\w@%+=:,./-]+")
-_libc = ctypes.CDLL(None)
 
 
 class ServerError(InferenceError):
@@ -168,7 +166,7 @@ class TritonServer:
         if self._ending:
             raise ServerError("the server was told to stop while it started")
         self._models_changed.clear()
-        self._note_regions()
+        self._note_regions(self._processes())
         self._mender = Mender(
             self._running().pid, self.options.http_url, self.options.control_headers(), self._report
         )
@@ -304,13 +302,6 @@ class TritonServer:
         """
         if not started.set_running_or_notify_cancel():
             return
-        parent = os.getpid()
-
-        def end_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before it could be watched
-                os._exit(1)
-
         try:
             process = self.process = subprocess.Popen(
                 command,
@@ -322,7 +313,7 @@ class TritonServer:
                 errors="replace",
                 # Its own session: Ctrl-C reaches it once, through this process, and all of it can be found.
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=end_with_parent(),
             )
         except OSError as error:
             started.set_exception(
@@ -432,29 +423,33 @@ class TritonServer:
 
     def _clean_up(self) -> None:
         """Remove what a server leaves that was killed: backend processes, their shared memory, our folder."""
-        group = self._running().pid
-        killed: list[psutil.Process] = []
-        self._note_regions()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):  # it may end while it is looked at
-                if os.getpgid(process.pid) == group:
-                    killed.append(process)
-                    process.kill()
+        killed = self._processes()
+        self._note_regions(killed)
+        for process in killed:
+            with contextlib.suppress(psutil.Error):  # it may have ended
+                process.kill()
         for region in self._regions:
             Path("/dev/shm", region).unlink(missing_ok=True)
-        _wait_for(killed, group)
+        _wait_for(killed, self._running().pid)
         if self._keeper is not None:
             self._keeper.join(5)
         self._refusing.close()
         self._remove_folder()
 
-    def _note_regions(self) -> None:
-        """Note the shared memory of the backend processes: one that has ended no longer tells its own."""
-        group = self._running().pid
+    def _processes(self) -> list[psutil.Process]:
+        """The server's process and those of its backends."""
+        group, found = self._running().pid, []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it may end while it is looked at
                 if os.getpgid(process.pid) == group:
-                    self._regions.update(_SHARED_MEMORY.findall(" ".join(process.cmdline())))
+                    found.append(process)
+        return found
+
+    def _note_regions(self, processes: Sequence[psutil.Process]) -> None:
+        """Note the processes' shared memory: one that has ended no longer tells its own."""
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                self._regions.update(_SHARED_MEMORY.findall(" ".join(process.cmdline())))
 
     def _remove_folder(self) -> None:
         if self._folder is not None:

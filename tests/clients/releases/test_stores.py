@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -227,3 +228,20 @@ def test_what_is_missing_is_named_with_its_remedy(small: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ReleaseError, match=r"oci://h/a needs skopeo: .*`apt-get install skopeo`"):
         publish_to(small, "oci://h/a")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "target"),
+    [
+        ("/outside", tarfile.REGTYPE, ""),
+        ("1/../../outside", tarfile.REGTYPE, ""),
+        ("inside", tarfile.SYMTYPE, "other"),
+        ("inside", tarfile.LNKTYPE, "../outside"),
+        ("inside", tarfile.FIFOTYPE, ""),
+    ],
+)
+def test_a_layer_writes_nothing_elsewhere(name: str, kind: bytes, target: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    with pytest.raises(tarfile.TarError, match="does not belong into a release"):
+        oci._require_inside(member)

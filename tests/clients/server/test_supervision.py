@@ -175,6 +175,22 @@ def test_request_that_ends_the_server_does_not_end_the_service(
     assert match[1] in signals
 
 
+def test_memory_of_processes_that_ended_before_the_server_is_given_back(
+    small: Path, start: Callable[..., Service]
+) -> None:
+    service = start(small)
+    server = service.server
+    regions = shared_memory(server)
+    assert regions
+    os.kill(server, signal.SIGSTOP)  # so that it sees nothing of it
+    for child in psutil.Process(server).children(recursive=True):
+        child.kill()
+    until(lambda: all(pid == server for pid in family(server) - zombies(server)))
+    os.kill(server, signal.SIGKILL)
+    assert service.next_ready() == service.ready
+    assert not any(region.exists() for region in regions)
+
+
 def test_models_that_were_loaded_are_loaded_again(own: Path, start: Callable[..., Service]) -> None:
     """Not those of the repository: one was unloaded, one came later, and the keys are still asked for."""
     keys = {"AUTOVOICE_API_KEY": KEY, "AUTOVOICE_CONTROL_KEY": CONTROL_KEY}
